@@ -1,0 +1,1 @@
+//! Epoch machine, dirty tracking, page pipeline, transport, image, QEMU control, arbiter.

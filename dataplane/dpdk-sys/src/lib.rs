@@ -1,0 +1,1 @@
+//! Bindings to the distribution's DPDK with a burst-level C shim.

@@ -1,0 +1,1 @@
+//! Safe layer over DPDK: EAL, pools, owned mbufs, ports, queues.

@@ -1,0 +1,1 @@
+//! Core loop, escrow, forwarding, segmentation.

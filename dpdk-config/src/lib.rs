@@ -1,0 +1,1 @@
+//! Typed, checked configuration to EAL arguments and a core map.

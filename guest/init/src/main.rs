@@ -1,0 +1,3 @@
+//! Init and stream server of the demonstration guest.
+
+fn main() {}

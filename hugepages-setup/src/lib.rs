@@ -1,0 +1,1 @@
+//! What the host offers and needs: report, then apply.

@@ -1,0 +1,1 @@
+//! One-machine laboratory: namespaces, guests, client, capture.
