@@ -1,3 +1,25 @@
 //! The program: command line and composition.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the host lacks something (named, with the
+//! line that mends it).
 
-fn main() {}
+mod check_host;
+mod cli;
+mod config;
+mod control;
+mod keys;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    cli::start_log(arguments.verbose);
+    match cli::dispatch(arguments.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("holdfast: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

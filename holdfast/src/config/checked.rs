@@ -1,0 +1,396 @@
+//! The configuration as the program uses it: every value in range, every reference resolved.
+
+use super::Fault;
+use super::raw::{RawBackup, RawConfig, RawIdle, RawListen, RawMode, RawNic, RawReplication, RawRole, RawVm};
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A checked configuration.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) host: String,
+    pub(crate) control_socket: PathBuf,
+    pub(crate) idle: Idle,
+    pub(crate) core: Option<usize>,
+    pub(crate) frame_audit: Option<PathBuf>,
+    pub(crate) commit_log: Option<PathBuf>,
+    pub(crate) dpdk: holdfast_dpdk_config::DpdkConfig,
+    pub(crate) replication: Option<Replication>,
+    pub(crate) arbiter: Option<PathBuf>,
+    pub(crate) vms: Vec<Vm>,
+}
+
+/// What a polling core does when there is no work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    Poll,
+    Adaptive { spin: Duration },
+}
+
+/// How this host and its peer reach each other.
+#[derive(Clone, Debug)]
+pub(crate) struct Replication {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
+    /// None only with the laboratory's plaintext flag.
+    pub(crate) keys: Option<PathBuf>,
+}
+
+/// The side a host takes when the arbiter has no record of the VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Primary,
+    Backup,
+}
+
+/// What is done with the guest's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mode {
+    Native,
+    Commit,
+}
+
+/// One VM on this host.
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
+    pub(crate) role: Role,
+    pub(crate) epoch: Duration,
+    pub(crate) epochs_in_flight: usize,
+    pub(crate) lease: Duration,
+    pub(crate) qemu_timeout: Duration,
+    pub(crate) qmp: Option<PathBuf>,
+    pub(crate) accept_unreplicated_disks: bool,
+    pub(crate) backup: Option<Standby>,
+    pub(crate) nics: Vec<Nic>,
+}
+
+/// How this host backs the VM up.
+#[derive(Clone, Debug)]
+pub(crate) struct Standby {
+    pub(crate) image: PathBuf,
+    pub(crate) memory_bytes: u64,
+    pub(crate) qmp: PathBuf,
+    pub(crate) command: Vec<String>,
+}
+
+/// Which side listens on a vhost-user socket, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Socket {
+    Listen(PathBuf),
+    Connect(PathBuf),
+}
+
+/// One NIC of a VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Nic {
+    pub(crate) socket: Socket,
+    pub(crate) wire: String,
+    pub(crate) queue_pairs: u16,
+    pub(crate) offloads: bool,
+    pub(crate) escrow_bytes: usize,
+}
+
+/// Collects faults while the checks go on.
+#[derive(Default)]
+struct Faults(Vec<Fault>);
+
+impl Faults {
+    fn add(&mut self, key: impl Into<String>, problem: impl Into<String>, mend: impl Into<String>) {
+        self.0.push(Fault { key: key.into(), problem: problem.into(), mend: mend.into() });
+    }
+
+    fn range(&mut self, key: String, value: u64, low: u64, high: u64) {
+        if !(low..=high).contains(&value) {
+            let name = key.rsplit('.').next().unwrap_or_default().to_owned();
+            self.add(key, format!("{value} is not between {low} and {high}"), format!("{name} = {}", value.clamp(low, high)));
+        }
+    }
+}
+
+impl Config {
+    /// Checks `raw`; on failure every fault found.
+    pub(super) fn check(raw: RawConfig) -> Result<Self, Vec<Fault>> {
+        let mut faults = Faults::default();
+        check_name("host.name", &raw.host.name, &mut faults);
+        faults.range("host.spin_us".into(), raw.host.spin_us, 0, 1_000_000);
+        let dpdk = holdfast_dpdk_config::DpdkConfig::check(raw.dpdk, raw.wires);
+        let (dpdk, wires) = match dpdk {
+            Ok(dpdk) => {
+                let names = dpdk.wires().iter().map(|wire| wire.name().to_owned()).collect();
+                (Some(dpdk), names)
+            }
+            Err(list) => {
+                for fault in list {
+                    faults.add(fault.key, fault.problem, fault.mend);
+                }
+                (None, HashSet::new())
+            }
+        };
+        let replication = raw.replication.map(|part| check_replication(part, &mut faults));
+        let arbiter = raw.arbiter.map(|part| part.directory);
+        let mut sockets = HashSet::new();
+        let mut names = HashSet::new();
+        let mut vms = Vec::new();
+        for (index, vm) in raw.vms.into_iter().enumerate() {
+            let key = format!("vm[{index}]");
+            if !names.insert(vm.name.clone()) {
+                faults.add(format!("{key}.name"), format!("'{}' names another VM already", vm.name), "give each VM its own name");
+            }
+            if vm.mode != RawMode::Native {
+                check_protection(&key, &vm.name, replication.as_ref(), arbiter.is_some(), &mut faults);
+            }
+            let wires = dpdk.is_some().then_some(&wires);
+            vms.push(check_vm(&key, vm, wires, &mut sockets, &mut faults));
+        }
+        let idle = match raw.host.idle {
+            RawIdle::Poll => Idle::Poll,
+            RawIdle::Adaptive => Idle::Adaptive { spin: Duration::from_micros(raw.host.spin_us) },
+        };
+        match dpdk {
+            Some(dpdk) if faults.0.is_empty() => Ok(Self {
+                host: raw.host.name,
+                control_socket: raw.host.control_socket,
+                idle,
+                core: raw.host.core,
+                frame_audit: raw.host.frame_audit,
+                commit_log: raw.host.commit_log,
+                dpdk,
+                replication,
+                arbiter,
+                vms,
+            }),
+            _ => Err(faults.0),
+        }
+    }
+}
+
+fn check_name(key: &str, name: &str, faults: &mut Faults) {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 48 || !name.chars().all(fine) || name.starts_with('.') {
+        faults.add(
+            key,
+            format!("'{name}' is not a name of 1 to 48 letters, digits, '-', '_' or '.'"),
+            "a name such as \"web-1\"",
+        );
+    }
+}
+
+fn check_replication(raw: RawReplication, faults: &mut Faults) -> Replication {
+    if raw.keys.is_none() && !raw.laboratory_plaintext {
+        faults.add(
+            "replication.keys",
+            "no keys are given, and the replication link carries the guest's memory",
+            "run `holdfast keys A-DIR B-DIR`, copy each folder to its host, and set keys = \"/etc/holdfast/keys\"",
+        );
+    }
+    if raw.keys.is_some() && raw.laboratory_plaintext {
+        faults.add(
+            "replication.laboratory_plaintext",
+            "keys and plaintext exclude each other",
+            "remove one of the two lines",
+        );
+    }
+    if raw.listen.is_none() && raw.peer.is_none() {
+        faults.add(
+            "replication.listen",
+            "neither an address to listen on nor a peer is given",
+            "listen = \"10.0.1.1:7400\" and peer = \"10.0.1.2:7400\"",
+        );
+    }
+    Replication { listen: raw.listen, peer: raw.peer, keys: raw.keys }
+}
+
+fn check_protection(key: &str, name: &str, replication: Option<&Replication>, arbiter: bool, faults: &mut Faults) {
+    if replication.is_none() {
+        faults.add(
+            format!("{key}.mode"),
+            format!("VM '{name}' is to be protected, but there is no [replication]"),
+            "add [replication] with listen, peer and keys, or set mode = \"native\"",
+        );
+    }
+    if !arbiter {
+        faults.add(
+            format!("{key}.mode"),
+            format!("VM '{name}' is to be protected, but there is no [arbiter]"),
+            "add [arbiter] with directory = a folder on a filesystem that both hosts share",
+        );
+    }
+}
+
+fn check_vm(
+    key: &str,
+    raw: RawVm,
+    wires: Option<&HashSet<String>>,
+    sockets: &mut HashSet<PathBuf>,
+    faults: &mut Faults,
+) -> Vm {
+    check_name(&format!("{key}.name"), &raw.name, faults);
+    faults.range(format!("{key}.epoch_ms"), raw.epoch_ms, 5, 10_000);
+    faults.range(format!("{key}.epochs_in_flight"), raw.epochs_in_flight as u64, 1, 64);
+    faults.range(format!("{key}.lease_ms"), raw.lease_ms, 50, 60_000);
+    faults.range(format!("{key}.qemu_timeout_ms"), raw.qemu_timeout_ms, 200, 600_000);
+    if raw.nics.is_empty() {
+        faults.add(
+            format!("{key}.nic"),
+            "the VM has no NIC, so there is nothing to hold back or pass on",
+            "add [[vm.nic]] with socket and wire",
+        );
+    }
+    let role = match raw.role {
+        Some(RawRole::Primary) | None => Role::Primary,
+        Some(RawRole::Backup) => Role::Backup,
+    };
+    if raw.mode == RawMode::Commit && role == Role::Primary && raw.qmp.is_none() {
+        faults.add(
+            format!("{key}.qmp"),
+            "a protected VM is stopped and resumed by QMP, and no socket is given",
+            "qmp = \"/run/vm.qmp\", with -qmp unix:/run/vm.qmp,server=on,wait=off on QEMU's command line",
+        );
+    }
+    if role == Role::Backup && raw.backup.is_none() {
+        faults.add(
+            format!("{key}.backup"),
+            "this host backs the VM up, but [vm.backup] is missing",
+            "add [vm.backup] with image, memory, qmp and command",
+        );
+    }
+    let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), part, faults));
+    let nics = raw
+        .nics
+        .into_iter()
+        .enumerate()
+        .map(|(index, nic)| check_nic(&format!("{key}.nic[{index}]"), nic, wires, sockets, faults))
+        .collect();
+    Vm {
+        name: raw.name,
+        mode: match raw.mode {
+            RawMode::Native => Mode::Native,
+            RawMode::Commit => Mode::Commit,
+        },
+        role,
+        epoch: Duration::from_millis(raw.epoch_ms),
+        epochs_in_flight: raw.epochs_in_flight,
+        lease: Duration::from_millis(raw.lease_ms),
+        qemu_timeout: Duration::from_millis(raw.qemu_timeout_ms),
+        qmp: raw.qmp,
+        accept_unreplicated_disks: raw.accept_unreplicated_disks,
+        backup,
+        nics,
+    }
+}
+
+fn check_backup(key: &str, raw: RawBackup, faults: &mut Faults) -> Standby {
+    let memory_bytes = parse_size(&raw.memory).unwrap_or_else(|| {
+        faults.add(
+            format!("{key}.memory"),
+            format!("'{}' is not a size of whole 4 KiB pages", raw.memory),
+            "memory = \"512M\", as in -m",
+        );
+        0
+    });
+    if raw.command.is_empty() {
+        faults.add(format!("{key}.command"), "the command is empty", "command = [\"qemu-system-x86_64\", …]");
+    } else {
+        let all = raw.command.join(" ");
+        if !raw.command.windows(2).any(|pair| pair[0] == "-incoming" && pair[1] == "defer") {
+            faults.add(
+                format!("{key}.command"),
+                "the standby QEMU would start the guest at once",
+                "add \"-incoming\", \"defer\" to the command",
+            );
+        }
+        for (path, what) in [(&raw.image, "mem-path of its memory"), (&raw.qmp, "QMP socket")] {
+            if !all.contains(&*path.to_string_lossy()) {
+                faults.add(
+                    format!("{key}.command"),
+                    format!("the command does not use {} as the {what}", path.display()),
+                    "use the same path in the command and here",
+                );
+            }
+        }
+    }
+    Standby { image: raw.image, memory_bytes, qmp: raw.qmp, command: raw.command }
+}
+
+fn check_nic(
+    key: &str,
+    raw: RawNic,
+    wires: Option<&HashSet<String>>,
+    sockets: &mut HashSet<PathBuf>,
+    faults: &mut Faults,
+) -> Nic {
+    if !sockets.insert(raw.socket.clone()) {
+        faults.add(
+            format!("{key}.socket"),
+            format!("{} is another NIC's socket already", raw.socket.display()),
+            "give each NIC its own socket",
+        );
+    }
+    if raw.socket.as_os_str().len() > 107 {
+        faults.add(format!("{key}.socket"), "a unix socket's path has at most 107 bytes", "a shorter path");
+    }
+    if wires.is_some_and(|wires| !wires.contains(&raw.wire)) {
+        faults.add(
+            format!("{key}.wire"),
+            format!("there is no wire named '{}'", raw.wire),
+            "name one of the [[wire]] entries, or add one",
+        );
+    }
+    faults.range(format!("{key}.queue_pairs"), raw.queue_pairs.into(), 1, 8);
+    faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, 4096);
+    Nic {
+        socket: match raw.listens {
+            RawListen::Holdfast => Socket::Listen(raw.socket),
+            RawListen::Qemu => Socket::Connect(raw.socket),
+        },
+        wire: raw.wire,
+        queue_pairs: raw.queue_pairs,
+        offloads: raw.offloads,
+        escrow_bytes: raw.escrow_mib as usize * (1 << 20),
+    }
+}
+
+/// Bytes of a size such as `512M` or `2G`; none when it is no whole number of 4 KiB pages.
+fn parse_size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.find(|c: char| !c.is_ascii_digit()) {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let unit = match unit.trim().to_ascii_uppercase().as_str() {
+        "" => 1,
+        "K" | "KIB" => 1 << 10,
+        "M" | "MIB" => 1 << 20,
+        "G" | "GIB" => 1 << 30,
+        "T" | "TIB" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = digits.parse::<u64>().ok()?.checked_mul(unit)?;
+    (bytes > 0 && bytes % 4096 == 0).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes_are_whole_pages_with_a_unit() {
+        let cases = [
+            ("512M", Some(512 << 20)),
+            ("2G", Some(2 << 30)),
+            ("4096", Some(4096)),
+            ("1MiB", Some(1 << 20)),
+            ("100", None),
+            ("0M", None),
+            ("G", None),
+            ("12X", None),
+            ("99999999999999T", None),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(parse_size(text), bytes, "{text}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The configuration file as it is written: every key, nothing checked yet but its type.
+
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// A whole configuration file. `docs/examples/` has commented ones.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawConfig {
+    pub(crate) host: RawHost,
+    #[serde(default)]
+    pub(crate) dpdk: holdfast_dpdk_config::RawDpdk,
+    #[serde(default, rename = "wire")]
+    pub(crate) wires: Vec<holdfast_dpdk_config::RawWire>,
+    pub(crate) replication: Option<RawReplication>,
+    pub(crate) arbiter: Option<RawArbiter>,
+    #[serde(default, rename = "vm")]
+    pub(crate) vms: Vec<RawVm>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawHost {
+    pub(crate) name: String,
+    #[serde(default = "default_control_socket")]
+    pub(crate) control_socket: PathBuf,
+    #[serde(default)]
+    pub(crate) idle: RawIdle,
+    #[serde(default = "default_spin")]
+    pub(crate) spin_us: u64,
+    pub(crate) core: Option<usize>,
+    pub(crate) frame_audit: Option<PathBuf>,
+    pub(crate) commit_log: Option<PathBuf>,
+}
+
+/// What a polling core does when there is no work.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawIdle {
+    /// It polls on: for cores that are Holdfast's alone.
+    Poll,
+    /// It spins for `spin_us`, then sleeps until a kick, a frame or a deadline.
+    #[default]
+    Adaptive,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawReplication {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) peer: Option<SocketAddr>,
+    pub(crate) keys: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) laboratory_plaintext: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawArbiter {
+    pub(crate) directory: PathBuf,
+}
+
+/// Which side a host takes when the arbiter has no record of the VM yet.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawRole {
+    Primary,
+    Backup,
+}
+
+/// What is done with the guest's output.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawMode {
+    /// Passed through; the VM is not protected.
+    Native,
+    /// Held until the epoch in which it was sent is committed.
+    #[default]
+    Commit,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawVm {
+    pub(crate) name: String,
+    #[serde(default)]
+    pub(crate) mode: RawMode,
+    pub(crate) role: Option<RawRole>,
+    #[serde(default = "default_epoch")]
+    pub(crate) epoch_ms: u64,
+    #[serde(default = "default_in_flight")]
+    pub(crate) epochs_in_flight: usize,
+    #[serde(default = "default_lease")]
+    pub(crate) lease_ms: u64,
+    #[serde(default = "default_qemu_timeout")]
+    pub(crate) qemu_timeout_ms: u64,
+    pub(crate) qmp: Option<PathBuf>,
+    #[serde(default)]
+    pub(crate) accept_unreplicated_disks: bool,
+    pub(crate) backup: Option<RawBackup>,
+    #[serde(default, rename = "nic")]
+    pub(crate) nics: Vec<RawNic>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawBackup {
+    pub(crate) image: PathBuf,
+    pub(crate) memory: String,
+    pub(crate) qmp: PathBuf,
+    pub(crate) command: Vec<String>,
+}
+
+/// Who listens on the vhost-user socket.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawListen {
+    /// Holdfast listens and QEMU connects (`reconnect=1` on the chardev lets it come back).
+    #[default]
+    Holdfast,
+    /// QEMU listens (`server=on`) and Holdfast connects.
+    Qemu,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawNic {
+    pub(crate) socket: PathBuf,
+    #[serde(default)]
+    pub(crate) listens: RawListen,
+    pub(crate) wire: String,
+    #[serde(default = "default_queue_pairs")]
+    pub(crate) queue_pairs: u16,
+    #[serde(default = "default_offloads")]
+    pub(crate) offloads: bool,
+    #[serde(default = "default_escrow_mib")]
+    pub(crate) escrow_mib: u32,
+}
+
+fn default_control_socket() -> PathBuf {
+    "/run/holdfast/control.sock".into()
+}
+
+const fn default_spin() -> u64 {
+    50
+}
+
+const fn default_epoch() -> u64 {
+    25
+}
+
+const fn default_in_flight() -> usize {
+    4
+}
+
+const fn default_lease() -> u64 {
+    300
+}
+
+const fn default_qemu_timeout() -> u64 {
+    2000
+}
+
+const fn default_queue_pairs() -> u16 {
+    1
+}
+
+const fn default_offloads() -> bool {
+    true
+}
+
+const fn default_escrow_mib() -> u32 {
+    32
+}

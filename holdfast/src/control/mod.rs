@@ -1,0 +1,41 @@
+//! The local control socket: one JSON request a line, one JSON answer a line.
+//!
+//! The socket is made with mode 0600, and each connection's credentials are checked besides: only
+//! root and the user that runs Holdfast are answered.
+
+mod client;
+mod server;
+
+pub(crate) use client::{ClientError, ask};
+pub(crate) use server::{Server, ServerError};
+
+use serde::{Deserialize, Serialize};
+
+/// Longest request or answer, in bytes.
+pub(super) const MAX_LINE: usize = 4 << 20;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Request {
+    /// The state of all VMs, or of one.
+    Status { vm: Option<String> },
+    /// On the backup: go live now. On the primary: give the VM over to the backup.
+    Failover { vm: String },
+    /// Start to replicate the VM and hold its output.
+    Protect { vm: String },
+    /// Stop replicating; output passes through.
+    Unprotect { vm: String },
+    /// Set the epoch's length, in milliseconds.
+    Epoch { vm: String, epoch_ms: u64 },
+}
+
+/// What it gets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Answer {
+    /// Done; with a document where one was asked for.
+    Ok(serde_json::Value),
+    /// Not done, and why.
+    Error(String),
+}
