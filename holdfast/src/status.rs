@@ -1,0 +1,74 @@
+//! The table that `holdfast status` prints, drawn from the JSON document that the daemon answers.
+
+use serde_json::Value;
+use std::fmt::Write;
+
+/// A table of the VMs and their NICs in `document`.
+pub(crate) fn table(document: &Value) -> String {
+    let mut out = String::new();
+    let rows = document["vms"].as_array().map_or(&[][..], Vec::as_slice);
+    line(&mut out, format_args!("host {}, {} VM(s)", text(&document["host"]), rows.len()));
+    for vm in rows {
+        line(
+            &mut out,
+            format_args!(
+                "\n{}  {} {}  mode {}  term {}  epoch {}",
+                text(&vm["name"]),
+                text(&vm["role"]),
+                text(&vm["state"]),
+                text(&vm["mode"]),
+                text(&vm["term"]),
+                text(&vm["epoch"]),
+            ),
+        );
+        let stats = &vm["statistics"];
+        if stats.is_object() {
+            line(
+                &mut out,
+                format_args!(
+                    "  pause p50 {} p99 {}  commit latency p50 {}  dirty pages p50 {}  replicated {} MiB",
+                    milliseconds(&stats["pause_p50_us"]),
+                    milliseconds(&stats["pause_p99_us"]),
+                    milliseconds(&stats["commit_latency_p50_us"]),
+                    text(&stats["dirty_pages_p50"]),
+                    stats["replicated_bytes"].as_u64().unwrap_or(0) >> 20,
+                ),
+            );
+        }
+        for nic in vm["nics"].as_array().map_or(&[][..], Vec::as_slice) {
+            line(
+                &mut out,
+                format_args!(
+                    "  nic {}  {}  to wire {} frames  to guest {} frames  held {} frames, {} bytes  dropped {}",
+                    text(&nic["socket"]),
+                    if nic["connected"].as_bool() == Some(true) { "connected" } else { "waiting for QEMU" },
+                    text(&nic["frames_to_wire"]),
+                    text(&nic["frames_to_guest"]),
+                    text(&nic["held_frames"]),
+                    text(&nic["held_bytes"]),
+                    text(&nic["dropped_frames"]),
+                ),
+            );
+        }
+        if let Some(fault) = vm["last_error"].as_str() {
+            line(&mut out, format_args!("  last error: {fault}"));
+        }
+    }
+    out
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    writeln!(out, "{text}").expect("a string takes all text");
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        other => other.to_string(),
+    }
+}
+
+fn milliseconds(value: &Value) -> String {
+    value.as_f64().map_or_else(|| "-".into(), |us| format!("{:.1} ms", us / 1000.0))
+}
