@@ -1,1 +1,26 @@
-//! Core loop, escrow, forwarding, segmentation.
+//! The dataplane: everything that a guest says to the world passes through it, and waits in it.
+//!
+//! ```text
+//!  guest tx ring --capture--> segments --native----------------------> outbox --route--> wire
+//!                                  '---commit--> escrow --release--------^          '--> other guest
+//!  guest rx ring <--deliver-- merged <-- inbound queue <---route------ wire rx burst
+//! ```
+//!
+//! One polling core runs all of it to completion ([`Core`]); control threads speak to the core
+//! through a [`Handle`]. A guest's frame becomes frames of the wire's MTU at capture, with one copy
+//! ([`segmentation`]); what comes in is merged for a guest that can take it ([`coalescing`]).
+//!
+//! Invariants:
+//! - **OC-1** the [`escrow`] gives frames up only against a [`holdfast_epoch::ReleaseToken`].
+//! - **OC-2** one queue a port from capture to the wire: nothing overtakes anything.
+//! - **FO-1** a fenced port, or one whose lease has run out, sends nothing ([`Handle`]).
+//! - **RB-1** nothing here trusts a length, an offset or a header that came from outside; a guest
+//!   that lies loses its own frames, by counted reasons ([`counters`]).
+//!
+//! On the hot path there is no allocation, lock, log line or system call per packet.
+
+pub mod checksum;
+pub mod counters;
+pub mod frame;
+pub mod guest;
+pub mod headers;

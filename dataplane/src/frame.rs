@@ -1,0 +1,53 @@
+//! What a wire is to the dataplane: frames in bursts, both ways.
+//!
+//! The dataplane does not know DPDK. It is generic over a [`Wire`], which hands out owned frames of
+//! its own memory, so that a guest's bytes are copied once: from the guest straight into the frame
+//! that leaves.
+//!
+//! Threading: a wire belongs to one polling core and is used by `&mut self`; frames may be held for
+//! long (the escrow does) and dropped anywhere, which gives their memory back.
+
+use std::collections::VecDeque;
+use std::os::fd::RawFd;
+
+/// One frame as it is on the wire: from the destination MAC to the last byte before the checksum.
+pub trait Frame: Send {
+    /// All bytes of the frame.
+    fn bytes(&self) -> &[u8];
+
+    /// All bytes of the frame, to be written.
+    fn bytes_mut(&mut self) -> &mut [u8];
+}
+
+/// A port to the world, as one polling core sees it.
+pub trait Wire {
+    /// Owned frames of this wire's memory.
+    type Frame: Frame;
+
+    /// A frame of exactly `len` bytes with unspecified content, or none when the memory set aside
+    /// for frames is used up or `len` exceeds what one frame holds. Must not allocate otherwise.
+    fn alloc(&mut self, len: usize) -> Option<Self::Frame>;
+
+    /// Appends up to `max` received frames to `out`, which has room for them; returns how many.
+    fn rx_burst(&mut self, out: &mut Vec<Self::Frame>, max: usize) -> usize;
+
+    /// Sends up to `max` frames from the front of `frames` and removes those it took, in order;
+    /// returns how many. Frames after the first that does not go now stay where they are.
+    fn tx_burst(&mut self, frames: &mut VecDeque<Self::Frame>, max: usize) -> usize;
+
+    /// Makes sure that everything taken by [`Wire::tx_burst`] is on its way; once a turn of the core.
+    fn flush(&mut self);
+
+    /// Longest network-layer packet that the wire carries, in bytes (without the Ethernet header).
+    fn mtu(&self) -> u16;
+
+    /// The wire's own address.
+    fn mac(&self) -> [u8; 6];
+
+    /// A descriptor that becomes readable when frames have arrived, if the wire has one. Without it
+    /// an idle core looks at the wire again after a short timed wait.
+    fn readable_fd(&self) -> Option<RawFd>;
+
+    /// About how many frames [`Wire::alloc`] could still hand out.
+    fn free_frames(&self) -> usize;
+}
