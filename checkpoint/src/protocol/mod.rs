@@ -1,0 +1,35 @@
+//! What the two hosts say to each other about one virtual machine.
+//!
+//! A session is one connection for one machine; the primary opens it.
+//!
+//! ```text
+//! primary                                              backup
+//!   Hello ------------------------------------------------>       (version, machine, term, memory)
+//!   <------------------------------------ Welcome | Refuse
+//!   Begin{full or not} --------------------------------->
+//!   Base* (full only, while the guest runs) ------------->
+//!   Reign{term} ----------------------------------------->       (the term that protects begins)
+//!   Pages* DeviceState* GateState* Seal{epoch} ---------->       again and again
+//!   <--------------------------------------------- Committed{epoch}
+//!   Heartbeat ------------------------------------------->       at any time, past everything else
+//!   <--------------------------------------- HeartbeatAnswer
+//!   Relinquish | Goodbye | Refuse ----------------------->
+//! ```
+//!
+//! Each message travels in a frame: length of the body (32 bits), kind (16), nothing (16), then the
+//! body; all numbers are little-endian. A length is checked against its bound before anything is
+//! allocated for it (RB-1). The head of a Hello - magic and version - keeps its place in all versions,
+//! so that hosts of different versions can tell each other why they part.
+//!
+//! Pure: no I/O, no clock.
+
+mod codec;
+mod message;
+mod pages;
+
+pub use codec::{DecodeError, FRAME_HEAD, FrameHead, HELLO_LIMIT, MESSAGE_LIMIT, decode, encode};
+pub use message::{
+    Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Seal,
+    StateKind, Welcome,
+};
+pub use pages::{PageBatch, PageBatchReader, PagesError};

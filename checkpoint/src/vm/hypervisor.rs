@@ -1,0 +1,102 @@
+//! What the supervisor needs of the virtual machine monitor.
+
+use crate::gate::MemoryFacts;
+use crate::tracker::DirtyTracker;
+use crossbeam_channel::Receiver;
+use thiserror::Error;
+
+/// Whose fault a failure is, for the operator to know where to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fault {
+    /// The guest or its QEMU.
+    Guest,
+    /// The other host.
+    Peer,
+    /// This host.
+    Host,
+    /// The arbiter, or the way to it.
+    Arbiter,
+    /// A setting or a command.
+    Operator,
+}
+
+/// Why a step with the guest's QEMU failed.
+#[derive(Debug, Error)]
+pub enum GuestError {
+    /// No QEMU answers yet; this passes.
+    #[error("no QEMU yet: {0}")]
+    NotYet(String),
+    /// This guest cannot be protected as it is; the operator is at fault.
+    #[error("this guest cannot be protected: {0}")]
+    Unfit(String),
+    /// QEMU is dead, or does not answer in time.
+    #[error("the guest's QEMU is lost: {0}")]
+    Lost(String),
+    /// QEMU lives and answered, but this step failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The virtual machine monitor of one machine on this host.
+pub trait Hypervisor: Send {
+    /// The guest that runs on this host, over the memory that was found.
+    ///
+    /// # Errors
+    /// When it is not there yet, or is of a kind that cannot be protected.
+    fn guest(&mut self, memory: &MemoryFacts) -> Result<Box<dyn Guest>, GuestError>;
+
+    /// Starts the standby over the image, paused and waiting for its state.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    fn standby(&mut self) -> Result<Box<dyn Standby>, GuestError>;
+
+    /// Ends a guest of an earlier term that may still stand on this host, before it becomes a backup.
+    fn retire_old(&mut self);
+}
+
+/// A guest that runs, or stands still, on this host.
+pub trait Guest: Send {
+    /// Halts the guest; its devices are quiet and its rings parked when this returns.
+    ///
+    /// # Errors
+    /// [`GuestError::Lost`] when QEMU is taken for dead.
+    fn stop(&mut self) -> Result<(), GuestError>;
+
+    /// State of devices and vCPUs of the halted guest.
+    ///
+    /// # Errors
+    /// As [`Guest::stop`], or when QEMU could not save.
+    fn save_devices(&mut self) -> Result<Vec<u8>, GuestError>;
+
+    /// Lets the guest run on.
+    ///
+    /// # Errors
+    /// As [`Guest::stop`].
+    fn cont(&mut self) -> Result<(), GuestError>;
+
+    /// Starts to track which pages of the memory are written.
+    ///
+    /// # Errors
+    /// When this host or this QEMU does not let it.
+    fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError>;
+
+    /// A channel that closes when QEMU ends.
+    fn ended(&self) -> Receiver<()>;
+
+    /// Halts the guest for good and ends its QEMU.
+    fn retire(self: Box<Self>);
+}
+
+/// A QEMU that waits for the state of a guest.
+pub trait Standby: Send {
+    /// A channel that closes when the standby ends.
+    fn ended(&self) -> Receiver<()>;
+
+    /// Loads the state and runs the guest.
+    ///
+    /// # Errors
+    /// When the state does not load.
+    fn go_live(self: Box<Self>, devices: &[u8]) -> Result<Box<dyn Guest>, GuestError>;
+}
