@@ -21,6 +21,11 @@ int hf_errno(void)
 	return rte_errno;
 }
 
+uint32_t hf_lcore(void)
+{
+	return rte_lcore_id();
+}
+
 static ssize_t log_write(void *cookie, const char *text, size_t len)
 {
 	int level = rte_log_cur_msg_loglevel();

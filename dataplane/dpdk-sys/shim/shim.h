@@ -53,6 +53,9 @@ static const uint64_t HF_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
 /* rte_errno of the calling thread. */
 int hf_errno(void);
 
+/* The logical core of the calling thread, or UINT32_MAX. */
+uint32_t hf_lcore(void);
+
 /* Sends the log to `sink` from now on; 0, or -1 when there is no memory for it. */
 int hf_log_to(hf_log_sink sink);
 

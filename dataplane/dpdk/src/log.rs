@@ -1,0 +1,54 @@
+//! DPDK's log: lines become events of `tracing`, and the last few are kept for errors.
+//!
+//! The sink is called on whatever thread logs. It takes one short lock, and never from a packet's
+//! path: the drivers used here log only while ports are set up or fail.
+#![expect(unsafe_code, reason = "a callback from DPDK")]
+
+use crate::Errno;
+use holdfast_dpdk_sys as sys;
+use std::collections::VecDeque;
+use std::ffi::c_char;
+use std::sync::{Mutex, PoisonError};
+
+/// Lines kept for the next error.
+const KEPT: usize = 16;
+/// Bytes of a line that are kept.
+const LINE_MAX: usize = 300;
+
+static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
+
+/// Sends DPDK's log here from now on.
+pub(crate) fn install() -> Result<(), Errno> {
+    // SAFETY: the sink is a function that lives as long as the process.
+    if unsafe { sys::hf_log_to(Some(sink)) } == 0 { Ok(()) } else { Err(Errno(libc::ENOMEM)) }
+}
+
+/// Takes the warnings and errors since the last call, as one line of text.
+pub(crate) fn take_recent() -> String {
+    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    let lines: Vec<String> = recent.drain(..).collect();
+    lines.join("; ")
+}
+
+unsafe extern "C" fn sink(level: u32, text: *const c_char, len: usize) {
+    // SAFETY: DPDK passes `len` readable bytes that stay until this function returns.
+    let bytes = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), len.min(LINE_MAX)) };
+    let text = String::from_utf8_lossy(bytes);
+    let line = text.trim();
+    if line.is_empty() {
+        return;
+    }
+    match level {
+        0..=sys::RTE_LOG_ERR => tracing::error!(target: "dpdk", "{line}"),
+        sys::RTE_LOG_WARNING => tracing::warn!(target: "dpdk", "{line}"),
+        sys::RTE_LOG_NOTICE | sys::RTE_LOG_INFO => tracing::info!(target: "dpdk", "{line}"),
+        _ => tracing::debug!(target: "dpdk", "{line}"),
+    }
+    if level <= sys::RTE_LOG_WARNING {
+        let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == KEPT {
+            recent.pop_front();
+        }
+        recent.push_back(line.to_owned());
+    }
+}

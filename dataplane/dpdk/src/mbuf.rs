@@ -1,0 +1,93 @@
+//! One frame in one piece of a pool's memory, with one owner.
+#![expect(unsafe_code, reason = "memory of DPDK")]
+
+use holdfast_dpdk_sys as sys;
+use std::ptr::NonNull;
+
+/// An owned frame. It goes back to its pool when it is dropped, on whatever thread.
+#[derive(Debug)]
+pub struct Mbuf {
+    raw: NonNull<sys::rte_mbuf>,
+    data: NonNull<u8>,
+    len: u32,
+}
+
+// SAFETY: an mbuf has a single owner (reference count 1, never attached or cloned here), and pools
+// take mbufs back on any thread.
+unsafe impl Send for Mbuf {}
+// SAFETY: through a shared reference only bytes are read.
+unsafe impl Sync for Mbuf {}
+
+impl Mbuf {
+    /// # Safety
+    /// `frame` names an mbuf in one piece that nobody else holds, and where its bytes lie.
+    pub(crate) unsafe fn from_raw(frame: sys::hf_frame) -> Self {
+        // SAFETY: the shim never hands out null pointers in a frame that it counted.
+        unsafe {
+            Self {
+                raw: NonNull::new_unchecked(frame.mbuf),
+                data: NonNull::new_unchecked(frame.data),
+                len: frame.len,
+            }
+        }
+    }
+
+    /// The mbuf, for a burst; the caller forgets `self` when a port took it.
+    pub(crate) const fn as_raw(&self) -> *mut sys::rte_mbuf {
+        self.raw.as_ptr()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Whether the frame has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The frame's bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8] {
+        // SAFETY: the buffer is owned by `self`, holds at least `len` bytes behind `data` and is
+        // initialised memory (the EAL maps it zeroed, and it is only ever written over).
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr(), self.len as usize) }
+    }
+
+    /// The frame's bytes, to be changed.
+    pub const fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`, and `self` is borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_ptr(), self.len as usize) }
+    }
+
+    /// Bytes that the frame may grow to in place.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        // SAFETY: reads two fields of an mbuf that `self` owns.
+        (unsafe { sys::hf_room(self.raw.as_ptr()) }) as usize
+    }
+
+    /// Sets the length; bytes that are new have unspecified content. `false`, and nothing changed,
+    /// when there is no [room](Mbuf::room) for it.
+    #[must_use]
+    pub fn set_len(&mut self, len: usize) -> bool {
+        let Ok(short) = u16::try_from(len) else { return false };
+        if len > self.room() {
+            return false;
+        }
+        // SAFETY: `self` owns the mbuf, and the length was checked against its buffer.
+        unsafe { sys::hf_set_len(self.raw.as_ptr(), short) };
+        self.len = u32::from(short);
+        true
+    }
+}
+
+impl Drop for Mbuf {
+    fn drop(&mut self) {
+        // SAFETY: `self` is the only owner, and is gone after this; pools outlive all mbufs.
+        unsafe { sys::hf_free(self.raw.as_ptr()) };
+    }
+}
