@@ -20,7 +20,11 @@
 //! On the hot path there is no allocation, lock, log line or system call per packet.
 
 pub mod checksum;
+pub mod coalescing;
 pub mod counters;
 pub mod frame;
 pub mod guest;
 pub mod headers;
+#[doc(hidden)]
+pub mod sample;
+pub mod segmentation;
