@@ -1,4 +1,8 @@
 //! Epoch machine, dirty tracking, page pipeline, transport, image, QEMU control, arbiter.
 
 pub mod arbiter;
+pub mod gate;
+pub mod image;
 pub mod pages;
+pub mod protocol;
+pub mod reduction;
