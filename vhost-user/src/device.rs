@@ -1,0 +1,148 @@
+//! A network device: its socket, its control thread, and what the program sees of it.
+
+use crate::connection::{self, Stop};
+use crate::control::Control;
+use crate::endpoint::Endpoint;
+use crate::features::offered;
+use crate::mailbox::{Waker, mailbox};
+use crate::memory::{GuestMemory, MemoryFiles};
+use crate::shared::{DeviceEvent, DeviceSnapshot, Shared};
+use crossbeam_channel::Receiver;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use thiserror::Error;
+
+/// Queue pairs of a device, at most.
+pub const MAX_QUEUE_PAIRS: u16 = 16;
+
+/// Which side of the socket the device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketRole {
+    /// The device listens; QEMU connects (`-chardev socket,path=…,reconnect=1`).
+    Server(PathBuf),
+    /// QEMU listens (`-chardev socket,path=…,server=on`); the device connects, again and again.
+    Client(PathBuf),
+}
+
+/// What a device is made from.
+#[derive(Clone, Debug)]
+pub struct DeviceConfig {
+    /// Name in logs and counters.
+    pub name: String,
+    /// Its socket.
+    pub socket: SocketRole,
+    /// Queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
+    pub queue_pairs: u16,
+    /// Whether checksum and segmentation offloads are offered, in both directions.
+    pub offloads: bool,
+    /// Largest MTU that the frontend may tell the guest; `None`: any.
+    pub mtu: Option<u16>,
+    /// The process's memory files. Give all devices the same, so that several network cards of one
+    /// machine share one mapping and one dirty bitmap.
+    pub files: MemoryFiles,
+}
+
+/// Why a device could not be made.
+#[derive(Debug, Error)]
+pub enum SpawnError {
+    /// The number of queue pairs is not possible.
+    #[error("operator: {0} queue pairs; 1 to {MAX_QUEUE_PAIRS} are possible")]
+    QueuePairs(u16),
+    /// Somebody else serves the socket.
+    #[error("operator: {} is served by another process; give the device a path of its own", .0.display())]
+    SocketInUse(PathBuf),
+    /// There is a file in the way that is no socket.
+    #[error("operator: {} exists and is not a socket; remove it or give the device another path", .0.display())]
+    NotASocket(PathBuf),
+    /// The host refused the socket.
+    #[error("host: cannot listen at {}: {error}; the directory must exist and be writable", path.display())]
+    Listen {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What the host said.
+        error: io::Error,
+    },
+    /// The host refused something else.
+    #[error("host: cannot start the control thread of a device: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// The program's end of a device. Dropping it closes the connection and ends the control thread; the
+/// polling core leaves the rings at its next turn.
+#[derive(Debug)]
+pub struct Device {
+    shared: Arc<Shared>,
+    events: Receiver<DeviceEvent>,
+    stop: Option<Stop>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Device {
+    /// Makes a device and starts its control thread. The endpoint goes to the polling core that
+    /// `waker` wakes.
+    ///
+    /// # Errors
+    /// When the configuration is not possible or the host refuses.
+    pub fn spawn(config: DeviceConfig, waker: Waker) -> Result<(Self, Endpoint), SpawnError> {
+        let DeviceConfig { name, socket, queue_pairs, offloads, mtu, files } = config;
+        if queue_pairs == 0 || queue_pairs > MAX_QUEUE_PAIRS {
+            return Err(SpawnError::QueuePairs(queue_pairs));
+        }
+        let source = connection::Source::open(socket)?;
+        let (stop, stopped) = Stop::new()?;
+        let rings = usize::from(queue_pairs) * 2;
+        let (shared, events) = Shared::new(&name, rings);
+        let (control_side, core_side) = mailbox(&name, waker, stopped.receiver());
+        let endpoint = Endpoint::new(Arc::clone(&shared), core_side, queue_pairs);
+        let control = Control::new(
+            Arc::clone(&shared),
+            control_side,
+            files,
+            offered(queue_pairs, offloads),
+            queue_pairs,
+            mtu,
+        );
+        let control = Arc::new(Mutex::new(control));
+        let thread = std::thread::Builder::new()
+            .name(format!("vu-{name}"))
+            .spawn(move || connection::serve(&source, &control, &stopped))?;
+        Ok((Self { shared, events, stop: Some(stop), thread: Some(thread) }, endpoint))
+    }
+
+    /// Guest memory as last described; kept when the frontend disconnects.
+    #[must_use]
+    pub fn memory(&self) -> Option<Arc<GuestMemory>> {
+        self.shared.memory().clone()
+    }
+
+    /// Process id of the connected frontend.
+    #[must_use]
+    pub fn peer_pid(&self) -> Option<i32> {
+        self.shared.state().peer_pid
+    }
+
+    /// The state of the device now.
+    #[must_use]
+    pub fn snapshot(&self) -> DeviceSnapshot {
+        self.shared.snapshot()
+    }
+
+    /// What happens to the device. Bounded: events that nobody takes are dropped and counted.
+    #[must_use]
+    pub fn events(&self) -> Receiver<DeviceEvent> {
+        self.events.clone()
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            if thread.join().is_err() {
+                tracing::error!(device = self.shared.name(), "the control thread panicked: a bug");
+            }
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The polling core's end of a network device: its rings, and the control thread's wishes.
+//!
+//! An endpoint lives as long as the core; connections of frontends come and go. It belongs to one
+//! thread (`&mut self` throughout) and holds no lock. Between two calls of
+//! [`Endpoint::poll_control`] the rings are the core's alone.
+
+use crate::features::Features;
+use crate::mailbox::{Command, CoreSide, Mail, Reply};
+use crate::ring::{RingFault, RxRing, SplitQueue, TxRing};
+use crate::shared::{DeviceEvent, Shared};
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+
+/// The polling core's end of a device.
+#[derive(Debug)]
+pub struct Endpoint {
+    shared: Arc<Shared>,
+    mail: CoreSide,
+    rx: Vec<RxRing>,
+    tx: Vec<TxRing>,
+    features: Features,
+    /// Where each ring stopped, until it is started again.
+    stopped_at: Vec<Option<u16>>,
+    /// Rings that a fault stopped, until the control thread takes them back.
+    faulted: Vec<Option<Box<SplitQueue>>>,
+    closed: bool,
+}
+
+impl Endpoint {
+    pub(crate) fn new(shared: Arc<Shared>, mail: CoreSide, queue_pairs: u16) -> Self {
+        Self {
+            shared,
+            mail,
+            rx: (0..queue_pairs).map(|_| RxRing::parked()).collect(),
+            tx: (0..queue_pairs).map(|_| TxRing::parked()).collect(),
+            features: Features::default(),
+            stopped_at: vec![None; usize::from(queue_pairs) * 2],
+            faulted: (0..queue_pairs * 2).map(|_| None).collect(),
+            closed: false,
+        }
+    }
+
+    /// Name of the device, as configured.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.shared.name()
+    }
+
+    /// Carries out what the control thread asks: starts and parks rings. Call it once a turn of the
+    /// core and after each wake-up; one atomic load when there is nothing. Returns whether rings, and
+    /// so descriptors to wait on, have changed.
+    #[inline]
+    pub fn poll_control(&mut self) -> bool {
+        self.mail.has_mail() && self.handle_mail()
+    }
+
+    #[cold]
+    fn handle_mail(&mut self) -> bool {
+        let mut changed = false;
+        while let Some(mail) = self.mail.take() {
+            changed = true;
+            match mail {
+                Mail::Command(command) => {
+                    let reply = self.carry_out(command);
+                    self.mail.answer(reply);
+                }
+                Mail::Closed => {
+                    if !std::mem::replace(&mut self.closed, true) {
+                        self.park_all();
+                    }
+                    break;
+                }
+            }
+        }
+        changed
+    }
+
+    fn carry_out(&mut self, command: Command) -> Reply {
+        match command {
+            Command::Start { index, mut queue, features } => {
+                self.features = features;
+                self.stopped_at[index] = None;
+                // Notifications may have been lost while nobody ran the ring.
+                queue.notify_once();
+                self.shared.ring_running(index, true);
+                let (pair, header_len) = (index / 2, features.header_len());
+                if index % 2 == 0 {
+                    self.rx[pair].start(queue, header_len, features.mrg_rxbuf());
+                } else {
+                    self.tx[pair].start(queue, header_len);
+                }
+                Reply::Done { replaced: None }
+            }
+            Command::Park { index } => {
+                let faulted = self.faulted[index].is_some();
+                let queue = self.park(index).or_else(|| self.faulted[index].take());
+                Reply::Parked { queue, next_available: self.stopped_at[index], faulted }
+            }
+            Command::SetCall { index, call } => {
+                let mut replaced = call;
+                if let Some(queue) = self.slot(index) {
+                    std::mem::swap(&mut queue.call, &mut replaced);
+                    // What was signalled by the old descriptor may never have been seen.
+                    queue.notify_once();
+                }
+                Reply::Done { replaced }
+            }
+            Command::SetLog { index, log, used_log } => {
+                if let Some(queue) = self.slot(index) {
+                    queue.set_log(log, used_log);
+                }
+                Reply::Done { replaced: None }
+            }
+        }
+    }
+
+    fn slot(&mut self, index: usize) -> &mut Option<Box<SplitQueue>> {
+        if self.faulted[index].is_some() {
+            return &mut self.faulted[index];
+        }
+        self.running_slot(index)
+    }
+
+    fn running_slot(&mut self, index: usize) -> &mut Option<Box<SplitQueue>> {
+        if index % 2 == 0 { self.rx[index / 2].queue_mut() } else { self.tx[index / 2].queue_mut() }
+    }
+
+    /// Leaves a ring: publishes what was completed, and remembers where it stopped.
+    fn park(&mut self, index: usize) -> Option<Box<SplitQueue>> {
+        let mut queue = self.running_slot(index).take()?;
+        self.shared.ring_running(index, false);
+        if let Err(fault) = queue.publish() {
+            tracing::error!(device = self.shared.name(), index, %fault, "cannot publish the last burst");
+        }
+        self.stopped_at[index] = Some(queue.next_available());
+        Some(queue)
+    }
+
+    fn park_all(&mut self) {
+        for index in 0..self.stopped_at.len() {
+            drop(self.park(index));
+        }
+    }
+
+    /// Rings by which the guest sends, one a queue pair.
+    #[must_use]
+    pub fn tx_rings(&mut self) -> &mut [TxRing] {
+        &mut self.tx
+    }
+
+    /// Rings by which the guest receives, one a queue pair.
+    #[must_use]
+    pub fn rx_rings(&mut self) -> &mut [RxRing] {
+        &mut self.rx
+    }
+
+    /// Both kinds of rings at once.
+    #[must_use]
+    pub fn rings(&mut self) -> (&mut [TxRing], &mut [RxRing]) {
+        (&mut self.tx, &mut self.rx)
+    }
+
+    /// Whether any ring runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.tx.iter().any(TxRing::is_running) || self.rx.iter().any(RxRing::is_running)
+    }
+
+    /// What the guest's driver agreed to; meaningful while rings run.
+    #[must_use]
+    pub const fn negotiated(&self) -> Features {
+        self.features
+    }
+
+    /// Descriptors by which the guest notifies, to wait on before sleeping (readable). They change
+    /// when [`Self::poll_control`] says so.
+    pub fn kick_fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+        let queues = self.tx.iter().map(TxRing::queue).chain(self.rx.iter().map(RxRing::queue));
+        queues.flatten().filter_map(|queue| Some(queue.kick.as_ref()?.as_raw_fd()))
+    }
+
+    /// Takes the notifications that have arrived, after a wake-up; otherwise the next wait returns at
+    /// once.
+    pub fn drain_kicks(&self) {
+        let queues = self.tx.iter().map(TxRing::queue).chain(self.rx.iter().map(RxRing::queue));
+        for kick in queues.flatten().filter_map(|queue| queue.kick.as_ref()) {
+            kick.clear();
+        }
+    }
+
+    /// Stops the device for a fault of its guest (RB-1): counted, reported, all its rings left. Other
+    /// devices are not touched. The guest's driver brings it back by a reset.
+    pub fn fault(&mut self, fault: RingFault) {
+        self.shared.count_fault(&fault);
+        tracing::error!(device = self.shared.name(), %fault, "the device stops until the guest resets it");
+        for index in 0..self.stopped_at.len() {
+            let Some(queue) = self.park(index) else { continue };
+            if let Some(error) = &queue.error {
+                error.signal();
+            }
+            self.faulted[index] = Some(queue);
+        }
+        self.shared.send(DeviceEvent::Fault(fault));
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        self.park_all();
+    }
+}

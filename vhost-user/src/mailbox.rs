@@ -1,0 +1,155 @@
+//! The handshake between the control thread of a device and the polling core that owns its rings.
+//!
+//! ```text
+//!  control thread                        polling core
+//!  call(Park(1)) --> command, flag, wake --> poll_control(): one atomic load finds the flag
+//!       waits    <-- reply               <-- the ring is left, its last burst published
+//! ```
+//!
+//! One command is under way at a time. The control thread waits for the reply, so that an answer to
+//! the frontend (GET_VRING_BASE above all) is given only when the core has really left the ring.
+//! What a command replaces travels back in the reply, so that the core frees and unmaps nothing.
+
+use crate::features::Features;
+use crate::memory::DirtyLog;
+use crate::notifier::Notifier;
+use crate::ring::SplitQueue;
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, tick};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use thiserror::Error;
+
+/// Called to wake a sleeping polling core; from any thread.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// How long the core may stay away before the log says so.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the control thread asks of the core.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// Run this ring from now on.
+    Start { index: usize, queue: Box<SplitQueue>, features: Features },
+    /// Leave this ring.
+    Park { index: usize },
+    /// Notify the guest by this descriptor from now on.
+    SetCall { index: usize, call: Option<Notifier> },
+    /// Log writes here from now on.
+    SetLog { index: usize, log: Option<Arc<DirtyLog>>, used_log: Option<u64> },
+}
+
+/// What the core answers.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    /// Done; what was replaced comes back to be freed.
+    Done {
+        #[expect(dead_code, reason = "carried only so that the control thread drops it")]
+        replaced: Option<Notifier>,
+    },
+    /// The ring is left. `queue` is what ran there; `next_available` where it stopped, `None` if it
+    /// never ran; `faulted` whether the guest's fault had stopped it before.
+    Parked { queue: Option<Box<SplitQueue>>, next_available: Option<u16>, faulted: bool },
+}
+
+/// The polling core gave up its end, or the device is being dropped: nobody will answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the polling core of the device is gone")]
+pub(crate) struct CoreGone;
+
+/// The control thread's end.
+pub(crate) struct ControlSide {
+    commands: Option<Sender<Command>>,
+    replies: Receiver<Reply>,
+    flag: Arc<AtomicBool>,
+    waker: Waker,
+    /// Disconnected when the device is dropped.
+    stop: Receiver<()>,
+    name: String,
+}
+
+impl ControlSide {
+    /// Hands `command` to the core and waits for its answer.
+    pub(crate) fn call(&self, command: Command) -> Result<Reply, CoreGone> {
+        let commands = self.commands.as_ref().ok_or(CoreGone)?;
+        commands.send(command).map_err(|_| CoreGone)?;
+        self.flag.store(true, Ordering::Release);
+        (self.waker)();
+        let impatient = tick(PATIENCE);
+        loop {
+            select! {
+                recv(self.replies) -> reply => return reply.map_err(|_| CoreGone),
+                recv(self.stop) -> _ => return Err(CoreGone),
+                recv(impatient) -> _ => {
+                    tracing::warn!(device = self.name, "the polling core has not answered: is it stuck?");
+                }
+            }
+        }
+    }
+}
+
+impl Drop for ControlSide {
+    fn drop(&mut self) {
+        self.commands = None;
+        self.flag.store(true, Ordering::Release);
+        (self.waker)();
+    }
+}
+
+/// The polling core's end.
+#[derive(Debug)]
+pub(crate) struct CoreSide {
+    commands: Receiver<Command>,
+    replies: Sender<Reply>,
+    flag: Arc<AtomicBool>,
+}
+
+/// What the core finds in its mailbox.
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// A command to carry out and answer.
+    Command(Command),
+    /// The device was dropped: leave all rings for good.
+    Closed,
+}
+
+impl CoreSide {
+    /// Whether there is anything to do: one atomic load.
+    #[inline]
+    pub(crate) fn has_mail(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    /// The next piece of mail.
+    pub(crate) fn take(&self) -> Option<Mail> {
+        // Lowered first: mail that arrives after the look below raises it again.
+        self.flag.store(false, Ordering::Release);
+        match self.commands.try_recv() {
+            Ok(command) => Some(Mail::Command(command)),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Mail::Closed),
+        }
+    }
+
+    /// Answers a command.
+    pub(crate) fn answer(&self, reply: Reply) {
+        // A control thread that is gone needs no answer, and what it would have freed is freed here.
+        drop(self.replies.send_timeout(reply, Duration::ZERO));
+    }
+}
+
+/// Both ends of a mailbox. `stop` ends the control thread's waits when it is disconnected.
+pub(crate) fn mailbox(name: &str, waker: Waker, stop: Receiver<()>) -> (ControlSide, CoreSide) {
+    let (commands, inbox) = bounded(1);
+    let (outbox, replies) = bounded(1);
+    let flag = Arc::new(AtomicBool::new(false));
+    let control = ControlSide {
+        commands: Some(commands),
+        replies,
+        flag: Arc::clone(&flag),
+        waker,
+        stop,
+        name: name.to_owned(),
+    };
+    (control, CoreSide { commands: inbox, replies: outbox, flag })
+}

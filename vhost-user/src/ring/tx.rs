@@ -1,0 +1,144 @@
+//! A ring by which the guest sends: frames come out.
+
+use super::chain::{Direction, MAX_CHAIN};
+use super::fault::RingFault;
+use super::split::SplitQueue;
+use crate::header::VirtioNetHdr;
+use crate::memory::{GuestMemory, Segment};
+
+/// Bytes of a frame with its header, at most: a large TCP frame of 64 KiB and its headers.
+pub const MAX_FRAME_BYTES: u64 = 68 * 1024;
+
+/// What became of a frame that was offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The frame was copied or dropped: its buffers go back to the guest.
+    Taken,
+    /// There is no room: the frame stays in the ring and polling ends (backpressure).
+    Refused,
+}
+
+/// The bytes of one frame, still in guest memory. They may change until they are copied out; judge
+/// the copy.
+#[derive(Clone, Copy, Debug)]
+pub struct GuestBytes<'a> {
+    memory: &'a GuestMemory,
+    segments: &'a [Segment],
+    skip: usize,
+    len: usize,
+}
+
+impl GuestBytes<'_> {
+    /// Bytes in the frame.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the frame has no bytes.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Copies bytes from `offset` on, as many as there are and fit; returns how many.
+    #[inline]
+    pub fn copy_to(&self, offset: usize, out: &mut [u8]) -> usize {
+        let take = out.len().min(self.len.saturating_sub(offset));
+        if take == 0 {
+            return 0;
+        }
+        self.memory.gather(self.segments, self.skip + offset, &mut out[..take])
+    }
+}
+
+/// A ring by which the guest sends. Parked, it gives nothing.
+#[derive(Debug)]
+pub struct TxRing {
+    queue: Option<Box<SplitQueue>>,
+    header_len: usize,
+    segments: Vec<Segment>,
+}
+
+impl TxRing {
+    pub(crate) fn parked() -> Self {
+        Self { queue: None, header_len: VirtioNetHdr::BYTES, segments: Vec::with_capacity(MAX_CHAIN) }
+    }
+
+    pub(crate) fn start(&mut self, queue: Box<SplitQueue>, header_len: usize) {
+        self.header_len = header_len;
+        self.queue = Some(queue);
+    }
+
+    /// Whether the ring runs.
+    #[must_use]
+    pub const fn is_running(&self) -> bool {
+        self.queue.is_some()
+    }
+
+    pub(crate) fn queue_mut(&mut self) -> &mut Option<Box<SplitQueue>> {
+        &mut self.queue
+    }
+
+    pub(crate) fn queue(&self) -> Option<&SplitQueue> {
+        self.queue.as_deref()
+    }
+
+    /// Offers up to `max` frames to `sink`, in the guest's order; returns how many it took. Their
+    /// buffers go back to the guest at [`Self::flush`].
+    ///
+    /// Bound: `max` chains of at most [`MAX_CHAIN`] descriptors. No allocation, no system call.
+    ///
+    /// # Errors
+    /// The guest's fault: give it to [`crate::Endpoint::fault`]. Frames taken before it stay taken.
+    pub fn poll(
+        &mut self,
+        max: usize,
+        mut sink: impl FnMut(&VirtioNetHdr, GuestBytes<'_>) -> Verdict,
+    ) -> Result<usize, RingFault> {
+        let Some(queue) = &mut self.queue else { return Ok(0) };
+        let mut taken = 0;
+        while taken < max && queue.available_after(0)? > 0 {
+            self.segments.clear();
+            let (head, bytes) = queue.peek(0, Direction::FromGuest, &mut self.segments)?;
+            if bytes < self.header_len as u64 {
+                return Err(RingFault::HeaderTooShort { len: bytes });
+            }
+            if bytes > MAX_FRAME_BYTES {
+                return Err(RingFault::FrameTooLong { len: bytes });
+            }
+            let mut header = [0; VirtioNetHdr::BYTES];
+            queue.memory().gather(&self.segments, 0, &mut header[..self.header_len]);
+            let frame = GuestBytes {
+                memory: queue.memory(),
+                segments: &self.segments,
+                skip: self.header_len,
+                len: bytes as usize - self.header_len,
+            };
+            if sink(&VirtioNetHdr::parse(&header), frame) == Verdict::Refused {
+                break;
+            }
+            queue.complete(head, 0)?;
+            taken += 1;
+        }
+        Ok(taken)
+    }
+
+    /// Gives the buffers of all frames taken back to the guest, and notifies it once if it asked.
+    /// Call it once a burst.
+    ///
+    /// # Errors
+    /// When the ring cannot be accessed any more.
+    pub fn flush(&mut self) -> Result<(), RingFault> {
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.publish())
+    }
+
+    /// Asks the guest to notify (`true`, before the core sleeps) or not to (`false`, while it polls).
+    /// Returns whether frames wait now: if so, the core must not sleep.
+    ///
+    /// # Errors
+    /// The guest's fault.
+    pub fn want_kick(&mut self, wanted: bool) -> Result<bool, RingFault> {
+        self.queue.as_mut().map_or(Ok(false), |queue| queue.want_kick(wanted))
+    }
+}

@@ -1,0 +1,145 @@
+//! What the control thread, the polling core and the program see of a device.
+
+use crate::features::Features;
+use crate::memory::GuestMemory;
+use crate::ring::RingFault;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Events that wait for a reader, at most; more are dropped and counted.
+const EVENT_LIMIT: usize = 1024;
+
+const FAULT_KINDS: usize = RingFault::NAMES.len();
+
+/// What happened to a device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DeviceEvent {
+    /// A frontend connected; its process, when the host tells.
+    Connected {
+        /// Process id of the frontend.
+        pid: Option<i32>,
+    },
+    /// Guest memory is another than before: see [`crate::Device::memory`].
+    MemoryChanged,
+    /// The first ring runs.
+    Started,
+    /// The last ring was left.
+    Stopped,
+    /// The frontend asks that the guest's address be announced (the guest cannot do it itself).
+    AnnounceRequested {
+        /// Address of the guest's network card.
+        mac: [u8; 6],
+    },
+    /// The guest's driver broke the rules; the device has stopped.
+    Fault(RingFault),
+    /// The frontend broke the rules; the connection is being closed.
+    PeerFault(String),
+    /// The connection is gone; all rings are left.
+    Disconnected,
+}
+
+/// The state of a device, for status and tests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceSnapshot {
+    /// Name, as configured.
+    pub name: String,
+    /// Whether a frontend is connected.
+    pub connected: bool,
+    /// Process id of the frontend.
+    pub peer_pid: Option<i32>,
+    /// Connections so far.
+    pub connections: u64,
+    /// Virtio features agreed in this connection.
+    pub features: Features,
+    /// Protocol features agreed in this connection.
+    pub protocol_features: u64,
+    /// MTU that the frontend tells the guest, when it does.
+    pub mtu: Option<u16>,
+    /// For each ring of the frontend's numbering, whether it runs.
+    pub rings_running: Vec<bool>,
+    /// Whether writes are logged for a live migration.
+    pub logging: bool,
+    /// Faults of the guest by kind, those that occurred.
+    pub faults: Vec<(&'static str, u64)>,
+    /// Connections closed for a fault of the frontend.
+    pub peer_faults: u64,
+    /// Events that nobody took in time.
+    pub events_lost: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    events: Sender<DeviceEvent>,
+    events_lost: AtomicU64,
+    faults: [AtomicU64; FAULT_KINDS],
+    /// One bit a ring that the polling core runs.
+    running: AtomicU64,
+    memory: Mutex<Option<Arc<GuestMemory>>>,
+    state: Mutex<DeviceSnapshot>,
+    name: String,
+}
+
+impl Shared {
+    pub(crate) fn new(name: &str, rings: usize) -> (Arc<Self>, Receiver<DeviceEvent>) {
+        let (events, receiver) = bounded(EVENT_LIMIT);
+        let state = DeviceSnapshot {
+            name: name.to_owned(),
+            rings_running: vec![false; rings],
+            ..DeviceSnapshot::default()
+        };
+        let shared = Self {
+            events,
+            events_lost: AtomicU64::new(0),
+            faults: [const { AtomicU64::new(0) }; FAULT_KINDS],
+            running: AtomicU64::new(0),
+            memory: Mutex::new(None),
+            state: Mutex::new(state),
+            name: name.to_owned(),
+        };
+        (Arc::new(shared), receiver)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn send(&self, event: DeviceEvent) {
+        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+            self.events_lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count_fault(&self, fault: &RingFault) {
+        self.faults[fault.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn ring_running(&self, index: usize, runs: bool) {
+        if runs {
+            self.running.fetch_or(1 << index, Ordering::Relaxed);
+        } else {
+            self.running.fetch_and(!(1 << index), Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Option<Arc<GuestMemory>>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The snapshot that the control thread keeps; never locked by a polling core.
+    pub(crate) fn state(&self) -> MutexGuard<'_, DeviceSnapshot> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn snapshot(&self) -> DeviceSnapshot {
+        let mut snapshot = self.state().clone();
+        snapshot.events_lost = self.events_lost.load(Ordering::Relaxed);
+        let running = self.running.load(Ordering::Relaxed);
+        for (index, runs) in snapshot.rings_running.iter_mut().enumerate() {
+            *runs = running & (1 << index) != 0;
+        }
+        let counts = self.faults.iter().map(|count| count.load(Ordering::Relaxed));
+        snapshot.faults = RingFault::NAMES.into_iter().zip(counts).filter(|(_, n)| *n > 0).collect();
+        snapshot
+    }
+}
