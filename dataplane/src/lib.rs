@@ -19,12 +19,17 @@
 //!
 //! On the hot path there is no allocation, lock, log line or system call per packet.
 
+pub mod announcement;
+pub mod audit;
 pub mod checksum;
 pub mod coalescing;
 pub mod counters;
+pub mod escrow;
 pub mod frame;
 pub mod guest;
 pub mod headers;
+pub mod identity;
 #[doc(hidden)]
 pub mod sample;
 pub mod segmentation;
+pub mod switch;

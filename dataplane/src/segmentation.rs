@@ -216,7 +216,7 @@ impl Segments {
             tcp[13] &= !(flag::FIN | flag::PSH);
         }
         put(tcp, TCP_CHECKSUM_AT, 0);
-        let sum = self.shared.long(transport_len as u32).bytes(tcp).bytes(payload).finish_nonzero();
+        let sum = self.shared.long(transport_len as u32).bytes(tcp).bytes(payload).finish();
         put(tcp, TCP_CHECKSUM_AT, sum);
     }
 }

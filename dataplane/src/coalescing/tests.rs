@@ -243,7 +243,7 @@ proptest! {
         prop_assume!(seen.len() == 1);
         let (header, merged, _) = seen.into_iter().next().expect("one");
         let merged = sample::Bytes(merged);
-        let plan = Plan::new(&header, &merged, 1500).expect("an honest frame");
+        let plan = Plan::new(&header, &merged, 9000).expect("an honest frame");
         let cut: Vec<_> = (0..plan.frames()).map(|index| {
             let mut out = vec![0; plan.frame_len(index)];
             plan.write(index, &merged, &mut out);

@@ -1,0 +1,285 @@
+//! The output-commit queue of one port: what the guest sent waits here for its commit.
+//!
+//! ```text
+//!  capture --hold--> [ open bucket ] --cut k--> [ k ] [ k-1 ] ... --release(token k)--> outbox
+//! ```
+//!
+//! Frames are in one queue in the guest's order, and buckets are counts of it from the front: the
+//! sealed ones by epoch, then the open one. Only a [`ReleaseToken`] moves frames out, those of its
+//! epoch and of the epochs before it (OC-1), from the front (OC-2). A token of an epoch that is not
+//! sealed here, or of an older term, moves nothing (FO-1).
+//!
+//! Bounds: frames, bytes and sealed epochs, see [`Limits`]. At the bound the port stops taking from
+//! the guest's ring, and goes on after the next release: backpressure, not loss. Queues are allocated
+//! at start for their bound.
+//!
+//! Owned by the polling core.
+
+use crate::frame::Frame;
+use crate::segmentation::MAX_SEGMENTS;
+use holdfast_epoch::{EpochId, ReleaseToken, Term};
+use std::collections::VecDeque;
+use thiserror::Error;
+
+/// Epochs that may be sealed and not yet released.
+pub const MAX_SEALED: usize = 64;
+
+/// How much a port may hold before its guest has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Frames held or waiting for the wire. One frame of the guest may exceed it by its segments.
+    pub frames: usize,
+    /// Bytes of those.
+    pub bytes: usize,
+    /// Frames that wait for the guest to take them.
+    pub inbound: usize,
+}
+
+impl Default for Limits {
+    /// Enough for a gigabit a second over 100 ms.
+    fn default() -> Self {
+        Self { frames: 16 * 1024, bytes: 24 << 20, inbound: 2048 }
+    }
+}
+
+/// How many frames and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amount {
+    /// Frames.
+    pub frames: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl Amount {
+    fn add(&mut self, bytes: usize) {
+        self.frames += 1;
+        self.bytes += bytes as u64;
+    }
+
+    fn join(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Why the escrow did not do what it was told; nothing has changed then. The controller is at fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum EscrowError {
+    /// The token is of an older term (FO-1).
+    #[error("the token of epoch {epoch} is of term {found}, but term {known} has begun; discard it")]
+    StaleTerm {
+        /// Epoch of the token.
+        epoch: EpochId,
+        /// Term of the token.
+        found: Term,
+        /// Newest term known here.
+        known: Term,
+    },
+    /// The epoch is not sealed here: still open, released already, or never cut (OC-1).
+    #[error("epoch {epoch} is not sealed here; cut it first, and release each epoch once")]
+    NotSealed {
+        /// Epoch of the token.
+        epoch: EpochId,
+    },
+    /// Epochs are cut in order.
+    #[error("epoch {epoch} cannot be cut: {open} is the open one, and epochs follow each other")]
+    Order {
+        /// Epoch named.
+        epoch: EpochId,
+        /// Epoch that is open.
+        open: EpochId,
+    },
+    /// More epochs in flight than the escrow keeps apart.
+    #[error("{MAX_SEALED} epochs are sealed and none is released; wait for a commit")]
+    TooManySealed,
+    /// The port was never fenced out of a term, or not in this one (FO-1).
+    #[error("term {found} cannot be begun: term {known} is the newest; obtain a newer one")]
+    OldTerm {
+        /// Term named.
+        found: Term,
+        /// Newest term known here.
+        known: Term,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    epoch: EpochId,
+    amount: Amount,
+}
+
+/// The output-commit queue of one port.
+#[derive(Debug)]
+pub struct Escrow<F> {
+    frames: VecDeque<F>,
+    sealed: VecDeque<Bucket>,
+    /// The epoch that runs, and what it has sent; none while the port is not protected.
+    open: Option<Bucket>,
+    held: Amount,
+    term: Term,
+    limits: Limits,
+}
+
+impl<F: Frame> Escrow<F> {
+    /// An empty escrow of a port that is not protected.
+    #[must_use]
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            frames: VecDeque::with_capacity(limits.frames + MAX_SEGMENTS),
+            sealed: VecDeque::with_capacity(MAX_SEALED),
+            open: None,
+            held: Amount::default(),
+            term: Term::NONE,
+            limits,
+        }
+    }
+
+    /// The epoch in which frames are captured now; none while the port is not protected.
+    #[must_use]
+    pub fn open_epoch(&self) -> Option<EpochId> {
+        self.open.map(|bucket| bucket.epoch)
+    }
+
+    /// Newest term that was heard of.
+    #[must_use]
+    pub const fn term(&self) -> Term {
+        self.term
+    }
+
+    /// What is held, sealed or open.
+    #[must_use]
+    pub const fn held(&self) -> Amount {
+        self.held
+    }
+
+    /// Whether another frame of the guest may be captured while `waiting` frames and bytes of it
+    /// wait for the wire.
+    #[must_use]
+    pub fn has_room(&self, waiting: Amount) -> bool {
+        self.held.frames + waiting.frames < self.limits.frames as u64
+            && self.held.bytes + waiting.bytes < self.limits.bytes as u64
+    }
+
+    /// Holds a frame until the commit of the open epoch; gives it back when the port is not protected.
+    ///
+    /// Bound: O(1). Allocations: none below the limits.
+    #[must_use = "a frame that comes back is to be sent"]
+    pub fn hold(&mut self, frame: F) -> Option<F> {
+        let Some(open) = &mut self.open else { return Some(frame) };
+        let bytes = frame.bytes().len();
+        open.amount.add(bytes);
+        self.held.add(bytes);
+        self.frames.push_back(frame);
+        None
+    }
+
+    /// From now on output is held; `first` is the epoch that runs. What is held already stays held.
+    ///
+    /// # Errors
+    /// [`EscrowError::Order`] when `first` is not beyond the sealed epochs.
+    pub fn protect(&mut self, first: EpochId) -> Result<(), EscrowError> {
+        if let Some(last) = self.sealed.back().filter(|last| first <= last.epoch) {
+            return Err(EscrowError::Order { epoch: first, open: last.epoch.next() });
+        }
+        let amount = self.open.map_or_else(Amount::default, |bucket| bucket.amount);
+        self.open = Some(Bucket { epoch: first, amount });
+        Ok(())
+    }
+
+    /// Seals the open bucket: all that it holds belongs to `epoch`, and the next epoch is open.
+    /// Epochs may be skipped (they were aborted, and `epoch` carries what they had).
+    ///
+    /// # Errors
+    /// [`EscrowError::Order`] or [`EscrowError::TooManySealed`].
+    pub fn cut(&mut self, epoch: EpochId) -> Result<Amount, EscrowError> {
+        let Some(open) = self.open else { return Ok(Amount::default()) };
+        if epoch < open.epoch {
+            return Err(EscrowError::Order { epoch, open: open.epoch });
+        }
+        if self.sealed.len() == MAX_SEALED {
+            return Err(EscrowError::TooManySealed);
+        }
+        self.sealed.push_back(Bucket { epoch, amount: open.amount });
+        self.open = Some(Bucket { epoch: epoch.next(), amount: Amount::default() });
+        Ok(open.amount)
+    }
+
+    /// Moves the frames of the token's epoch, and of the epochs before it, to `out`, in order.
+    ///
+    /// Bound: O(frames released). Allocations: none when `out` has room.
+    ///
+    /// # Errors
+    /// [`EscrowError::StaleTerm`] or [`EscrowError::NotSealed`]; nothing is moved then.
+    pub fn release(&mut self, token: &ReleaseToken, out: &mut VecDeque<F>) -> Result<Amount, EscrowError> {
+        let epoch = token.epoch();
+        self.may_release(token)?;
+        self.term = token.term();
+        let mut released = Amount::default();
+        while let Some(bucket) = self.sealed.front().filter(|bucket| bucket.epoch <= epoch) {
+            released.join(bucket.amount);
+            self.sealed.pop_front();
+        }
+        self.move_out(released, out);
+        Ok(released)
+    }
+
+    /// Whether [`Escrow::release`] would do it.
+    ///
+    /// # Errors
+    /// Those of [`Escrow::release`].
+    pub fn may_release(&self, token: &ReleaseToken) -> Result<(), EscrowError> {
+        let epoch = token.epoch();
+        if token.term() < self.term {
+            return Err(EscrowError::StaleTerm { epoch, found: token.term(), known: self.term });
+        }
+        // A port that is not protected holds nothing: there is nothing to release early.
+        let sealed = self.sealed.iter().any(|bucket| bucket.epoch == epoch);
+        if self.open.is_some() && !sealed {
+            return Err(EscrowError::NotSealed { epoch });
+        }
+        Ok(())
+    }
+
+    /// The port is not protected any more: everything held moves to `out`, in order. Only for a VM
+    /// that the arbiter let run alone, or whose protection its operator ended (the exception of OC-1).
+    pub fn open(&mut self, out: &mut VecDeque<F>) -> Amount {
+        let released = self.held;
+        self.sealed.clear();
+        self.open = None;
+        self.move_out(released, out);
+        released
+    }
+
+    /// Drops everything that is held; the open epoch stays open.
+    pub fn discard(&mut self) -> Amount {
+        let dropped = std::mem::take(&mut self.held);
+        self.frames.clear();
+        self.sealed.clear();
+        if let Some(open) = &mut self.open {
+            open.amount = Amount::default();
+        }
+        dropped
+    }
+
+    /// Begins a term; the caller has it from the arbiter.
+    ///
+    /// # Errors
+    /// [`EscrowError::OldTerm`] when it is not newer than the newest known (FO-1).
+    pub fn begin_term(&mut self, term: Term) -> Result<(), EscrowError> {
+        if term <= self.term {
+            return Err(EscrowError::OldTerm { found: term, known: self.term });
+        }
+        self.term = term;
+        Ok(())
+    }
+
+    fn move_out(&mut self, amount: Amount, out: &mut VecDeque<F>) {
+        out.extend(self.frames.drain(..amount.frames as usize));
+        self.held.frames -= amount.frames;
+        self.held.bytes -= amount.bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests;
