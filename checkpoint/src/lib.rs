@@ -2,6 +2,8 @@
 
 pub mod arbiter;
 pub mod gate;
+#[cfg(test)]
+mod host_needs;
 pub mod image;
 pub mod pages;
 pub mod protocol;
