@@ -1,1 +1,30 @@
-//! One-machine laboratory: namespaces, guests, client, capture.
+//! One-machine laboratory: namespaces, guests, client, capture, and the join with the commit log.
+//!
+//! ```text
+//!   host A (namespace)        client (namespace)         host B (namespace)
+//!   wire0 ------------------- porta  br0  portb ------------------- wire0
+//!   repl0 --------------------------------------------------------- repl0
+//! ```
+//!
+//! `holdfast demo`, `bench` and `soak` and the tests of whole guests are written on it. Everything is
+//! bound to the life of the process that uses it: namespaces are anonymous and end with the last
+//! descriptor, children die with the laboratory, a warden kills what they leave behind and removes
+//! the files, and a laboratory that starts sweeps after one that had no warden (see [`scratch`]).
+//!
+//! Needs root (namespaces) and the tools of `scripts/packages`; no KVM, no huge pages, no network.
+
+pub mod artifacts;
+pub mod audit;
+pub mod capture;
+pub mod client;
+pub mod guest;
+pub mod initramfs;
+pub mod join;
+pub mod modules;
+pub mod monitor;
+pub mod netns;
+pub mod pcap;
+pub mod process;
+pub mod report;
+pub mod scratch;
+pub mod topology;

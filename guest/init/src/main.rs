@@ -15,10 +15,9 @@
 //! holdfast.exec=/bin/sh                             a further program, started last
 //! ```
 //!
-//! It must be linked statically, as the initramfs has no C library:
-//! `RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p holdfast-guest-init
-//! --target x86_64-unknown-linux-gnu` (`scripts/guest-init` does that); glibc's static library comes
-//! with libc6-dev.
+//! It must be linked statically, as the initramfs has no C library; glibc's static library comes with
+//! libc6-dev: `RUSTFLAGS='-C target-feature=+crt-static' cargo build --release -p holdfast-guest-init
+//! --target x86_64-unknown-linux-gnu`, which `make guest` does.
 
 mod boot;
 mod cmdline;
