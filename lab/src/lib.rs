@@ -26,5 +26,6 @@ pub mod netns;
 pub mod pcap;
 pub mod process;
 pub mod report;
+pub mod requirements;
 pub mod scratch;
 pub mod topology;
