@@ -23,6 +23,7 @@ pub mod join;
 pub mod modules;
 pub mod monitor;
 pub mod netns;
+pub mod pair;
 pub mod pcap;
 pub mod process;
 pub mod report;

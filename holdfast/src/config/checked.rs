@@ -1,7 +1,8 @@
 //! The configuration as the program uses it: every value in range, every reference resolved.
 
 use super::Fault;
-use super::raw::{RawBackup, RawConfig, RawIdle, RawListen, RawMode, RawNic, RawReplication, RawRole, RawVm};
+use super::raw::{RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawVm};
+use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,21 +13,13 @@ use std::time::Duration;
 pub(crate) struct Config {
     pub(crate) host: String,
     pub(crate) control_socket: PathBuf,
-    pub(crate) idle: Idle,
-    pub(crate) core: Option<usize>,
     pub(crate) frame_audit: Option<PathBuf>,
-    pub(crate) commit_log: Option<PathBuf>,
-    pub(crate) dpdk: holdfast_dpdk_config::DpdkConfig,
+    pub(crate) dpdk: Dpdk,
+    pub(crate) cores: CoreMap,
+    pub(crate) wires: Vec<Wire>,
     pub(crate) replication: Option<Replication>,
     pub(crate) arbiter: Option<PathBuf>,
     pub(crate) vms: Vec<Vm>,
-}
-
-/// What a polling core does when there is no work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Idle {
-    Poll,
-    Adaptive { spin: Duration },
 }
 
 /// How this host and its peer reach each other.
@@ -75,6 +68,7 @@ pub(crate) struct Standby {
     pub(crate) memory_bytes: u64,
     pub(crate) qmp: PathBuf,
     pub(crate) command: Vec<String>,
+    pub(crate) commit_log: PathBuf,
 }
 
 /// Which side listens on a vhost-user socket, and where.
@@ -116,16 +110,14 @@ impl Config {
     pub(super) fn check(raw: RawConfig) -> Result<Self, Vec<Fault>> {
         let mut faults = Faults::default();
         check_name("host.name", &raw.host.name, &mut faults);
-        faults.range("host.spin_us".into(), raw.host.spin_us, 0, 1_000_000);
-        let dpdk = holdfast_dpdk_config::DpdkConfig::check(raw.dpdk, raw.wires);
-        let (dpdk, wires) = match dpdk {
-            Ok(dpdk) => {
-                let names = dpdk.wires().iter().map(|wire| wire.name().to_owned()).collect();
-                (Some(dpdk), names)
+        let (dpdk, wires) = match holdfast_dpdk_config::check(&raw.dpdk, &raw.cores, &raw.wires) {
+            Ok(checked) => {
+                let names = checked.wires.iter().map(|wire| wire.name.clone()).collect();
+                (Some(checked), names)
             }
-            Err(list) => {
-                for fault in list {
-                    faults.add(fault.key, fault.problem, fault.mend);
+            Err(problems) => {
+                for problem in problems.0 {
+                    faults.add(problem.key, problem.what, problem.mend);
                 }
                 (None, HashSet::new())
             }
@@ -146,19 +138,14 @@ impl Config {
             let wires = dpdk.is_some().then_some(&wires);
             vms.push(check_vm(&key, vm, wires, &mut sockets, &mut faults));
         }
-        let idle = match raw.host.idle {
-            RawIdle::Poll => Idle::Poll,
-            RawIdle::Adaptive => Idle::Adaptive { spin: Duration::from_micros(raw.host.spin_us) },
-        };
         match dpdk {
             Some(dpdk) if faults.0.is_empty() => Ok(Self {
                 host: raw.host.name,
                 control_socket: raw.host.control_socket,
-                idle,
-                core: raw.host.core,
                 frame_audit: raw.host.frame_audit,
-                commit_log: raw.host.commit_log,
-                dpdk,
+                dpdk: dpdk.dpdk,
+                cores: dpdk.cores,
+                wires: dpdk.wires,
                 replication,
                 arbiter,
                 vms,
@@ -258,7 +245,7 @@ fn check_vm(
             "add [vm.backup] with image, memory, qmp and command",
         );
     }
-    let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), part, faults));
+    let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, faults));
     let nics = raw
         .nics
         .into_iter()
@@ -283,7 +270,7 @@ fn check_vm(
     }
 }
 
-fn check_backup(key: &str, raw: RawBackup, faults: &mut Faults) -> Standby {
+fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Standby {
     let memory_bytes = parse_size(&raw.memory).unwrap_or_else(|| {
         faults.add(
             format!("{key}.memory"),
@@ -313,7 +300,8 @@ fn check_backup(key: &str, raw: RawBackup, faults: &mut Faults) -> Standby {
             }
         }
     }
-    Standby { image: raw.image, memory_bytes, qmp: raw.qmp, command: raw.command }
+    let commit_log = raw.commit_log.unwrap_or_else(|| format!("/var/lib/holdfast/{vm}.commits").into());
+    Standby { image: raw.image, memory_bytes, qmp: raw.qmp, command: raw.command, commit_log }
 }
 
 fn check_nic(

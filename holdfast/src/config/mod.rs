@@ -6,7 +6,7 @@
 mod checked;
 mod raw;
 
-pub(crate) use checked::{Config, Idle, Mode, Nic, Replication, Role, Socket, Standby, Vm};
+pub(crate) use checked::{Config, Mode, Nic, Replication, Role, Socket, Standby, Vm};
 
 use std::fmt;
 use std::path::Path;

@@ -11,6 +11,8 @@ pub(crate) struct RawConfig {
     pub(crate) host: RawHost,
     #[serde(default)]
     pub(crate) dpdk: holdfast_dpdk_config::RawDpdk,
+    #[serde(default)]
+    pub(crate) cores: holdfast_dpdk_config::RawCores,
     #[serde(default, rename = "wire")]
     pub(crate) wires: Vec<holdfast_dpdk_config::RawWire>,
     pub(crate) replication: Option<RawReplication>,
@@ -25,24 +27,7 @@ pub(crate) struct RawHost {
     pub(crate) name: String,
     #[serde(default = "default_control_socket")]
     pub(crate) control_socket: PathBuf,
-    #[serde(default)]
-    pub(crate) idle: RawIdle,
-    #[serde(default = "default_spin")]
-    pub(crate) spin_us: u64,
-    pub(crate) core: Option<usize>,
     pub(crate) frame_audit: Option<PathBuf>,
-    pub(crate) commit_log: Option<PathBuf>,
-}
-
-/// What a polling core does when there is no work.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum RawIdle {
-    /// It polls on: for cores that are Holdfast's alone.
-    Poll,
-    /// It spins for `spin_us`, then sleeps until a kick, a frame or a deadline.
-    #[default]
-    Adaptive,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,6 +95,7 @@ pub(crate) struct RawBackup {
     pub(crate) memory: String,
     pub(crate) qmp: PathBuf,
     pub(crate) command: Vec<String>,
+    pub(crate) commit_log: Option<PathBuf>,
 }
 
 /// Who listens on the vhost-user socket.
@@ -140,10 +126,6 @@ pub(crate) struct RawNic {
 
 fn default_control_socket() -> PathBuf {
     "/run/holdfast/control.sock".into()
-}
-
-const fn default_spin() -> u64 {
-    50
 }
 
 const fn default_epoch() -> u64 {

@@ -1,0 +1,490 @@
+//! A pair of hosts with Holdfast on them: configurations, processes, guests, status, kills.
+//!
+//! ```text
+//!   host A: holdfast + QEMU (guest) ---wire--- br0 of the client ---wire--- host B: holdfast + standby QEMU
+//!          '---------------------------- replication link ----------------------------'
+//! ```
+//!
+//! What `holdfast demo`, `holdfast soak`, `holdfast bench` and the tests have in common. Everything is
+//! real: the program itself as two processes in two namespaces, stock QEMU, TLS between them.
+
+use crate::artifacts::{Artifacts, ArtifactsError, Qemu};
+use crate::audit::{AuditError, CommitLog};
+use crate::guest::{Backend, Guest, GuestSpec, Nic};
+use crate::netns::NetnsError;
+use crate::process::{Process, ProcessError, ProcessSpec, run_tool};
+use crate::scratch::{Scratch, ScratchError};
+use crate::topology::{Host, Topology, TopologyOptions};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use std::fmt::Write as _;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write as _};
+use std::net::Ipv4Addr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Port on which each host takes the other's epochs, inside its namespace.
+const REPLICATION_PORT: u16 = 7400;
+/// A status request answers within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a pair could not be set up or asked.
+#[derive(Debug, Error)]
+pub enum PairError {
+    /// The guest's parts are missing.
+    #[error(transparent)]
+    Artifacts(#[from] ArtifactsError),
+    /// A namespace could not be made.
+    #[error(transparent)]
+    Namespace(#[from] NetnsError),
+    /// A process could not be started, or ended too early.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
+    /// No place for files.
+    #[error(transparent)]
+    Scratch(#[from] ScratchError),
+    /// The commit log or the frame audit cannot be read.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// A file could not be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// A Holdfast does not answer on its control socket.
+    #[error("{host} does not answer: {source}; its log ends:\n{tail}")]
+    Silent {
+        /// Which.
+        host: String,
+        /// The system's word.
+        source: io::Error,
+        /// The last lines of its log.
+        tail: String,
+    },
+    /// A Holdfast refused a request.
+    #[error("{host} refused: {reason}")]
+    Refused {
+        /// Which.
+        host: String,
+        /// Its word.
+        reason: String,
+    },
+    /// A state was not reached in time.
+    #[error("{host}: VM {vm} is not {wanted} after {seconds} s but {found}; the log of {host} ends:\n{tail}")]
+    Never {
+        /// Which host was asked.
+        host: String,
+        /// The machine.
+        vm: String,
+        /// The state that was awaited.
+        wanted: String,
+        /// What it was at last.
+        found: String,
+        /// How long it was awaited.
+        seconds: u64,
+        /// The last lines of the host's log.
+        tail: String,
+    },
+}
+
+/// One VM of a pair.
+#[derive(Debug, Clone)]
+pub struct VmPlan {
+    /// Its name.
+    pub name: String,
+    /// Its NICs.
+    pub nics: u8,
+    /// `native` or `commit`.
+    pub mode: String,
+}
+
+/// What a pair is made from.
+#[derive(Debug, Clone)]
+pub struct PairOptions {
+    /// The `holdfast` program.
+    pub holdfast: PathBuf,
+    /// The VMs, all of which start on host A.
+    pub vms: Vec<VmPlan>,
+    /// Length of an epoch.
+    pub epoch_ms: u64,
+    /// Transmit lease.
+    pub lease_ms: u64,
+    /// The QEMU of both hosts.
+    pub qemu: Qemu,
+    /// Memory of each guest.
+    pub memory_mib: u32,
+    /// Whether the frame audit is written.
+    pub audit: bool,
+    /// Wires and links.
+    pub topology: TopologyOptions,
+    /// Lines added to the `[[vm]]` section of each VM.
+    pub vm_lines: String,
+}
+
+impl PairOptions {
+    /// One VM with one NIC in mode `mode`.
+    pub fn new(holdfast: &Path, qemu: Qemu, mode: &str) -> Self {
+        Self {
+            holdfast: holdfast.into(),
+            vms: vec![VmPlan { name: "guest".into(), nics: 1, mode: mode.into() }],
+            epoch_ms: 25,
+            lease_ms: 300,
+            qemu,
+            memory_mib: 256,
+            audit: true,
+            topology: TopologyOptions::default(),
+            vm_lines: String::new(),
+        }
+    }
+}
+
+/// Holdfast on one of the two hosts.
+#[derive(Debug)]
+pub struct Appliance {
+    /// `host-a` or `host-b`.
+    pub name: &'static str,
+    /// Its namespace and addresses.
+    pub host: Host,
+    /// Its control socket.
+    pub control: PathBuf,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its frame audit.
+    pub audit: PathBuf,
+    program: PathBuf,
+    log: PathBuf,
+    /// The process, while it runs.
+    pub process: Option<Process>,
+}
+
+/// Two hosts with Holdfast, a client, and the guests on host A.
+#[derive(Debug)]
+pub struct Pair {
+    /// Host A's Holdfast: the primary at first.
+    pub a: Appliance,
+    /// Host B's Holdfast: the backup at first.
+    pub b: Appliance,
+    /// The guests, in the order of the options.
+    pub guests: Vec<Guest>,
+    /// Wires and client.
+    pub topology: Topology,
+    /// What it was made from.
+    pub options: PairOptions,
+    /// The files of this run.
+    pub scratch: Scratch,
+}
+
+/// Who is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// The guest's QEMU on host A.
+    Qemu,
+    /// Host A's Holdfast.
+    Holdfast,
+    /// Everything on host A at once.
+    Host,
+}
+
+impl Pair {
+    /// Sets hosts, keys and configurations up and starts both Holdfasts; guests are not started yet.
+    pub fn start(options: PairOptions) -> Result<Self, PairError> {
+        let scratch = Scratch::new("pair")?;
+        let topology = Topology::create(&options.topology)?;
+        let folder = |name: &str| scratch.file(name).display().to_string();
+        run_tool(None, &options.holdfast.to_string_lossy(), &["keys", &folder("keys-a"), &folder("keys-b")])?;
+        make_folder(&scratch.file("arbiter"))?;
+        let artifacts = Artifacts::locate()?;
+        let mut guests = Vec::new();
+        let mut next = 0;
+        for vm in &options.vms {
+            let mut spec = GuestSpec::new(&vm.name, &options.qemu, &artifacts, &scratch)?;
+            spec.memory_mib = options.memory_mib;
+            for _ in 0..vm.nics {
+                next += 1;
+                spec = spec.nic(Nic::numbered(
+                    next,
+                    Backend::VhostUser { socket: socket(&scratch, "host-a", next) },
+                ));
+            }
+            guests.push(spec);
+        }
+        let (a, b) = (topology.a.clone(), topology.b.clone());
+        let mut a = Appliance::new("host-a", a, &options, &scratch);
+        let mut b = Appliance::new("host-b", b, &options, &scratch);
+        let (ip_a, ip_b) = (a.host.replication_ip, b.host.replication_ip);
+        a.configure(&options, &scratch, &guests, ("primary", ip_a, ip_b))?;
+        b.configure(&options, &scratch, &guests, ("backup", ip_b, ip_a))?;
+        b.start()?;
+        a.start()?;
+        let guests = guests
+            .into_iter()
+            .map(|spec| spec.start(&topology.a.namespace))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { a, b, guests, topology, options, scratch })
+    }
+
+    /// Waits until all guests have booted and, where their mode asks for it, are protected.
+    pub fn wait_ready(&mut self, patience: Duration) -> Result<(), PairError> {
+        for guest in &mut self.guests {
+            guest.wait_ready(patience)?;
+        }
+        for vm in &self.options.vms {
+            let wanted = if vm.mode == "native" { "native" } else { "protected" };
+            self.a.wait_state(&vm.name, &[wanted], patience)?;
+        }
+        Ok(())
+    }
+
+    /// The commit log of a VM, as host B wrote it.
+    pub fn commit_log(&self, vm: &str) -> Result<CommitLog, PairError> {
+        Ok(CommitLog::read(&commit_log(&self.scratch, "host-b", vm))?)
+    }
+
+    /// Kills with SIGKILL; `vm` says whose QEMU.
+    pub fn kill(&mut self, victim: Victim, vm: usize) -> Result<(), PairError> {
+        match victim {
+            Victim::Qemu => drop(self.guests[vm].process.kill()?),
+            Victim::Holdfast => self.a.kill()?,
+            Victim::Host => {
+                self.topology.a.namespace.kill_all();
+                self.a.process = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends both Holdfasts as an operator would, and says how each ended.
+    pub fn stop(&mut self) -> Result<(), PairError> {
+        for appliance in [&mut self.a, &mut self.b] {
+            if let Some(mut process) = appliance.process.take() {
+                process.terminate(PATIENCE)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Appliance {
+    fn new(name: &'static str, host: Host, options: &PairOptions, scratch: &Scratch) -> Self {
+        Self {
+            name,
+            host,
+            control: scratch.file(&format!("{name}.control")),
+            config: scratch.file(&format!("{name}.toml")),
+            audit: scratch.memory(&format!("{name}.audit")),
+            program: options.holdfast.clone(),
+            log: scratch.file(&format!("{name}.log")),
+            process: None,
+        }
+    }
+
+    fn configure(
+        &self,
+        options: &PairOptions,
+        scratch: &Scratch,
+        guests: &[GuestSpec],
+        (role, own, peer): (&str, Ipv4Addr, Ipv4Addr),
+    ) -> Result<(), PairError> {
+        let name = self.name;
+        let keys = if name == "host-a" { "keys-a" } else { "keys-b" };
+        let mut text = format!(
+            "[host]\nname = {name:?}\ncontrol_socket = {:?}\n{}\n\
+             [cores]\nidle = \"adaptive\"\n\n\
+             [dpdk]\nhuge_pages = \"auto\"\nfile_prefix = \"{name}-{}\"\n\n\
+             [[wire]]\nname = \"wire0\"\nkind = \"af_packet\"\niface = \"{}\"\nmtu = {}\n\n\
+             [replication]\nlisten = \"{own}:{REPLICATION_PORT}\"\npeer = \"{peer}:{REPLICATION_PORT}\"\nkeys = {:?}\n\n\
+             [arbiter]\ndirectory = {:?}\n",
+            self.control,
+            if options.audit { format!("frame_audit = {:?}\n", self.audit) } else { String::new() },
+            std::process::id(),
+            crate::topology::WIRE,
+            options.topology.mtu,
+            scratch.file(keys),
+            scratch.file("arbiter"),
+        );
+        let mut next = 0;
+        for (vm, guest) in options.vms.iter().zip(guests) {
+            let image = scratch.memory(&format!("{name}.{}.image", vm.name));
+            let first = next + 1;
+            next += vm.nics;
+            let sockets = (first..=next).map(|n| Backend::VhostUser { socket: socket(scratch, name, n) });
+            let standby = guest.standby(&format!("{name}-{}-standby", vm.name), &image, sockets.collect());
+            let command: Vec<String> = standby.command().iter().map(|word| toml_text(word)).collect();
+            write!(
+                text,
+                "\n[[vm]]\nname = {:?}\nrole = \"{role}\"\nmode = {:?}\nepoch_ms = {}\nlease_ms = {}\nqmp = {:?}\n{}\n",
+                vm.name, vm.mode, options.epoch_ms, options.lease_ms, guest.qmp(), options.vm_lines
+            )
+            .expect("a string takes all text");
+            for n in first..=next {
+                write!(text, "\n[[vm.nic]]\nsocket = {:?}\nwire = \"wire0\"\n", socket(scratch, name, n))
+                    .expect("a string takes all text");
+            }
+            write!(
+                text,
+                "\n[vm.backup]\nimage = {image:?}\nmemory = \"{}M\"\nqmp = {:?}\ncommit_log = {:?}\ncommand = [{}]\n",
+                options.memory_mib,
+                standby.qmp(),
+                commit_log(scratch, name, &vm.name),
+                command.join(", ")
+            )
+            .expect("a string takes all text");
+        }
+        write_file(&self.config, &text)
+    }
+
+    /// Starts the Holdfast, and waits until it answers.
+    pub fn start(&mut self) -> Result<(), PairError> {
+        let process = ProcessSpec::new(self.name, &self.program, &self.log)
+            .args(["run", "-c"])
+            .args([&self.config])
+            .env("HOLDFAST_LOG", std::env::var("HOLDFAST_LOG").unwrap_or_else(|_| "info".into()))
+            .namespace(&self.host.namespace)
+            .spawn()?;
+        self.process = Some(process);
+        let until = Instant::now() + Duration::from_secs(30);
+        loop {
+            match self.status() {
+                Ok(_) => return Ok(()),
+                Err(fault) => {
+                    let running = self.process.as_mut().is_some_and(Process::is_running);
+                    if !running || Instant::now() > until {
+                        return Err(fault);
+                    }
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+
+    /// SIGKILLs the Holdfast.
+    pub fn kill(&mut self) -> Result<(), PairError> {
+        if let Some(mut process) = self.process.take() {
+            process.kill()?;
+        }
+        Ok(())
+    }
+
+    /// SIGSTOPs or SIGCONTs the Holdfast.
+    pub fn signal(&self, signal: Signal) -> Result<(), PairError> {
+        if let Some(process) = &self.process {
+            process.signal(signal)?;
+        }
+        Ok(())
+    }
+
+    /// Last lines of the Holdfast's log.
+    pub fn log_tail(&self, lines: usize) -> String {
+        crate::process::tail(&self.log, lines)
+    }
+
+    /// Sends a request to the control socket.
+    pub fn ask(&self, request: &Value) -> Result<Value, PairError> {
+        let answer = exchange(&self.control, request).map_err(|source| PairError::Silent {
+            host: self.name.into(),
+            source,
+            tail: self.log_tail(20),
+        })?;
+        match answer.get("error") {
+            Some(reason) => Err(PairError::Refused {
+                host: self.name.into(),
+                reason: reason.as_str().unwrap_or_default().into(),
+            }),
+            None => Ok(answer["ok"].clone()),
+        }
+    }
+
+    /// The whole status document.
+    pub fn status(&self) -> Result<Value, PairError> {
+        self.ask(&json!({"command": "status", "vm": null}))
+    }
+
+    /// The status of one VM.
+    pub fn vm(&self, vm: &str) -> Result<Value, PairError> {
+        let document = self.ask(&json!({"command": "status", "vm": vm}))?;
+        Ok(document["vms"][0].clone())
+    }
+
+    /// Waits until the VM's state is one of `wanted`; gives its status.
+    pub fn wait_state(&self, vm: &str, wanted: &[&str], patience: Duration) -> Result<Value, PairError> {
+        self.wait_for(vm, &wanted.join(" or "), patience, |status| {
+            status["state"].as_str().is_some_and(|state| wanted.contains(&state))
+        })
+    }
+
+    /// Waits until the VM's status fulfils `done`; gives it. `wanted` names it in the error.
+    pub fn wait_for(
+        &self,
+        vm: &str,
+        wanted: &str,
+        patience: Duration,
+        done: impl Fn(&Value) -> bool,
+    ) -> Result<Value, PairError> {
+        let until = Instant::now() + patience;
+        loop {
+            let status = self.vm(vm)?;
+            if done(&status) {
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                return Err(PairError::Never {
+                    host: self.name.into(),
+                    vm: vm.into(),
+                    wanted: wanted.into(),
+                    found: format!("{}; {}", status["state"], status["trouble"]),
+                    seconds: patience.as_secs(),
+                    tail: self.log_tail(30),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+fn socket(scratch: &Scratch, host: &str, nic: u8) -> PathBuf {
+    scratch.file(&format!("{host}.nic{nic}"))
+}
+
+fn commit_log(scratch: &Scratch, host: &str, vm: &str) -> PathBuf {
+    scratch.file(&format!("{host}.{vm}.commits"))
+}
+
+/// A TOML string of any text.
+fn toml_text(text: &str) -> String {
+    let mut quoted = String::from('"');
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => {
+                write!(quoted, "\\u{:04x}", u32::from(c)).expect("a string takes all text")
+            }
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn make_folder(path: &Path) -> Result<(), PairError> {
+    fs::create_dir_all(path).map_err(|source| PairError::Write { path: path.into(), source })
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), PairError> {
+    fs::write(path, text).map_err(|source| PairError::Write { path: path.into(), source })
+}
+
+/// One request and its answer, a line each.
+fn exchange(path: &Path, request: &Value) -> io::Result<Value> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{request}\n").as_bytes())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line)?)
+}
