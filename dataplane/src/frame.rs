@@ -25,7 +25,8 @@ pub trait Wire {
     type Frame: Frame;
 
     /// A frame of exactly `len` bytes with unspecified content, or none when the memory set aside
-    /// for frames is used up or `len` exceeds what one frame holds. Must not allocate otherwise.
+    /// for frames is used up. A frame must hold at least the MTU and 22 bytes of link header; for a
+    /// longer one there is none. Must not allocate otherwise.
     fn alloc(&mut self, len: usize) -> Option<Self::Frame>;
 
     /// Appends up to `max` received frames to `out`, which has room for them; returns how many.
@@ -47,6 +48,13 @@ pub trait Wire {
     /// A descriptor that becomes readable when frames have arrived, if the wire has one. Without it
     /// an idle core looks at the wire again after a short timed wait.
     fn readable_fd(&self) -> Option<RawFd>;
+
+    /// Called before the core sleeps, and before it looks for frames a last time: the descriptor of
+    /// [`Wire::readable_fd`] is to tell of the next frame.
+    fn arm(&mut self) {}
+
+    /// Called when the core polls again.
+    fn disarm(&mut self) {}
 
     /// About how many frames [`Wire::alloc`] could still hand out.
     fn free_frames(&self) -> usize;

@@ -3,35 +3,9 @@
 //! The core loop sees a [`GuestPort`]; the vhost-user endpoint is one, and tests have another. All
 //! calls are made by the polling core that owns the port.
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 
-/// The offload header in front of every frame, as the guest wrote it: nothing in it is to be trusted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VirtioNetHdr {
-    /// `VIRTIO_NET_HDR_F_*`.
-    pub flags: u8,
-    /// `VIRTIO_NET_HDR_GSO_*`.
-    pub gso_type: u8,
-    /// Length of all headers, a hint.
-    pub hdr_len: u16,
-    /// Payload bytes of each segment.
-    pub gso_size: u16,
-    /// Where the checksum begins.
-    pub csum_start: u16,
-    /// Where it is put, from there.
-    pub csum_offset: u16,
-    /// Buffers that the frame took.
-    pub num_buffers: u16,
-}
-
-/// Whether a frame of the guest was taken from its ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// It was.
-    Taken,
-    /// It stays in the ring, first in line.
-    Refused,
-}
+pub use holdfast_vhost_user::{Verdict, VirtioNetHdr};
 
 /// Bytes of one frame in the guest's memory, after the offload header. The guest may write to them
 /// at any time: what is to be judged is copied out first, once.
@@ -59,26 +33,15 @@ pub struct Offloads {
     pub tso6: bool,
 }
 
-/// What became of a frame that was offered to the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
-    /// The guest has it.
-    Done,
-    /// The guest has no buffers for it now.
-    NoRoom,
-    /// The receive ring stands still: the guest is paused, gone, or has not started its driver.
-    Stopped,
-}
-
 /// A guest's network card, owned by the polling core.
 pub trait GuestPort: Send {
     /// Takes up what the control side changed: starts and parks rings. Cheap when nothing changed.
     fn poll_control(&mut self);
 
-    /// Counts connections and resets: a change means that another driver may be at the other end.
-    fn incarnation(&self) -> u64;
+    /// Whether any ring runs: the driver is there and the guest is not paused.
+    fn is_running(&self) -> bool;
 
-    /// What the driver negotiated.
+    /// What the driver negotiated; meaningful while rings run.
     fn offloads(&self) -> Offloads;
 
     /// Takes up to `max` frames that the guest sent; a refused one stays in the ring, first in line.
@@ -89,19 +52,19 @@ pub trait GuestPort: Send {
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> usize;
 
-    /// Gives the guest one frame, made of `parts` in order.
-    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> Delivery;
+    /// Gives the guest one frame, made of `parts` in order; false when it has no buffers for it now.
+    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
 
     /// Publishes what was captured and delivered since the last call; at most one notification each.
     fn flush(&mut self);
 
-    /// Asks for notifications, as the core is about to sleep; `capturing` is false while the port
-    /// takes nothing from the guest. Returns whether work has arrived meanwhile: then do not sleep.
-    fn arm(&mut self, capturing: bool) -> bool;
+    /// Asks for notifications, as the core is about to sleep: of frames to send if `capturing`, of
+    /// new buffers if `delivering`. Returns whether the guest has frames to send: then do not sleep.
+    fn arm(&mut self, capturing: bool, delivering: bool) -> bool;
 
-    /// Asks for no more notifications, as the core polls again.
+    /// Asks for no more notifications and takes those that have come, as the core polls again.
     fn disarm(&mut self);
 
-    /// Appends the descriptors that a notification of the guest makes readable.
-    fn kick_fds(&self, out: &mut Vec<RawFd>);
+    /// Tells the descriptors that a notification of the guest makes readable.
+    fn kick_fds<'a>(&'a self, take: &mut dyn FnMut(BorrowedFd<'a>));
 }

@@ -23,13 +23,18 @@ pub mod announcement;
 pub mod audit;
 pub mod checksum;
 pub mod coalescing;
+mod core_loop;
 pub mod counters;
+mod endpoint;
 pub mod escrow;
 pub mod frame;
 pub mod guest;
+pub mod handle;
 pub mod headers;
 pub mod identity;
 #[doc(hidden)]
 pub mod sample;
 pub mod segmentation;
 pub mod switch;
+pub use core_loop::{Core, IdlePolicy, PortId};
+pub use handle::{CutReport, GateError, Handle, Mode, PortConfig, PortStatus};

@@ -40,6 +40,10 @@ pub struct Plan {
 }
 
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a plan lives on the stack for one frame; a box would allocate"
+)]
 enum Kind {
     /// As it is.
     Plain,

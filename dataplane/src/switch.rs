@@ -59,9 +59,12 @@ impl Switch {
         }
     }
 
-    /// The port at `slot` is gone, or somebody else is there now.
+    /// The port at `slot` is gone, and those behind it moved up by one place.
     pub fn forget(&mut self, slot: Slot) {
         self.table.retain(|&(_, known)| known != slot);
+        for (_, known) in self.table.iter_mut().filter(|(_, known)| *known > slot) {
+            *known -= 1;
+        }
     }
 
     /// Whether the MAC is another port's than that at `slot`.
@@ -103,8 +106,9 @@ mod tests {
         assert_eq!(switch.learn(A, 0), Ok(()));
         assert_eq!(switch.destination(A), Destination::Port(0));
         switch.forget(0);
-        assert_eq!(switch.learn(A, 1), Ok(()));
-        assert_eq!(switch.destination(A), Destination::Port(1));
+        assert_eq!(switch.destination(B), Destination::Port(0), "the port behind it moved up");
+        assert_eq!(switch.learn(A, 0), Ok(()));
+        assert_eq!(switch.destination(A), Destination::Port(0));
     }
 
     #[test]

@@ -49,6 +49,10 @@ struct Group {
     packet: usize,
 }
 
+/// Takes one merged frame: its offload header, its bytes in parts, and how many frames it was. Returns
+/// whether there was room for it.
+pub type Offer<'a> = dyn FnMut(&VirtioNetHdr, &[&[u8]], usize) -> bool + 'a;
+
 /// A burst of frames on its way to one guest.
 #[derive(Debug)]
 pub struct Burst<F> {
@@ -185,11 +189,10 @@ impl<F: Frame> Burst<F> {
     }
 
     /// Offers the groups that have not been delivered, in order, until `offer` returns false or all
-    /// are delivered. `offer` gets the offload header, the bytes in parts, and the number of frames
-    /// that they were. When all are delivered the frames are dropped and the burst is empty.
+    /// are delivered. Then the frames are dropped and the burst is empty.
     ///
     /// Bound: [`BURST`] groups. Allocations: none.
-    pub fn deliver(&mut self, offer: &mut dyn FnMut(&VirtioNetHdr, &[&[u8]], usize) -> bool) {
+    pub fn deliver(&mut self, offer: &mut Offer<'_>) {
         while let Some(group) = self.groups.get(self.delivered) {
             let mut headers = ArrayVec::<u8, MAX_HEADERS>::new();
             let mut parts = ArrayVec::<&[u8], { BURST + 1 }>::new();

@@ -179,12 +179,21 @@ impl<F: Frame> Escrow<F> {
     /// # Errors
     /// [`EscrowError::Order`] when `first` is not beyond the sealed epochs.
     pub fn protect(&mut self, first: EpochId) -> Result<(), EscrowError> {
-        if let Some(last) = self.sealed.back().filter(|last| first <= last.epoch) {
-            return Err(EscrowError::Order { epoch: first, open: last.epoch.next() });
-        }
+        self.may_protect(first)?;
         let amount = self.open.map_or_else(Amount::default, |bucket| bucket.amount);
         self.open = Some(Bucket { epoch: first, amount });
         Ok(())
+    }
+
+    /// Whether [`Escrow::protect`] would do it.
+    ///
+    /// # Errors
+    /// Those of [`Escrow::protect`].
+    pub fn may_protect(&self, first: EpochId) -> Result<(), EscrowError> {
+        match self.sealed.back().filter(|last| first <= last.epoch) {
+            Some(last) => Err(EscrowError::Order { epoch: first, open: last.epoch.next() }),
+            None => Ok(()),
+        }
     }
 
     /// Seals the open bucket: all that it holds belongs to `epoch`, and the next epoch is open.
@@ -193,16 +202,23 @@ impl<F: Frame> Escrow<F> {
     /// # Errors
     /// [`EscrowError::Order`] or [`EscrowError::TooManySealed`].
     pub fn cut(&mut self, epoch: EpochId) -> Result<Amount, EscrowError> {
+        self.may_cut(epoch)?;
         let Some(open) = self.open else { return Ok(Amount::default()) };
-        if epoch < open.epoch {
-            return Err(EscrowError::Order { epoch, open: open.epoch });
-        }
-        if self.sealed.len() == MAX_SEALED {
-            return Err(EscrowError::TooManySealed);
-        }
         self.sealed.push_back(Bucket { epoch, amount: open.amount });
         self.open = Some(Bucket { epoch: epoch.next(), amount: Amount::default() });
         Ok(open.amount)
+    }
+
+    /// Whether [`Escrow::cut`] would do it.
+    ///
+    /// # Errors
+    /// Those of [`Escrow::cut`].
+    pub fn may_cut(&self, epoch: EpochId) -> Result<(), EscrowError> {
+        match self.open {
+            Some(open) if epoch < open.epoch => Err(EscrowError::Order { epoch, open: open.epoch }),
+            Some(_) if self.sealed.len() == MAX_SEALED => Err(EscrowError::TooManySealed),
+            _ => Ok(()),
+        }
     }
 
     /// Moves the frames of the token's epoch, and of the epochs before it, to `out`, in order.
@@ -267,10 +283,19 @@ impl<F: Frame> Escrow<F> {
     /// # Errors
     /// [`EscrowError::OldTerm`] when it is not newer than the newest known (FO-1).
     pub fn begin_term(&mut self, term: Term) -> Result<(), EscrowError> {
+        self.may_begin(term)?;
+        self.term = term;
+        Ok(())
+    }
+
+    /// Whether [`Escrow::begin_term`] would do it.
+    ///
+    /// # Errors
+    /// Those of [`Escrow::begin_term`].
+    pub fn may_begin(&self, term: Term) -> Result<(), EscrowError> {
         if term <= self.term {
             return Err(EscrowError::OldTerm { found: term, known: self.term });
         }
-        self.term = term;
         Ok(())
     }
 

@@ -1,0 +1,194 @@
+//! From the guests' transmit rings into their escrow, or on their way.
+//!
+//! A frame of a guest is judged, cut into frames of the wire and completed, then taken as a whole or
+//! left in the ring as a whole. It stays in the ring when the port's bound is reached, or the memory
+//! for frames runs low: the guest waits, nothing is lost.
+
+use super::port::Port;
+use super::{Attached, Core, monotonic_ns};
+use crate::audit::{self, Audit, PROTECTED, Record};
+use crate::counters::{Block, CoreCounter, DropReason, PortCounter};
+use crate::frame::{Frame, Wire};
+use crate::guest::{GuestFrame, Verdict, VirtioNetHdr};
+use crate::headers::{self, Layout, Link, Mac, ethertype, protocol};
+use crate::identity::MAX_STATIONS;
+use crate::segmentation::{Plan, fits};
+use crate::switch::{Slot, Switch};
+
+/// Frames taken from one guest in one turn.
+const GUEST_BURST: usize = 64;
+
+/// Wire frames after which a guest's turn ends: eight large frames.
+const SEGMENT_BUDGET: usize = 8 * 45;
+
+/// Frames that are left for what comes in when guests have used up the rest.
+pub(super) const RESERVED_FRAMES: usize = 512;
+
+impl<W: Wire> Core<W> {
+    /// Takes what the guests have sent; returns how many frames.
+    pub(super) fn capture(&mut self) -> usize {
+        let mut taken = 0;
+        let Self { ports, wires, scratch, audit, counters, .. } = self;
+        for (slot, port) in ports.iter_mut().enumerate() {
+            port.guest.poll_control();
+            let Attached { wire, switch, .. } = &mut wires[port.wire];
+            taken += capture_port(slot, port, wire, switch, scratch, audit.as_mut(), counters);
+        }
+        taken
+    }
+}
+
+/// Takes what one guest has sent.
+///
+/// Bound: [`GUEST_BURST`] frames, [`SEGMENT_BUDGET`] wire frames and one frame's segments beyond.
+/// Allocations: none. Cost: see the bench `capture`; one copy and one checksum.
+fn capture_port<W: Wire>(
+    slot: Slot,
+    port: &mut Port<W::Frame>,
+    wire: &mut W,
+    switch: &mut Switch,
+    scratch: &mut Vec<W::Frame>,
+    mut audit: Option<&mut Audit>,
+    core: &Block<CoreCounter>,
+) -> usize {
+    if !port.egress.has_room() || wire.free_frames() < RESERVED_FRAMES {
+        return 0;
+    }
+    let mtu = wire.mtu();
+    let Port { id, guest, egress, identity, last, counters, .. } = port;
+    let mut made = 0;
+    let taken = guest.capture(GUEST_BURST, &mut |header, frame| {
+        if made >= SEGMENT_BUDGET || !egress.has_room() {
+            counters.events.add(PortCounter::Refusals, 1);
+            return Verdict::Refused;
+        }
+        match cut(header, frame, wire, scratch) {
+            Ok(()) => {}
+            Err(Obstacle::Wait) => {
+                counters.events.add(PortCounter::Refusals, 1);
+                return Verdict::Refused;
+            }
+            Err(Obstacle::Drop(reason)) => {
+                counters.drops.add(reason, 1);
+                return Verdict::Taken;
+            }
+        }
+        let first = scratch.first().map(Frame::bytes).unwrap_or_default();
+        let Some(link) = Link::parse(first) else { return Verdict::Taken };
+        let source = Sender { slot, switch, identity, last };
+        if let Err(reason) = source.admit(&link, first, mtu) {
+            scratch.clear();
+            counters.drops.add(reason, 1);
+            return Verdict::Taken;
+        }
+        made += scratch.len();
+        counters.events.add(PortCounter::Captured, 1);
+        counters.events.add(PortCounter::CapturedBytes, frame.len() as u64);
+        counters.events.add(PortCounter::Segments, scratch.len() as u64);
+        for frame in scratch.drain(..) {
+            if let Some(audit) = &mut audit {
+                let epoch = egress.escrow.open_epoch();
+                let record = Record {
+                    hash: audit::hash(frame.bytes()),
+                    epoch: epoch.map_or(0, holdfast_epoch::EpochId::get),
+                    len: frame.bytes().len() as u32,
+                    port: id.0,
+                    flags: if epoch.is_some() { PROTECTED } else { 0 },
+                    mono_ns: monotonic_ns(),
+                };
+                if !audit.append(&record) {
+                    core.add(CoreCounter::AuditLost, 1);
+                }
+            }
+            egress.accept(frame);
+        }
+        Verdict::Taken
+    });
+    if taken > 0 {
+        port.count_held();
+    }
+    taken
+}
+
+/// Why a frame of a guest did not become frames of the wire.
+enum Obstacle {
+    /// It may later.
+    Wait,
+    /// It never will.
+    Drop(DropReason),
+}
+
+/// Makes the frames of the wire that a guest's frame becomes, all or none of them, in `out`.
+fn cut<W: Wire>(
+    header: &VirtioNetHdr,
+    frame: &dyn GuestFrame,
+    wire: &mut W,
+    out: &mut Vec<W::Frame>,
+) -> Result<(), Obstacle> {
+    out.clear();
+    let plan = Plan::new(header, frame, wire.mtu()).map_err(Obstacle::Drop)?;
+    for index in 0..plan.frames() {
+        let Some(mut piece) = wire.alloc(plan.frame_len(index)) else {
+            out.clear();
+            // What is held comes back, so it is worth waiting for; but a frame that needs more than
+            // is kept in reserve may wait for ever.
+            return Err(match plan.frames() > RESERVED_FRAMES {
+                true => Obstacle::Drop(DropReason::NoFrames),
+                false => Obstacle::Wait,
+            });
+        };
+        plan.write(index, frame, piece.bytes_mut());
+        out.push(piece);
+    }
+    Ok(())
+}
+
+/// Who sends: what is known of the port, and what the switch knows.
+struct Sender<'a> {
+    slot: Slot,
+    switch: &'a mut Switch,
+    identity: &'a mut crate::identity::Identity,
+    last: &'a mut Option<crate::identity::Station>,
+}
+
+impl Sender<'_> {
+    /// Checks a frame's sender and length, and learns from it.
+    fn admit(mut self, link: &Link, bytes: &[u8], mtu: u16) -> Result<(), DropReason> {
+        if !fits(bytes.len(), link.len(), mtu) {
+            return Err(DropReason::Oversize);
+        }
+        let station = crate::identity::Station { mac: link.source, tags: link.tags };
+        if *self.last != Some(station) {
+            self.learn(link.source)?;
+            self.identity.sent_from(station.mac, station.tags);
+            *self.last = Some(station);
+        }
+        if speaks_of_addresses(link, bytes) {
+            let claim = Layout::parse(bytes).and_then(|layout| headers::claim(bytes, &layout));
+            if let Some(claim) = claim {
+                self.identity.claimed(claim);
+            }
+        }
+        Ok(())
+    }
+
+    fn learn(&mut self, mac: Mac) -> Result<(), DropReason> {
+        if !mac.is_station() || self.switch.is_taken(mac, self.slot) {
+            return Err(DropReason::Spoofed);
+        }
+        let known = self.identity.stations();
+        if known.iter().any(|station| station.mac == mac) || known.len() < MAX_STATIONS {
+            self.switch.learn(mac, self.slot).map_err(|_| DropReason::Spoofed)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the frame may be ARP or neighbour discovery, at a glance.
+fn speaks_of_addresses(link: &Link, bytes: &[u8]) -> bool {
+    match link.ethertype {
+        ethertype::ARP => true,
+        ethertype::IPV6 => bytes.get(link.len() + 6) == Some(&protocol::ICMPV6),
+        _ => false,
+    }
+}
