@@ -31,10 +31,16 @@ pub mod frame;
 pub mod guest;
 pub mod handle;
 pub mod headers;
+pub mod heap;
 pub mod identity;
-#[doc(hidden)]
 pub mod sample;
 pub mod segmentation;
 pub mod switch;
+
+pub use audit::Audit;
 pub use core_loop::{Core, IdlePolicy, PortId};
-pub use handle::{CutReport, GateError, Handle, Mode, PortConfig, PortStatus};
+pub use counters::Counted;
+pub use escrow::{Amount, EscrowError, Limits};
+pub use frame::{Frame, Wire};
+pub use guest::{GuestFrame, GuestPort};
+pub use handle::{Counters, CutReport, GateError, Handle, Mode, PortConfig, PortStatus};

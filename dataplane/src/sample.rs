@@ -3,7 +3,7 @@
 //! Checksums here are computed word by word, apart from [`crate::checksum`], so that the one can
 //! judge the other.
 
-use crate::guest::{GuestFrame, VirtioNetHdr};
+use crate::guest::VirtioNetHdr;
 
 /// MAC of the guest in samples.
 pub const GUEST: [u8; 6] = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
@@ -195,21 +195,4 @@ fn fold(mut sum: u64) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     sum as u16
-}
-
-/// Bytes that stand for a guest's memory.
-#[derive(Clone, Debug)]
-pub struct Bytes(pub Vec<u8>);
-
-impl GuestFrame for Bytes {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn copy_to(&self, offset: usize, out: &mut [u8]) {
-        let from = self.0.get(offset..).unwrap_or_default();
-        let len = from.len().min(out.len());
-        out[..len].copy_from_slice(&from[..len]);
-        out[len..].fill(0);
-    }
 }

@@ -242,7 +242,7 @@ proptest! {
         let seen = merge(ALL, frames.clone());
         prop_assume!(seen.len() == 1);
         let (header, merged, _) = seen.into_iter().next().expect("one");
-        let merged = sample::Bytes(merged);
+        let merged = crate::heap::HeapBytes(merged);
         let plan = Plan::new(&header, &merged, 9000).expect("an honest frame");
         let cut: Vec<_> = (0..plan.frames()).map(|index| {
             let mut out = vec![0; plan.frame_len(index)];

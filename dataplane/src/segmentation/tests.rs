@@ -1,5 +1,6 @@
 use super::*;
-use crate::sample::{self, Bytes};
+use crate::heap::HeapBytes as Bytes;
+use crate::sample;
 use proptest::prelude::*;
 
 const MTU: u16 = 1500;
