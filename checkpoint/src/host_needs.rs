@@ -1,5 +1,8 @@
 //! What a test needs of its host: without it a test fails in CI and says so elsewhere.
 
+use std::fs;
+use std::path::PathBuf;
+
 /// Says that a test cannot run here; to be returned from when it returns.
 ///
 /// # Panics
@@ -26,4 +29,20 @@ pub(crate) fn has_program(name: &str) -> bool {
         cannot_run_here(&format!("{name} is not installed"), "apt-get install qemu-system-x86");
     }
     found
+}
+
+/// A hugetlbfs mount with so many bytes of 2 MiB pages free; says so if there is none.
+pub(crate) fn hugetlbfs_with_room(bytes: u64) -> Option<PathBuf> {
+    let info = fs::read_to_string("/proc/meminfo").unwrap();
+    let free = info.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse::<u64>().ok());
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("hugetlbfs"));
+    let found = mount.filter(|_| free.unwrap_or(0) * (2 << 20) >= bytes);
+    if found.is_none() {
+        cannot_run_here(
+            &format!("there is no hugetlbfs mount with {bytes} bytes free"),
+            "mount -t hugetlbfs none /dev/hugepages; sysctl vm.nr_hugepages=64",
+        );
+    }
+    Some(found?.split(' ').nth(1).unwrap().into())
 }

@@ -5,6 +5,14 @@ pub mod gate;
 #[cfg(test)]
 mod host_needs;
 pub mod image;
+pub mod keys;
+pub mod lease;
 pub mod pages;
+pub mod primary;
 pub mod protocol;
+pub mod qemu;
+pub mod qmp;
 pub mod reduction;
+pub mod tracker;
+pub mod transport;
+pub mod vm;

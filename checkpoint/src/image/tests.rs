@@ -384,13 +384,7 @@ fn a_process_killed_amid_applying_leaves_one_whole_checkpoint() {
 
 #[test]
 fn an_image_on_huge_pages_works_alike() {
-    let Some(mount) = hugetlbfs_with_room(LEN_HUGE) else {
-        host_needs::cannot_run_here(
-            "there is no hugetlbfs mount with 4 MiB free",
-            "mount -t hugetlbfs none /dev/hugepages; sysctl vm.nr_hugepages=64",
-        );
-        return;
-    };
+    let Some(mount) = host_needs::hugetlbfs_with_room(LEN_HUGE) else { return };
     let (huge, records) = (tempfile::tempdir_in(mount).unwrap(), tmpfs_dir());
     let config = ImageConfig { memory: huge.path().join("memory"), ..config(records.path(), LEN_HUGE) };
     let odd = ImageConfig { len: LEN_HUGE + PAGE_SIZE as u64, ..config.clone() };
@@ -404,13 +398,3 @@ fn an_image_on_huge_pages_works_alike() {
 }
 
 const LEN_HUGE: u64 = 4 << 20;
-
-fn hugetlbfs_with_room(bytes: u64) -> Option<std::path::PathBuf> {
-    let free: u64 = fs::read_to_string("/proc/meminfo")
-        .unwrap()
-        .lines()
-        .find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse().ok())?;
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("hugetlbfs"))?;
-    (free * (2 << 20) >= bytes).then(|| mount.split(' ').nth(1).unwrap().into())
-}

@@ -1,0 +1,558 @@
+use super::*;
+use crate::host_needs;
+use crate::pages::PageIndex;
+use memmap2::{MmapOptions, MmapRaw};
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::mman::{MmapAdvise, madvise};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write, stdin};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const FILE: &str = "HOLDFAST_TEST_TRACKED_FILE";
+const MAPS: &str = "HOLDFAST_TEST_TRACKED_MAPS";
+const PAGE: u64 = PAGE_SIZE as u64;
+const NONE: [u64; 0] = [];
+
+/// A process that maps a file and writes to it as it is told.
+struct Writer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Writer {
+    /// `maps` are the offset and length of each mapping.
+    fn spawn(path: &std::path::Path, maps: &[(u64, u64)]) -> Self {
+        let maps: Vec<_> = maps.iter().map(|(offset, len)| format!("{offset}:{len}")).collect();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            // With one test at a time the test runs in the main thread, the one that is interrupted.
+            .args(["--exact", "tracker::uffd::tests::writing_process", "--nocapture", "--test-threads=1"])
+            .env(FILE, path)
+            .env(MAPS, maps.join(","))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut writer = Self { child, input, output: BufReader::new(output) };
+        assert_eq!(writer.answer(), "ready");
+        writer
+    }
+
+    fn pid(&self) -> i32 {
+        i32::try_from(self.child.id()).unwrap()
+    }
+
+    fn say(&mut self, command: &str) {
+        writeln!(self.input, "{command}").unwrap();
+    }
+
+    /// The next line that is an answer; the test harness prints lines of its own.
+    fn answer(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the process ended");
+            if let Some(answer) = line.trim_end().strip_prefix("> ") {
+                return answer.to_owned();
+            }
+        }
+    }
+
+    fn ask(&mut self, command: &str) -> String {
+        self.say(command);
+        self.answer()
+    }
+
+    fn descriptors(&self) -> BTreeSet<String> {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
+            .collect()
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// The child of the tests below.
+#[test]
+fn writing_process() {
+    let Some(path) = std::env::var_os(FILE) else { return };
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let maps = std::env::var(MAPS).unwrap();
+    let mut maps: Vec<(u64, MmapRaw)> = maps
+        .split(',')
+        .map(|map| {
+            let (offset, len) = map.split_once(':').unwrap();
+            let (offset, len) = (offset.parse().unwrap(), len.parse().unwrap());
+            (offset, MmapOptions::new().offset(offset).len(len).map_raw(&file).unwrap())
+        })
+        .collect();
+    answer("ready");
+    for line in stdin().lines() {
+        let line = line.unwrap();
+        let mut words = line.split(' ');
+        let command = words.next().unwrap();
+        let numbers: Vec<u64> = words.map(|word| word.parse().unwrap()).collect();
+        let address = |map: usize, offset: u64| {
+            let (start, map) = &maps[map];
+            map.as_mut_ptr().wrapping_add(usize::try_from(offset - start).unwrap())
+        };
+        match (command, &*numbers) {
+            ("write", &[map, offset]) => write_at(address(map as usize, offset)),
+            ("write-many", &[map, from, count, step]) => {
+                (0..count).for_each(|n| write_at(address(map as usize, from + n * step)));
+            }
+            ("read-into", &[offset]) => {
+                // SAFETY: the address lies in a mapping of at least a page from there.
+                let slice = unsafe { std::slice::from_raw_parts_mut(address(0, offset), 16) };
+                File::open("/dev/urandom").unwrap().read_exact(slice).unwrap();
+            }
+            ("look", &[offset]) => {
+                // SAFETY: the address lies in a mapping.
+                let byte = unsafe { address(0, offset).read_volatile() };
+                std::hint::black_box(byte);
+            }
+            ("drop-from-tables", &[offset, len]) => {
+                let at = NonNull::new(address(0, offset).cast()).unwrap();
+                // SAFETY: the range lies in a shared mapping, whose pages come back from the file.
+                unsafe { madvise(at, len as usize, MmapAdvise::MADV_DONTNEED) }.unwrap();
+            }
+            ("unmap", &[map]) => drop(maps.remove(map as usize)),
+            ("map-again", &[]) => {
+                let map = MmapOptions::new().len(PAGE_SIZE).map_raw(&file).unwrap();
+                maps.push((0, map));
+            }
+            ("poll", &[]) => poll_stdin(),
+            ("scribble", &[pages, millis]) => scribble(&maps[0].1, pages, Duration::from_millis(millis)),
+            ("compute", &[rounds]) => compute(rounds),
+            other => panic!("unknown command {other:?}"),
+        }
+        answer("done");
+    }
+}
+
+fn answer(text: &str) {
+    println!("\n> {text}");
+}
+
+fn write_at(address: *mut u8) {
+    // SAFETY: the caller took the address from a mapping that it holds.
+    unsafe { address.write_volatile(address.read_volatile().wrapping_add(1)) };
+}
+
+/// Waits for a byte and tells how often the wait was disturbed.
+fn poll_stdin() {
+    answer("polling");
+    let input = stdin();
+    let mut disturbed = 0;
+    loop {
+        let mut fds = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::try_from(20_000_u32).unwrap()) {
+            Err(Errno::EINTR) => disturbed += 1,
+            Ok(1) => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    answer(&format!("disturbed {disturbed}"));
+}
+
+/// Writes at random places, as fast as it can.
+fn scribble(map: &MmapRaw, pages: u64, time: Duration) {
+    let end = Instant::now() + time;
+    let mut random = 1_u64;
+    while Instant::now() < end {
+        for _ in 0..64 {
+            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            let offset = (random >> 33) % (pages * PAGE / 8) * 8;
+            let at = map.as_mut_ptr().wrapping_add(offset as usize).cast::<u64>();
+            // SAFETY: the offset is aligned and lies within the mapping.
+            unsafe { at.write_volatile(random) };
+        }
+    }
+}
+
+static ALARMS: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn count_alarm(_: libc::c_int) {
+    ALARMS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Computes while a timer interrupts it all the time; any register or signal that gets lost shows.
+fn compute(rounds: u64) {
+    let action = SigAction::new(SigHandler::Handler(count_alarm), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler touches an atomic only.
+    unsafe { sigaction(Signal::SIGALRM, &action) }.unwrap();
+    let every = libc::itimerval {
+        it_interval: libc::timeval { tv_sec: 0, tv_usec: 300 },
+        it_value: libc::timeval { tv_sec: 0, tv_usec: 300 },
+    };
+    // SAFETY: the pointer is to a value that lives through the call; the old value is not asked for.
+    assert_eq!(unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const every, std::ptr::null_mut()) }, 0);
+    let once = |seed: u64| {
+        let (mut sum, mut float) = (seed, 1.0_f64);
+        for n in 0..200_000_u64 {
+            sum = sum.rotate_left(7) ^ n.wrapping_mul(sum | 1);
+            float = (float * 1.000_001 + n as f64).sqrt();
+        }
+        (sum, float.to_bits())
+    };
+    let expected = once(42);
+    for _ in 0..rounds {
+        assert_eq!(once(42), expected);
+        nix::unistd::getppid();
+    }
+    answer(&format!("alarms {}", ALARMS.load(Ordering::Relaxed)));
+}
+
+/// A file of `pages` pages on tmpfs, all holes.
+struct Tracked {
+    _dir: tempfile::TempDir,
+    path: std::path::PathBuf,
+    file: File,
+    pages: u64,
+}
+
+impl Tracked {
+    fn new(pages: u64) -> Self {
+        Self::in_dir(std::path::Path::new("/dev/shm"), pages)
+    }
+
+    fn in_dir(dir: &std::path::Path, pages: u64) -> Self {
+        let dir = tempfile::tempdir_in(dir).unwrap();
+        let path = dir.path().join("memory");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        file.set_len(pages * PAGE).unwrap();
+        Self { _dir: dir, path, file, pages }
+    }
+
+    fn identity(&self) -> FileIdentity {
+        let meta = self.file.metadata().unwrap();
+        FileIdentity { dev: meta.dev(), ino: meta.ino() }
+    }
+
+    fn attach(&self, writer: &Writer) -> Result<UffdTracker, AttachError> {
+        UffdTracker::attach(writer.pid(), self.identity(), self.pages * PAGE)
+    }
+
+    fn whole(&self) -> [(u64, u64); 1] {
+        [(0, self.pages * PAGE)]
+    }
+
+    fn none(&self) -> PageSet {
+        PageSet::with_capacity(self.pages)
+    }
+}
+
+/// Pages found by one scan.
+fn found(tracker: &mut UffdTracker) -> Vec<u64> {
+    let mut set = PageSet::for_bytes(tracker.len);
+    tracker.collect(&mut set).unwrap();
+    set.iter().map(|page| page.0).collect()
+}
+
+/// Whether this host lets us track; says so if not.
+fn can_track() -> bool {
+    host_needs::is_root()
+}
+
+/// CK-2: exactly the written pages are found, each once, also those that nobody had touched before.
+#[test]
+fn written_pages_are_found_exactly_and_once() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(1000);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    writer.ask(&format!("write-many 0 0 100 {PAGE}"));
+    let mut tracker = memory.attach(&writer).unwrap();
+    assert_eq!(found(&mut tracker), NONE, "nothing was written since");
+    for (offset, page) in
+        [(0, 0), (PAGE - 1, 0), (5 * PAGE + 7, 5), (500 * PAGE, 500), (1000 * PAGE - 1, 999)]
+    {
+        writer.ask(&format!("write 0 {offset}"));
+        writer.ask(&format!("write 0 {offset}"));
+        assert_eq!(found(&mut tracker), [page]);
+        assert_eq!(found(&mut tracker), NONE);
+    }
+    writer.ask(&format!("look {}", 700 * PAGE));
+    assert_eq!(found(&mut tracker), NONE, "reading is not writing");
+    writer.ask(&format!("write-many 0 {} 200 {}", 3 * PAGE, 4 * PAGE));
+    assert_eq!(found(&mut tracker), (0..200).map(|n| 3 + 4 * n).collect::<Vec<_>>());
+    let mut set = memory.none();
+    set.insert(PageIndex(17));
+    writer.ask(&format!("write 0 {}", 18 * PAGE));
+    let stats = tracker.collect(&mut set).unwrap();
+    assert_eq!((stats.pages, stats.runs), (1, 1));
+    assert_eq!(set.runs().collect::<Vec<_>>(), [17..19], "what was in the set stays");
+}
+
+/// CK-2: what a system call writes in the process's name is found, as QEMU's devices write so.
+#[test]
+fn what_the_kernel_writes_for_the_process_is_found() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut tracker = memory.attach(&writer).unwrap();
+    for page in [0, 9, 63] {
+        writer.ask(&format!("read-into {}", page * PAGE));
+        assert_eq!(found(&mut tracker), [page], "on a page never touched");
+        writer.ask(&format!("read-into {}", page * PAGE + 99));
+        assert_eq!(found(&mut tracker), [page], "on a page that is there");
+    }
+}
+
+/// CK-2: a page that was written and then left the page tables (swap, discard) still counts.
+#[test]
+fn a_written_page_that_left_the_page_tables_is_found() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut tracker = memory.attach(&writer).unwrap();
+    writer.ask(&format!("write 0 {}", 3 * PAGE));
+    writer.ask(&format!("drop-from-tables {} {PAGE}", 3 * PAGE));
+    assert_eq!(found(&mut tracker), [3]);
+    writer.ask(&format!("write 0 {}", 3 * PAGE));
+    assert_eq!(found(&mut tracker), [3], "it is watched anew");
+    writer.ask(&format!("write 0 {}", 4 * PAGE));
+    let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    fallocate(&memory.file, hole, 4 * 4096, 4096).unwrap();
+    assert_eq!(found(&mut tracker), [4]);
+}
+
+/// CK-2: memory above 4 GiB is tracked by its place in the file, through mappings of any offset.
+#[test]
+fn pages_above_four_gib_are_found() {
+    if !can_track() {
+        return;
+    }
+    const GIB: u64 = 1 << 30;
+    let memory = Tracked::new(6 * GIB / PAGE);
+    let maps = [(0, 3 * GIB), (3 * GIB, 3 * GIB)];
+    let mut writer = Writer::spawn(&memory.path, &maps);
+    let mut tracker = memory.attach(&writer).unwrap();
+    for (map, offset) in [(0, GIB), (1, 3 * GIB), (1, 4 * GIB), (1, 5 * GIB + 123), (1, 6 * GIB - 1)] {
+        writer.ask(&format!("write {map} {offset}"));
+        assert_eq!(found(&mut tracker), [offset / PAGE]);
+    }
+}
+
+/// CK-2: a write through any of several mappings of the file is found.
+#[test]
+fn writes_through_every_mapping_are_found() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &[(0, 64 * PAGE), (32 * PAGE, 16 * PAGE)]);
+    let mut tracker = memory.attach(&writer).unwrap();
+    writer.ask(&format!("write 0 {}", 40 * PAGE));
+    assert_eq!(found(&mut tracker), [40]);
+    writer.ask(&format!("write 1 {}", 40 * PAGE));
+    assert_eq!(found(&mut tracker), [40]);
+    writer.ask(&format!("write 1 {}", 47 * PAGE));
+    writer.ask(&format!("write 0 {}", 2 * PAGE));
+    assert_eq!(found(&mut tracker), [2, 47]);
+}
+
+/// CK-2: while the process writes without a break, what scan after scan finds, copied after each, is in the end
+/// the memory.
+#[test]
+fn no_write_falls_between_two_scans() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(512);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut tracker = memory.attach(&writer).unwrap();
+    let mut copy = vec![0_u8; 512 * PAGE_SIZE];
+    memory.file.read_exact_at(&mut copy, 0).unwrap();
+    let done = AtomicBool::new(false);
+    let scans = std::thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            writer.ask("scribble 512 400");
+            done.store(true, Ordering::Release);
+        });
+        let (mut scans, mut last) = (0, false);
+        while !last {
+            last = done.load(Ordering::Acquire);
+            let mut set = memory.none();
+            tracker.collect(&mut set).unwrap();
+            for page in set.iter() {
+                let at = page.offset() as usize;
+                memory.file.read_exact_at(&mut copy[at..at + PAGE_SIZE], page.offset()).unwrap();
+            }
+            scans += 1;
+        }
+        writing.join().unwrap();
+        scans
+    });
+    let mut now = vec![0_u8; 512 * PAGE_SIZE];
+    memory.file.read_exact_at(&mut now, 0).unwrap();
+    assert!(now == copy, "a write was missed in {scans} scans");
+    assert!(scans > 5, "only {scans} scans");
+}
+
+#[test]
+fn the_process_notices_nothing_and_keeps_nothing() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let before = writer.descriptors();
+    writer.say("poll");
+    assert_eq!(writer.answer(), "polling");
+    for _ in 0..20 {
+        drop(memory.attach(&writer).unwrap());
+    }
+    let tracker = memory.attach(&writer).unwrap();
+    assert_eq!(writer.descriptors(), before, "the process holds no descriptor of ours");
+    // The answer to `poll` is the empty line's doing.
+    writer.say(&format!("write 0 {}", 7 * PAGE));
+    assert_eq!(writer.answer(), "disturbed 0", "a blocked poll is restarted");
+    drop(tracker);
+}
+
+#[test]
+fn a_process_in_full_career_with_signals_is_not_harmed() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    writer.say("compute 300");
+    let mut attached = 0;
+    let answer = std::thread::scope(|scope| {
+        let pid = writer.pid();
+        let waiting = scope.spawn(|| writer.answer());
+        while !waiting.is_finished() {
+            drop(UffdTracker::attach(pid, memory.identity(), 64 * PAGE).unwrap());
+            attached += 1;
+        }
+        waiting.join().unwrap()
+    });
+    let alarms: u64 = answer.strip_prefix("alarms ").unwrap().parse().unwrap();
+    assert!(attached > 10 && alarms > 10, "attached {attached} times, {alarms} alarms");
+}
+
+#[test]
+fn a_stopped_process_is_attached_and_stays_stopped() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let pid = Pid::from_raw(writer.pid());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let state = || {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+    };
+    let wait_for_stop = || {
+        let limit = Instant::now() + Duration::from_secs(5);
+        while state() != 'T' {
+            assert!(Instant::now() < limit, "the process is in state {}", state());
+            std::thread::yield_now();
+        }
+    };
+    wait_for_stop();
+    let mut tracker = memory.attach(&writer).unwrap();
+    wait_for_stop();
+    kill(pid, Signal::SIGCONT).unwrap();
+    writer.ask(&format!("write 0 {PAGE}"));
+    assert_eq!(found(&mut tracker), [1]);
+}
+
+#[test]
+fn a_second_attach_works_once_the_first_is_gone() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut first = memory.attach(&writer).unwrap();
+    writer.ask(&format!("write 0 {PAGE}"));
+    assert!(matches!(memory.attach(&writer), Err(AttachError::Busy { .. })));
+    assert_eq!(found(&mut first), [1], "the one that was there goes on");
+    drop(first);
+    writer.ask(&format!("write 0 {}", 2 * PAGE));
+    let mut second = memory.attach(&writer).unwrap();
+    assert_eq!(found(&mut second), NONE, "what was written before does not count");
+    writer.ask(&format!("write-many 0 0 3 {PAGE}"));
+    assert_eq!(found(&mut second), [0, 1, 2]);
+}
+
+/// CK-2: when the memory is mapped otherwise than it was, no scan pretends to know.
+#[test]
+fn a_changed_mapping_is_an_error() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let collect = |writer: &mut Writer, change: &str| {
+        let mut tracker = memory.attach(writer).unwrap();
+        writer.ask(change);
+        let fault = tracker.collect(&mut memory.none()).unwrap_err();
+        assert!(matches!(fault, TrackError::Remapped { .. }), "{change}: {fault}");
+    };
+    let mut writer = Writer::spawn(&memory.path, &[(0, 64 * PAGE), (0, 8 * PAGE)]);
+    collect(&mut writer, "map-again");
+    collect(&mut writer, "unmap 1");
+}
+
+#[test]
+fn a_process_that_ended_or_is_another_one_is_an_error() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let other = FileIdentity { dev: 1, ino: 1 };
+    let fault = UffdTracker::attach(writer.pid(), other, PAGE).unwrap_err();
+    assert!(matches!(fault, AttachError::NotMapped { .. }), "{fault}");
+    let mut tracker = memory.attach(&writer).unwrap();
+    writer.child.kill().unwrap();
+    writer.child.wait().unwrap();
+    let fault = tracker.collect(&mut memory.none()).unwrap_err();
+    assert!(matches!(fault, TrackError::Gone { .. }), "{fault}");
+    let fault = memory.attach(&writer).unwrap_err();
+    assert!(matches!(fault, AttachError::Inject(InjectError::Gone { .. })), "{fault}");
+}
+
+/// CK-2: on huge pages a write marks all of its huge page.
+#[test]
+fn writes_to_huge_pages_mark_whole_huge_pages() {
+    if !can_track() {
+        return;
+    }
+    let Some(mount) = host_needs::hugetlbfs_with_room(8 << 20) else { return };
+    let memory = Tracked::in_dir(&mount, 2048);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    writer.ask(&format!("write 0 {}", 600 * PAGE));
+    let mut tracker = memory.attach(&writer).unwrap();
+    assert_eq!(found(&mut tracker), NONE);
+    writer.ask(&format!("write 0 {}", 700 * PAGE));
+    assert_eq!(found(&mut tracker), (512..1024).collect::<Vec<_>>(), "a page that was there");
+    writer.ask(&format!("write 0 {}", 1536 * PAGE + 1));
+    assert_eq!(found(&mut tracker), (1536..2048).collect::<Vec<_>>(), "a page never touched");
+    writer.ask(&format!("read-into {}", 5 * PAGE));
+    assert_eq!(found(&mut tracker), (0..512).collect::<Vec<_>>(), "written by the kernel");
+    assert_eq!(found(&mut tracker), NONE);
+}
