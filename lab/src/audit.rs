@@ -222,4 +222,18 @@ mod tests {
         assert_eq!(log.committed_at(3), None);
         assert!(CommitLog::parse("1 one 100\n").is_err());
     }
+
+    proptest::proptest! {
+        /// RB-1: what is read was written by others.
+        #[test]
+        fn no_audit_and_no_log_makes_the_readers_panic(
+            body in proptest::collection::vec(proptest::num::u8::ANY, 0..200), count: u64, text: String,
+        ) {
+            let mut bytes = encode_audit(&[]);
+            bytes[8..16].copy_from_slice(&count.to_le_bytes());
+            bytes.extend_from_slice(&body);
+            drop(read(&bytes));
+            drop(CommitLog::parse(&text));
+        }
+    }
 }

@@ -158,4 +158,15 @@ mod tests {
         assert!(matches!(read_all(&bytes), Err(PcapError::Format { .. })));
         assert!(matches!(read_all(&[0; 24]), Err(PcapError::Format { .. })));
     }
+
+    proptest::proptest! {
+        /// RB-1: what is read was written by others.
+        #[test]
+        fn no_file_makes_the_reader_panic(body in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let mut bytes = encode(&[]);
+            bytes.extend_from_slice(&body);
+            // Frames, an end or an error: all is well that returns.
+            drop(read_all(&bytes));
+        }
+    }
 }

@@ -22,6 +22,8 @@ pub const CLIENT_BRIDGE: &str = "br0";
 pub const WIRE: &str = "wire0";
 /// The interface of each host on the replication link.
 pub const REPLICATION: &str = "repl0";
+/// The bridge of a host whose wire has more than one interface.
+const HOST_BRIDGE: &str = "wirebr0";
 
 /// The address of the `n`-th network card of all guests (from 0).
 pub fn guest_ip(n: u8) -> Ipv4Addr {
@@ -96,6 +98,8 @@ impl Topology {
             // The kernel of a host must not speak on the appliance's wire.
             namespace.set("net/ipv6/conf/all/disable_ipv6", "1")?;
             namespace.set("net/ipv6/conf/default/disable_ipv6", "1")?;
+            namespace.set("net/ipv4/ip_forward", "0")?;
+            namespace.set("net/ipv4/conf/all/arp_ignore", "1")?;
             client.ip(&format!(
                 "link add {client_port} mtu {} type veth peer name {WIRE} mtu {} netns {}",
                 options.mtu,
@@ -150,14 +154,21 @@ impl Host {
 
     /// Makes a TAP interface bridged to the wire: how a guest is attached without Holdfast.
     pub fn add_tap(&self, name: &str) -> Result<(), NetnsError> {
+        self.namespace.ip(&format!("tuntap add dev {name} mode tap vnet_hdr"))?;
+        self.bridge_to_wire(name)
+    }
+
+    /// Puts an interface of the host on the wire.
+    pub fn bridge_to_wire(&self, interface: &str) -> Result<(), NetnsError> {
         let space = &self.namespace;
-        space.ip("link add plain0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0")?;
-        space.ip(&format!("tuntap add dev {name} mode tap vnet_hdr"))?;
-        space.ip(&format!("link set {name} mtu {}", self.mtu))?;
-        for interface in [WIRE, name] {
-            space.ip(&format!("link set {interface} master plain0 up"))?;
+        if space.ip(&format!("link show {HOST_BRIDGE}")).is_err() {
+            space.ip(&format!(
+                "link add {HOST_BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
+            ))?;
+            space.ip(&format!("link set {WIRE} master {HOST_BRIDGE}"))?;
+            space.ip(&format!("link set {HOST_BRIDGE} up"))?;
         }
-        space.ip("link set plain0 up")?;
+        space.ip(&format!("link set {interface} mtu {} master {HOST_BRIDGE} up", self.mtu))?;
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ pub(crate) struct CommandLine {
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) mtu: Option<u32>,
     pub(crate) sysctls: Vec<(String, String)>,
-    pub(crate) exec: Option<String>,
+    pub(crate) exec: Vec<String>,
 }
 
 impl CommandLine {
@@ -51,7 +51,7 @@ impl CommandLine {
                         found.sysctls.push((name.into(), setting.into()));
                     }
                 }
-                "exec" => found.exec = Some(value.into()),
+                "exec" => found.exec = value.split(',').map(String::from).collect(),
                 _ => return Err(bad()),
             }
         }
