@@ -14,6 +14,7 @@
 //! ```
 
 use crate::pages::{PageIndex, PageSet};
+use crate::tracker::FileIdentity;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::time::Instant;
 use thiserror::Error;
@@ -65,7 +66,7 @@ pub trait OutputGate: Send {
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError>;
 
     /// From now on output is held, as belonging to `first` until the next cut, and leaves only while
-    /// the lease lasts. Called while the guest stands still.
+    /// the lease lasts; the lease begins as run out. Called while the guest stands still.
     ///
     /// # Errors
     /// When the dataplane did not do it: the guest stays unprotected.
@@ -88,7 +89,8 @@ pub trait OutputGate: Send {
     /// When the dataplane did not do it.
     fn admit(&mut self, term: Term) -> Result<(), GateError>;
 
-    /// A protected machine may transmit until then; never moves the end of the lease back.
+    /// A protected machine may transmit until then; never moves the end of the lease back, and does
+    /// nothing to a gate that is not holding.
     fn extend_lease(&mut self, until: Instant);
 
     /// Takes the state that a cut on the other host reported.
@@ -104,10 +106,8 @@ pub trait OutputGate: Send {
 /// Identity of the file that backs a guest's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryFacts {
-    /// Device number of the file.
-    pub dev: u64,
-    /// Inode number of the file.
-    pub ino: u64,
+    /// The file.
+    pub identity: FileIdentity,
     /// Bytes in the file.
     pub len: u64,
     /// Bytes in a page of the file system that holds it: 4096, or a huge page's.

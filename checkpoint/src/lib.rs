@@ -1,6 +1,7 @@
 //! Epoch machine, dirty tracking, page pipeline, transport, image, QEMU control, arbiter.
 
 pub mod arbiter;
+mod digest;
 pub mod gate;
 #[cfg(test)]
 mod host_needs;

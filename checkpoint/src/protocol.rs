@@ -6,9 +6,8 @@
 //! primary                                              backup
 //!   Hello ------------------------------------------------>       (version, machine, term, memory)
 //!   <------------------------------------ Welcome | Refuse
-//!   Begin{full or not} --------------------------------->
+//!   Begin{full or not, term, first epoch} --------------->
 //!   Base* (full only, while the guest runs) ------------->
-//!   Reign{term} ----------------------------------------->       (the term that protects begins)
 //!   Pages* DeviceState* GateState* Seal{epoch} ---------->       again and again
 //!   <--------------------------------------------- Committed{epoch}
 //!   Heartbeat ------------------------------------------->       at any time, past everything else
@@ -28,6 +27,7 @@ mod message;
 mod pages;
 
 pub use codec::{DecodeError, FRAME_HEAD, FrameHead, HELLO_LIMIT, MESSAGE_LIMIT, decode, encode};
+pub(crate) use codec::{begin_pages, end_frame};
 pub use message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Seal,
     StateKind, Welcome,

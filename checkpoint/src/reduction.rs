@@ -57,10 +57,12 @@ impl Reducer {
     /// # Panics
     /// When `page` is not one page long.
     pub fn reduce<'a>(&'a mut self, page: &'a [u8]) -> Reduced<'a> {
+        if is_zero(page) { Reduced::Zero } else { self.reduce_bytes(page) }
+    }
+
+    /// As [`Reducer::reduce`], for a page that is known not to be zero.
+    pub(crate) fn reduce_bytes<'a>(&'a mut self, page: &'a [u8]) -> Reduced<'a> {
         assert_eq!(page.len(), PAGE_SIZE, "one page at a time");
-        if is_zero(page) {
-            return Reduced::Zero;
-        }
         if !self.compress {
             return Reduced::Raw(page);
         }

@@ -86,3 +86,114 @@ impl Spread {
         }
     }
 }
+
+/// The parts of one pause.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct SealTimes {
+    pub(crate) pause: Duration,
+    pub(crate) stop: Duration,
+    pub(crate) cut: Duration,
+    pub(crate) scan: Duration,
+    pub(crate) copy: Duration,
+    pub(crate) save: Duration,
+    pub(crate) cont: Duration,
+    pub(crate) pages: u64,
+}
+
+/// Where all figures of a machine are gathered; locked for a moment a few times an epoch.
+#[derive(Debug)]
+pub(crate) struct Stats {
+    sealed: u64,
+    committed: u64,
+    aborted: u64,
+    pause: Spread,
+    stop: Spread,
+    cut: Spread,
+    scan: Spread,
+    copy: Spread,
+    save: Spread,
+    cont: Spread,
+    latency: Spread,
+    pages: Spread,
+    replicated_bytes: u64,
+    wire_bytes: u64,
+    full_syncs: u64,
+    last_sync: (Duration, u64),
+}
+
+impl Stats {
+    pub(crate) fn new() -> Self {
+        Self {
+            sealed: 0,
+            committed: 0,
+            aborted: 0,
+            pause: Spread::new(),
+            stop: Spread::new(),
+            cut: Spread::new(),
+            scan: Spread::new(),
+            copy: Spread::new(),
+            save: Spread::new(),
+            cont: Spread::new(),
+            latency: Spread::new(),
+            pages: Spread::new(),
+            replicated_bytes: 0,
+            wire_bytes: 0,
+            full_syncs: 0,
+            last_sync: (Duration::ZERO, 0),
+        }
+    }
+
+    pub(crate) fn sealed(&mut self, times: &SealTimes) {
+        self.sealed += 1;
+        self.pause.add(times.pause);
+        self.stop.add(times.stop);
+        self.cut.add(times.cut);
+        self.scan.add(times.scan);
+        self.copy.add(times.copy);
+        self.save.add(times.save);
+        self.cont.add(times.cont);
+        self.pages.add_count(times.pages);
+    }
+
+    pub(crate) fn committed(&mut self, latency: Duration) {
+        self.committed += 1;
+        self.latency.add(latency);
+    }
+
+    pub(crate) fn aborted(&mut self, epochs: u64) {
+        self.aborted += epochs;
+    }
+
+    pub(crate) fn sent(&mut self, content: usize, wire: usize) {
+        self.replicated_bytes += content as u64;
+        self.wire_bytes += wire as u64;
+    }
+
+    pub(crate) fn synchronised(&mut self, took: Duration, pages: u64) {
+        self.full_syncs += 1;
+        self.last_sync = (took, pages);
+    }
+
+    pub(crate) fn shown(&self) -> StatsSnapshot {
+        StatsSnapshot {
+            epochs_sealed: self.sealed,
+            epochs_committed: self.committed,
+            epochs_aborted: self.aborted,
+            pause: self.pause.shown(),
+            pause_stop: self.stop.shown(),
+            pause_cut: self.cut.shown(),
+            pause_scan: self.scan.shown(),
+            pause_copy: self.copy.shown(),
+            pause_save: self.save.shown(),
+            pause_cont: self.cont.shown(),
+            commit_latency: self.latency.shown(),
+            dirty_pages_p50: self.pages.at(0.5),
+            dirty_pages_p99: self.pages.at(0.99),
+            replicated_bytes: self.replicated_bytes,
+            wire_bytes: self.wire_bytes,
+            full_syncs: self.full_syncs,
+            last_sync_ms: u64::try_from(self.last_sync.0.as_millis()).unwrap_or(u64::MAX),
+            last_sync_pages: self.last_sync.1,
+        }
+    }
+}

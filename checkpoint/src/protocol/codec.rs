@@ -25,15 +25,14 @@ mod kind {
     pub(super) const PAGES: u16 = 6;
     pub(super) const DEVICE_STATE: u16 = 7;
     pub(super) const GATE_STATE: u16 = 8;
-    pub(super) const REIGN: u16 = 9;
-    pub(super) const SEAL: u16 = 10;
-    pub(super) const COMMITTED: u16 = 11;
-    pub(super) const CREDIT: u16 = 12;
-    pub(super) const HEARTBEAT: u16 = 13;
-    pub(super) const HEARTBEAT_ANSWER: u16 = 14;
-    pub(super) const RELINQUISH: u16 = 15;
-    pub(super) const SUMMON: u16 = 16;
-    pub(super) const GOODBYE: u16 = 17;
+    pub(super) const SEAL: u16 = 9;
+    pub(super) const COMMITTED: u16 = 10;
+    pub(super) const CREDIT: u16 = 11;
+    pub(super) const HEARTBEAT: u16 = 12;
+    pub(super) const HEARTBEAT_ANSWER: u16 = 13;
+    pub(super) const RELINQUISH: u16 = 14;
+    pub(super) const SUMMON: u16 = 15;
+    pub(super) const GOODBYE: u16 = 16;
 }
 
 /// Why bytes are no message; the peer is at fault.
@@ -98,10 +97,7 @@ impl FrameHead {
     /// Whether the body counts against the credit of the sender.
     #[must_use]
     pub const fn is_bulk(self) -> bool {
-        matches!(
-            self.kind,
-            kind::BASE | kind::PAGES | kind::DEVICE_STATE | kind::GATE_STATE | kind::SEAL | kind::REIGN
-        )
+        matches!(self.kind, kind::BASE | kind::PAGES | kind::DEVICE_STATE | kind::GATE_STATE | kind::SEAL)
     }
 }
 
@@ -170,6 +166,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
         Message::Begin(begin) => {
             begin_frame(kind::BEGIN, &mut out);
             out.push(u8::from(begin.full));
+            put_u64(&mut out, begin.term.get());
             put_u64(&mut out, begin.first.get());
         }
         Message::Base(batch) => {
@@ -190,7 +187,6 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_u64(&mut out, epoch.get());
             out.extend_from_slice(bytes);
         }
-        Message::Reign(term) => number(kind::REIGN, term.get(), &mut out),
         Message::Seal(seal) => {
             begin_frame(kind::SEAL, &mut out);
             put_u64(&mut out, seal.epoch.get());
@@ -273,9 +269,9 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
         }
         kind::BEGIN => {
             let full = body.named("Begin").flag()?;
-            Message::Begin(Begin { full, first: EpochId::new(body.u64()?) })
+            let term = Term::new(body.u64()?);
+            Message::Begin(Begin { full, term, first: EpochId::new(body.u64()?) })
         }
-        kind::REIGN => Message::Reign(Term::new(body.named("Reign").u64()?)),
         kind::SEAL => Message::Seal(Seal {
             epoch: EpochId::new(body.named("Seal").u64()?),
             term: Term::new(body.u64()?),
@@ -428,12 +424,11 @@ mod tests {
                 window: 1 << 24,
             }),
             Message::Refuse(Refusal::new(RefusalCode::StaleTerm, "term 2 is over")),
-            Message::Begin(Begin { full: true, first: epoch }),
+            Message::Begin(Begin { full: true, term, first: epoch }),
             Message::Base(PageBatch::from_bytes(vec![1; 8])),
             Message::Pages(epoch, PageBatch::from_bytes(vec![2; 80])),
             Message::StatePart(epoch, StateKind::Devices, vec![3; 5]),
             Message::StatePart(epoch, StateKind::Gate, vec![]),
-            Message::Reign(term),
             Message::Seal(Seal { epoch, term, pages: 12, digest }),
             Message::Committed { epoch, term, digest },
             Message::Credit { bytes: 4096 },

@@ -137,6 +137,8 @@ impl fmt::Display for Refusal {
 pub struct Begin {
     /// The memory comes whole; otherwise the image held is continued.
     pub full: bool,
+    /// Term of the epochs that follow: at least that of the Hello.
+    pub term: Term,
     /// Number of the first epoch that will be sealed.
     pub first: EpochId,
 }
@@ -180,8 +182,6 @@ pub enum Message {
     Pages(EpochId, PageBatch),
     /// A piece of a state that belongs to an epoch; pieces follow each other.
     StatePart(EpochId, StateKind, Vec<u8>),
-    /// From the next seal on the epochs are of this term.
-    Reign(Term),
     /// See [`Seal`].
     Seal(Seal),
     /// The backup holds all of an epoch.
@@ -237,7 +237,6 @@ impl Message {
             Self::Base(_) => "Base",
             Self::Pages(..) => "Pages",
             Self::StatePart(..) => "StatePart",
-            Self::Reign(_) => "Reign",
             Self::Seal(_) => "Seal",
             Self::Committed { .. } => "Committed",
             Self::Credit { .. } => "Credit",

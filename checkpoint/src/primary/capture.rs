@@ -1,0 +1,408 @@
+//! The thread that finds and copies pages.
+//!
+//! It owns the guest's memory as Holdfast maps it, the tracker, and two sets of pages: *pending*, which
+//! the next capture has to carry because an earlier one was given up, and *current*, which the capture
+//! under way has taken. A page leaves these sets only by going into a sealed epoch (CK-2).
+//!
+//! Order matters: a page is first taken from the tracker and from Holdfast's own bitmap, then copied. A
+//! write after that is found by the next scan.
+
+use crate::gate::{GuestMemorySource, MemoryError, MemoryFacts};
+use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
+use crate::primary::{Chunk, Work};
+use crate::tracker::{DirtyTracker, TrackError};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use holdfast_epoch::EpochId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Sets that are kept to be used again.
+const SPARE_SETS: usize = 8;
+
+/// Why pages could not be captured. None is forgotten: they stay pending (CK-2).
+#[derive(Debug, Error)]
+pub(crate) enum CaptureError {
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// The session ended; its end says why.
+    #[error("the session ended while pages were captured")]
+    SessionEnded,
+    /// No tracker is attached: a bug of the caller.
+    #[error("no tracker is attached")]
+    NotAttached,
+}
+
+/// How a round of a running guest ended.
+#[derive(Debug)]
+pub(crate) struct RoundEnd {
+    /// Pages sent in it.
+    pub(crate) pages: u64,
+    /// Whether it was called off or the session ended: its pages are pending again.
+    pub(crate) outcome: Result<(), CaptureError>,
+}
+
+/// What a capture of the halted guest took.
+#[derive(Debug)]
+pub(crate) struct Captured {
+    /// The pages; given back by [`Capture::take_back`] when the epoch is aborted.
+    pub(crate) set: PageSet,
+    /// Copies made: a page written again during the capture counts twice.
+    pub(crate) copies: u64,
+    pub(crate) scan: Duration,
+    pub(crate) copy: Duration,
+}
+
+/// Which pages a round of the running guest sends, and as what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Round {
+    /// All pages, or those that were written.
+    pub(crate) whole: bool,
+    /// Ahead of this epoch, or as part of the full synchronisation.
+    pub(crate) ahead_of: Option<EpochId>,
+}
+
+enum Order {
+    Facts(Sender<Result<MemoryFacts, MemoryError>>),
+    Attach(MemoryFacts, Box<dyn DirtyTracker>),
+    Detach,
+    Open { work: Sender<Work>, free: Receiver<Chunk>, chunks: usize },
+    Round(Round, Sender<RoundEnd>),
+    First(EpochId, Sender<Result<(), CaptureError>>),
+    Last(EpochId, Sender<Result<Captured, CaptureError>>),
+    GiveUp,
+    TakeBack(PageSet),
+    Recycle(PageSet),
+}
+
+/// Handle to the capture thread. Dropping it ends the thread.
+pub(crate) struct Capture {
+    orders: Option<Sender<Order>>,
+    called_off: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Starts the thread.
+    pub(crate) fn start(memory: Box<dyn GuestMemorySource>) -> std::io::Result<Self> {
+        let (orders, taken) = bounded(16);
+        let called_off = Arc::new(AtomicBool::new(false));
+        let worker =
+            Worker { memory, watched: None, pipe: None, called_off: Arc::clone(&called_off), filling: None };
+        let thread =
+            thread::Builder::new().name("hf-capture".to_owned()).spawn(move || worker.run(&taken))?;
+        Ok(Self { orders: Some(orders), called_off, thread: Some(thread) })
+    }
+
+    /// The guest's memory as it is connected now.
+    pub(crate) fn facts(&self) -> Result<MemoryFacts, MemoryError> {
+        self.ask(Order::Facts)
+    }
+
+    /// Watches a guest. Every page must be sent once after this: see [`Round::whole`].
+    pub(crate) fn attach(&self, memory: MemoryFacts, tracker: Box<dyn DirtyTracker>) {
+        self.order(Order::Attach(memory, tracker));
+    }
+
+    /// Watches nothing any more.
+    pub(crate) fn detach(&self) {
+        self.order(Order::Detach);
+    }
+
+    /// Captured pages go to this session, in chunks of which there are `chunks` at the most.
+    pub(crate) fn open(&self, work: Sender<Work>, free: Receiver<Chunk>, chunks: usize) {
+        self.order(Order::Open { work, free, chunks });
+    }
+
+    /// Sends pages of the running guest.
+    pub(crate) fn round(&self, round: Round) -> Receiver<RoundEnd> {
+        self.called_off.store(false, Ordering::Release);
+        let (answer, answered) = bounded(1);
+        self.order(Order::Round(round, answer));
+        answered
+    }
+
+    /// Calls a round off.
+    pub(crate) fn call_off(&self) {
+        self.called_off.store(true, Ordering::Release);
+    }
+
+    /// Begins to capture the halted guest; the answer comes when the first scan and copy are done.
+    pub(crate) fn first(&self, epoch: EpochId) -> Receiver<Result<(), CaptureError>> {
+        let (answer, answered) = bounded(1);
+        self.order(Order::First(epoch, answer));
+        answered
+    }
+
+    /// Captures what was written since, and ends the capture.
+    pub(crate) fn last(&self, epoch: EpochId) -> Result<Captured, CaptureError> {
+        self.ask(|answer| Order::Last(epoch, answer))
+    }
+
+    /// Gives the capture under way up: its pages are pending again (CK-2).
+    pub(crate) fn give_up(&self) {
+        self.order(Order::GiveUp);
+    }
+
+    /// The pages of an aborted epoch are pending again (CK-2).
+    pub(crate) fn take_back(&self, set: PageSet) {
+        self.order(Order::TakeBack(set));
+    }
+
+    /// The set of a committed epoch is not needed any more.
+    pub(crate) fn recycle(&self, set: PageSet) {
+        self.order(Order::Recycle(set));
+    }
+
+    fn order(&self, order: Order) {
+        let orders = self.orders.as_ref().expect("there until dropped");
+        orders.send(order).expect("the capture thread runs until its handle is dropped");
+    }
+
+    fn ask<T>(&self, order: impl FnOnce(Sender<T>) -> Order) -> T {
+        let (answer, answered) = bounded(1);
+        self.order(order(answer));
+        answered.recv().expect("the capture thread answers each order")
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.call_off();
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            // A panic over there was reported when it happened.
+            drop(thread.join());
+        }
+    }
+}
+
+/// The way to a session.
+struct Pipe {
+    work: Sender<Work>,
+    free: Receiver<Chunk>,
+    /// Chunks that may still be made.
+    unmade: usize,
+}
+
+struct Watched {
+    tracker: Box<dyn DirtyTracker>,
+    /// Pages of aborted captures.
+    pending: PageSet,
+    /// Pages of the capture under way.
+    current: PageSet,
+    /// Pages that were sent ahead of an epoch that is not sealed yet.
+    ahead: PageSet,
+    /// Pages of one scan.
+    fresh: PageSet,
+    /// Sets of committed epochs, to be used again.
+    spare: Vec<PageSet>,
+    copies: u64,
+    scan: Duration,
+    copy: Duration,
+}
+
+struct Worker {
+    memory: Box<dyn GuestMemorySource>,
+    watched: Option<Watched>,
+    pipe: Option<Pipe>,
+    filling: Option<Chunk>,
+    called_off: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn run(mut self, orders: &Receiver<Order>) {
+        for order in orders {
+            // Whoever asked may have gone: its answer is then not missed.
+            match order {
+                Order::Facts(answer) => drop(answer.send(self.memory.facts())),
+                Order::Attach(memory, tracker) => self.watched = Some(Watched::new(memory.len, tracker)),
+                Order::Detach => self.watched = None,
+                Order::Open { work, free, chunks } => {
+                    self.give_up();
+                    self.pipe = Some(Pipe { work, free, unmade: chunks });
+                }
+                Order::Round(round, answer) => drop(answer.send(self.round(round))),
+                Order::First(epoch, answer) => drop(answer.send(self.pass(Some(epoch), false, false))),
+                Order::Last(epoch, answer) => drop(answer.send(self.last(epoch))),
+                Order::GiveUp => self.give_up(),
+                Order::TakeBack(set) => {
+                    if let Some(watched) = &mut self.watched {
+                        watched.pending.union_with(&set);
+                        watched.recycle(set);
+                    }
+                }
+                Order::Recycle(set) => {
+                    if let Some(watched) = &mut self.watched {
+                        watched.recycle(set);
+                    }
+                }
+            }
+        }
+    }
+
+    fn round(&mut self, round: Round) -> RoundEnd {
+        let outcome = self.pass(round.ahead_of, round.whole, true).and_then(|()| self.flush(round.ahead_of));
+        let Some(watched) = &mut self.watched else { return RoundEnd { pages: 0, outcome } };
+        let pages = watched.current.len();
+        if outcome.is_err() {
+            watched.give_up();
+            self.filling = None;
+        } else if round.ahead_of.is_some() {
+            watched.ahead.union_with(&watched.current);
+        }
+        watched.current.clear();
+        watched.restart_clocks();
+        RoundEnd { pages, outcome }
+    }
+
+    fn give_up(&mut self) {
+        self.filling = None;
+        if let Some(watched) = &mut self.watched {
+            watched.give_up();
+        }
+    }
+
+    fn last(&mut self, epoch: EpochId) -> Result<Captured, CaptureError> {
+        self.pass(Some(epoch), false, false)?;
+        self.flush(Some(epoch))?;
+        let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
+        Ok(watched.finish())
+    }
+
+    /// Takes what was written and copies it.
+    fn pass(&mut self, epoch: Option<EpochId>, whole: bool, may_stop: bool) -> Result<(), CaptureError> {
+        let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
+        let started = Instant::now();
+        watched.fresh.clear();
+        std::mem::swap(&mut watched.fresh, &mut watched.pending);
+        let tracked = watched.tracker.collect(&mut watched.fresh);
+        self.memory.drain_dirty(&mut watched.fresh);
+        if whole {
+            watched.fresh.insert_all();
+        }
+        watched.current.union_with(&watched.fresh);
+        watched.scan += started.elapsed();
+        tracked?;
+        let started = Instant::now();
+        let copied = self.copy(epoch, may_stop);
+        if let Some(watched) = &mut self.watched {
+            watched.copy += started.elapsed();
+        }
+        copied
+    }
+
+    fn copy(&mut self, epoch: Option<EpochId>, may_stop: bool) -> Result<(), CaptureError> {
+        let Self { memory, watched, pipe, filling, called_off } = self;
+        let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
+        let pipe = pipe.as_mut().ok_or(CaptureError::SessionEnded)?;
+        for run in watched.fresh.runs() {
+            let mut at = run.start;
+            while at < run.end {
+                let mut chunk = match filling.take() {
+                    Some(chunk) => chunk,
+                    None if may_stop && called_off.load(Ordering::Acquire) => {
+                        return Err(CaptureError::SessionEnded);
+                    }
+                    None => pipe.chunk()?,
+                };
+                let count = usize::try_from(run.end - at).unwrap_or(usize::MAX).min(chunk.room());
+                let from = chunk.pages.len() * PAGE_SIZE;
+                memory.read(PageIndex(at), &mut chunk.bytes[from..from + count * PAGE_SIZE])?;
+                let end = at + count as u64;
+                chunk.pages.extend((at..end).map(PageIndex));
+                watched.copies += count as u64;
+                at = end;
+                if chunk.room() == 0 {
+                    pipe.send(Work::Pages(epoch, chunk))?;
+                } else {
+                    *filling = Some(chunk);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, epoch: Option<EpochId>) -> Result<(), CaptureError> {
+        match (self.filling.take(), &mut self.pipe) {
+            (Some(chunk), Some(pipe)) => pipe.send(Work::Pages(epoch, chunk)),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Pipe {
+    /// A chunk to fill: a used one, a new one, or the next one that becomes free. While the guest
+    /// stands still this is how a slow link makes the pause longer instead of the memory fuller.
+    fn chunk(&mut self) -> Result<Chunk, CaptureError> {
+        if let Ok(mut used) = self.free.try_recv() {
+            used.pages.clear();
+            return Ok(used);
+        }
+        if self.unmade > 0 {
+            self.unmade -= 1;
+            return Ok(Chunk::new());
+        }
+        let mut used = self.free.recv().map_err(|_| CaptureError::SessionEnded)?;
+        used.pages.clear();
+        Ok(used)
+    }
+
+    fn send(&self, work: Work) -> Result<(), CaptureError> {
+        self.work.send(work).map_err(|_| CaptureError::SessionEnded)
+    }
+}
+
+impl Watched {
+    fn new(len: u64, tracker: Box<dyn DirtyTracker>) -> Self {
+        let set = PageSet::for_bytes(len);
+        Self {
+            tracker,
+            pending: set.clone(),
+            current: set.clone(),
+            ahead: set.clone(),
+            fresh: set,
+            spare: Vec::new(),
+            copies: 0,
+            scan: Duration::ZERO,
+            copy: Duration::ZERO,
+        }
+    }
+
+    fn give_up(&mut self) {
+        for set in [&mut self.current, &mut self.ahead] {
+            self.pending.union_with(set);
+            set.clear();
+        }
+        self.restart_clocks();
+    }
+
+    fn finish(&mut self) -> Captured {
+        let empty = self.spare.pop().unwrap_or_else(|| PageSet::with_capacity(self.current.capacity()));
+        self.current.union_with(&self.ahead);
+        self.ahead.clear();
+        let captured = Captured {
+            set: std::mem::replace(&mut self.current, empty),
+            copies: self.copies,
+            scan: self.scan,
+            copy: self.copy,
+        };
+        self.restart_clocks();
+        captured
+    }
+
+    fn recycle(&mut self, mut set: PageSet) {
+        if self.spare.len() < SPARE_SETS && set.capacity() == self.current.capacity() {
+            set.clear();
+            self.spare.push(set);
+        }
+    }
+
+    fn restart_clocks(&mut self) {
+        (self.copies, self.scan, self.copy) = (0, Duration::ZERO, Duration::ZERO);
+    }
+}

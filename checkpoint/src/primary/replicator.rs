@@ -1,0 +1,327 @@
+//! The thread that sends epochs and takes their confirmations.
+//!
+//! It owns the epochs in flight. A confirmation that matches the oldest of them in term, number and
+//! digest gives the token that opens the gate (OC-1); any other ends the session. When the session
+//! ends, the page sets of all epochs that were not confirmed come back in the ending (CK-2).
+
+use crate::digest::{EpochHasher, PageHasher};
+use crate::gate::GateError;
+use crate::pages::{PAGE_SIZE, PageSet};
+use crate::primary::{Chunk, SharedGate, Stats, Work};
+use crate::protocol::{
+    FRAME_HEAD, Message, PageBatch, Refusal, Seal, StateKind, begin_pages, encode, end_frame,
+};
+use crate::reduction::{Reduced, Reducer, is_zero};
+use crate::transport::{Link, LinkEvent};
+use crate::vm::Fault;
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
+use holdfast_epoch::{Confirmation, ConfirmationError, Epoch, EpochId, InFlight, Sealed, Term};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of a state in one message.
+const STATE_PIECE: usize = 1 << 20;
+
+/// An epoch as the supervisor hands it over.
+pub(crate) type SealedEpoch = Epoch<Sealed<Contents>>;
+
+/// What a sealed epoch carries beside the pages that were already handed over.
+#[derive(Debug)]
+pub(crate) struct Contents {
+    pub(crate) set: PageSet,
+    pub(crate) devices: Vec<u8>,
+    pub(crate) gate: Vec<u8>,
+    pub(crate) sealed_at: Instant,
+}
+
+/// What is kept of an epoch in flight.
+struct Kept {
+    set: PageSet,
+    sealed_at: Instant,
+}
+
+/// What the supervisor is told.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The backup holds the epoch, and its output was released.
+    Committed { epoch: EpochId, set: PageSet },
+    /// The primary may transmit until then.
+    Lease { until: Instant, round_trip: Duration },
+    /// The backup's operator wants the machine.
+    Summoned { term: Term },
+    /// The session has ended; nothing follows.
+    Ended(Box<Ending>),
+}
+
+/// How a session ended.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    pub(crate) fault: Fault,
+    pub(crate) text: String,
+    /// What the backup said, if it refused.
+    pub(crate) refusal: Option<Refusal>,
+    /// Page sets of the epochs that were not confirmed.
+    pub(crate) unconfirmed: Vec<PageSet>,
+    /// What was not looked at any more: seals in it are not confirmed either.
+    pub(crate) work: Receiver<Work>,
+}
+
+impl Ending {
+    /// The page sets of all epochs that have to be carried again (CK-2).
+    pub(crate) fn into_sets(self) -> impl Iterator<Item = PageSet> {
+        let left = self.work.try_iter().collect::<Vec<_>>().into_iter().filter_map(|work| match work {
+            Work::Seal(epoch) => Some(epoch.abort().set),
+            Work::Pages(..) => None,
+        });
+        self.unconfirmed.into_iter().chain(left)
+    }
+}
+
+/// The supervisor's ends of a session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) link: Arc<Link>,
+    /// Where seals go, and the capture thread's chunks.
+    pub(crate) work: Sender<Work>,
+    /// Chunks that were sent.
+    pub(crate) free: Receiver<Chunk>,
+    pub(crate) reports: Receiver<Report>,
+}
+
+/// How a session is set up.
+pub(crate) struct SessionSettings {
+    pub(crate) in_flight: usize,
+    /// Chunks that may exist at a time.
+    pub(crate) chunks: usize,
+    /// Whether a full synchronisation comes first.
+    pub(crate) full: bool,
+    pub(crate) compress: bool,
+}
+
+/// Starts the replication thread of a session that was welcomed and begun.
+pub(crate) fn begin(
+    link: Arc<Link>,
+    gate: SharedGate,
+    stats: Arc<Mutex<Stats>>,
+    settings: &SessionSettings,
+) -> std::io::Result<Session> {
+    // Room for all there can be: who sends work never waits here, only for a free chunk.
+    let (work, taken) = bounded(settings.chunks + settings.in_flight + 8);
+    let (free, freed) = bounded(settings.chunks);
+    let (reports, reported) = unbounded();
+    let replicator = Replicator {
+        link: Arc::clone(&link),
+        work: taken,
+        free,
+        reports,
+        gate,
+        stats,
+        in_flight: InFlight::new(settings.in_flight),
+        reducer: Reducer::new(settings.compress),
+        hasher: EpochHasher::default(),
+        base: settings.full.then(PageHasher::default),
+    };
+    thread::Builder::new().name("hf-replicate".to_owned()).spawn(move || replicator.run())?;
+    Ok(Session { link, work, free: freed, reports: reported })
+}
+
+struct Replicator {
+    link: Arc<Link>,
+    work: Receiver<Work>,
+    free: Sender<Chunk>,
+    reports: Sender<Report>,
+    gate: SharedGate,
+    stats: Arc<Mutex<Stats>>,
+    in_flight: InFlight<Kept>,
+    reducer: Reducer,
+    hasher: EpochHasher,
+    /// Until the first seal of a full synchronisation.
+    base: Option<PageHasher>,
+}
+
+/// Why the thread ends.
+enum Stop {
+    LinkEnded,
+    /// The supervisor let go of the session.
+    Abandoned,
+    Refused(Refusal),
+    Confirmation(ConfirmationError),
+    Unexpected(&'static str),
+    Gate(GateError),
+}
+
+impl From<ConfirmationError> for Stop {
+    fn from(fault: ConfirmationError) -> Self {
+        Self::Confirmation(fault)
+    }
+}
+
+impl From<GateError> for Stop {
+    fn from(fault: GateError) -> Self {
+        Self::Gate(fault)
+    }
+}
+
+impl Replicator {
+    fn run(mut self) {
+        let stop = loop {
+            if let Err(stop) = self.turn() {
+                break stop;
+            }
+        };
+        self.end(stop);
+    }
+
+    fn turn(&mut self) -> Result<(), Stop> {
+        select! {
+            recv(self.link.events()) -> event => self.heed(event.map_err(|_| Stop::LinkEnded)?),
+            recv(self.work) -> work => match work.map_err(|_| Stop::Abandoned)? {
+                Work::Pages(epoch, chunk) => self.send_pages(epoch, chunk),
+                Work::Seal(epoch) => self.send_seal(*epoch),
+            },
+        }
+    }
+
+    fn heed(&mut self, event: LinkEvent) -> Result<(), Stop> {
+        match event {
+            LinkEvent::Lease { until, round_trip } => {
+                self.gate.lock().extend_lease(until);
+                self.report(Report::Lease { until, round_trip });
+                Ok(())
+            }
+            LinkEvent::Message { message: Message::Committed { epoch, term, digest }, .. } => {
+                self.confirmed(&Confirmation { term, epoch, digest })
+            }
+            LinkEvent::Message { message: Message::Refuse(refusal), .. } => Err(Stop::Refused(refusal)),
+            LinkEvent::Message { message: Message::Summon { term }, .. } => {
+                self.report(Report::Summoned { term });
+                Ok(())
+            }
+            LinkEvent::Message { message, .. } => Err(Stop::Unexpected(message.name())),
+        }
+    }
+
+    /// OC-1: this is the only place where a token comes into being, and only from the backup's word.
+    fn confirmed(&mut self, word: &Confirmation) -> Result<(), Stop> {
+        let (token, kept) = self.in_flight.confirm(word)?;
+        self.gate.lock().release(token)?;
+        self.stats().committed(kept.sealed_at.elapsed());
+        self.report(Report::Committed { epoch: word.epoch, set: kept.set });
+        Ok(())
+    }
+
+    fn send_pages(&mut self, epoch: Option<EpochId>, chunk: Chunk) -> Result<(), Stop> {
+        let mut frame = self.link.buffer();
+        begin_pages(epoch, &mut frame);
+        let hasher = match (epoch, &mut self.base) {
+            (None, Some(base)) => base,
+            _ => &mut self.hasher.pages,
+        };
+        // Pages with bytes that stand side by side are hashed together.
+        let mut run = 0..0;
+        for (at, (page, bytes)) in chunk.iter().enumerate() {
+            let from = at * PAGE_SIZE;
+            let zero = is_zero(bytes);
+            hasher.add_index(page, zero);
+            if zero {
+                PageBatch::append(&mut frame, page, Reduced::Zero);
+                continue;
+            }
+            PageBatch::append(&mut frame, page, self.reducer.reduce_bytes(bytes));
+            if run.end != from {
+                hasher.add_bytes(&chunk.bytes[run]);
+                run = from..from;
+            }
+            run.end = from + PAGE_SIZE;
+        }
+        hasher.add_bytes(&chunk.bytes[run]);
+        end_frame(&mut frame);
+        self.stats().sent(chunk.pages.len() * PAGE_SIZE, frame.len());
+        // A chunk that finds no room is simply freed.
+        drop(self.free.try_send(chunk));
+        self.send_bulk(frame)
+    }
+
+    fn send_seal(&mut self, epoch: SealedEpoch) -> Result<(), Stop> {
+        let (id, term) = (epoch.id(), epoch.term());
+        let sent = self.send_states(&epoch);
+        let pages = self.hasher.pages.pages();
+        let base = self.base.take().map(|mut base| base.take());
+        let digest = self.hasher.take(term, id, base);
+        // In flight before a byte of the seal leaves: from here on an end of the session gives the set
+        // back, whatever the backup came to see of it.
+        self.in_flight.push(
+            epoch.replicated(digest, |contents| Kept { set: contents.set, sealed_at: contents.sealed_at }),
+        );
+        sent?;
+        self.send_bulk(encode(&Message::Seal(Seal { epoch: id, term, pages, digest })))
+    }
+
+    fn send_states(&mut self, epoch: &SealedEpoch) -> Result<(), Stop> {
+        let contents = epoch.captured();
+        for (kind, bytes) in [(StateKind::Devices, &contents.devices), (StateKind::Gate, &contents.gate)] {
+            self.hasher.add_state(kind, bytes);
+            for piece in bytes.chunks(STATE_PIECE) {
+                let frame = encode(&Message::StatePart(epoch.id(), kind, piece.to_vec()));
+                self.stats().sent(piece.len(), frame.len() + FRAME_HEAD);
+                self.send_bulk(frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the link's queue; what the peer says meanwhile is heeded.
+    fn send_bulk(&mut self, frame: Vec<u8>) -> Result<(), Stop> {
+        let mut frame = match self.link.try_send_bulk(frame) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Disconnected(_)) => return Err(Stop::LinkEnded),
+            Err(TrySendError::Full(frame)) => Some(frame),
+        };
+        let link = Arc::clone(&self.link);
+        while let Some(waiting) = frame.take() {
+            // A select takes the frame whether it sends it or not; so room is awaited with an event.
+            select! {
+                recv(link.events()) -> event => {
+                    frame = Some(waiting);
+                    self.heed(event.map_err(|_| Stop::LinkEnded)?)?;
+                }
+                send(link.bulk(), waiting) -> sent => {
+                    sent.map_err(|_| Stop::LinkEnded)?;
+                    link.ring();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(mut self, stop: Stop) {
+        let (fault, text, refusal) = match stop {
+            Stop::LinkEnded => {
+                let end = self.link.end();
+                (end.fault, end.text, None)
+            }
+            Stop::Abandoned => (Fault::Host, "the session was ended by this host".to_owned(), None),
+            Stop::Refused(refusal) => (Fault::Peer, format!("the backup refuses: {refusal}"), Some(refusal)),
+            Stop::Confirmation(fault) => (Fault::Peer, fault.to_string(), None),
+            Stop::Unexpected(name) => (Fault::Peer, format!("the backup sent {name} out of turn"), None),
+            Stop::Gate(fault) => (Fault::Host, fault.to_string(), None),
+        };
+        self.link.close();
+        let unconfirmed: Vec<_> = self.in_flight.abort_all().map(|kept| kept.set).collect();
+        let Self { work, free, reports, .. } = self;
+        // The capture thread may wait for a chunk: it learns that none will come.
+        drop(free);
+        let ending = Ending { fault, text, refusal, unconfirmed, work };
+        drop(reports.send(Report::Ended(Box::new(ending))));
+    }
+
+    fn report(&self, report: Report) {
+        // A supervisor that let go of the session does not miss it.
+        drop(self.reports.send(report));
+    }
+
+    fn stats(&self) -> std::sync::MutexGuard<'_, Stats> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
