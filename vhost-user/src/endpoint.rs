@@ -8,7 +8,7 @@ use crate::features::Features;
 use crate::mailbox::{Command, CoreSide, Mail, Reply};
 use crate::ring::{RingFault, RxRing, SplitQueue, TxRing};
 use crate::shared::{DeviceEvent, Shared};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 /// The polling core's end of a device.
@@ -174,9 +174,9 @@ impl Endpoint {
 
     /// Descriptors by which the guest notifies, to wait on before sleeping (readable). They change
     /// when [`Self::poll_control`] says so.
-    pub fn kick_fds(&self) -> impl Iterator<Item = RawFd> + '_ {
+    pub fn kick_fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let queues = self.tx.iter().map(TxRing::queue).chain(self.rx.iter().map(RxRing::queue));
-        queues.flatten().filter_map(|queue| Some(queue.kick.as_ref()?.as_raw_fd()))
+        queues.flatten().filter_map(|queue| Some(queue.kick.as_ref()?.as_fd()))
     }
 
     /// Takes the notifications that have arrived, after a wake-up; otherwise the next wait returns at

@@ -72,7 +72,8 @@ impl ControlSide {
     /// Hands `command` to the core and waits for its answer.
     pub(crate) fn call(&self, command: Command) -> Result<Reply, CoreGone> {
         let commands = self.commands.as_ref().ok_or(CoreGone)?;
-        commands.send(command).map_err(|_| CoreGone)?;
+        // Full only when an earlier command was given up: the device is being dropped.
+        commands.try_send(command).map_err(|_| CoreGone)?;
         self.flag.store(true, Ordering::Release);
         (self.waker)();
         let impatient = tick(PATIENCE);

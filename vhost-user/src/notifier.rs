@@ -4,7 +4,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use thiserror::Error;
 
 /// Why a descriptor that the frontend sent cannot be used for notifications.
@@ -54,12 +54,6 @@ impl Notifier {
     pub(crate) fn clear(&self) -> bool {
         let mut count = [0; 8];
         nix::unistd::read(&self.0, &mut count).is_ok()
-    }
-}
-
-impl AsRawFd for Notifier {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
     }
 }
 

@@ -1,0 +1,110 @@
+//! A polling core: it runs any number of endpoints, echoes what guests send, and sleeps when idle.
+
+use holdfast_vhost_user::{Endpoint, Verdict, VirtioNetHdr, Waker};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+pub(crate) struct Core {
+    wake: Arc<EventFd>,
+    stop: Arc<AtomicBool>,
+    gate: Arc<Mutex<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Core {
+    pub(crate) fn new() -> Self {
+        let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        Self { wake: Arc::new(wake), stop: Arc::default(), gate: Arc::default(), thread: None }
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        let wake = Arc::clone(&self.wake);
+        Arc::new(move || {
+            wake.write(1).expect("an eventfd");
+        })
+    }
+
+    pub(crate) fn run(&mut self, mut endpoints: Vec<Endpoint>) {
+        let (wake, stop, gate) = (Arc::clone(&self.wake), Arc::clone(&self.stop), Arc::clone(&self.gate));
+        self.thread = Some(std::thread::spawn(move || {
+            while !stop.load(Ordering::Acquire) {
+                let held = gate.lock().expect("the gate");
+                let mut idle = true;
+                for endpoint in &mut endpoints {
+                    idle &= turn(endpoint);
+                }
+                drop(held);
+                if idle {
+                    sleep(&wake, &endpoints);
+                }
+                // Taken before the next look at the mailboxes, so that no wake-up is lost.
+                if wake.read().is_ok() {
+                    continue;
+                }
+            }
+        }));
+    }
+
+    /// Keeps the core from taking another turn.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.gate.lock().expect("the gate")
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake.write(1).expect("an eventfd");
+        if let Some(thread) = self.thread.take() {
+            let outcome = thread.join();
+            assert!(outcome.is_ok() || std::thread::panicking(), "the polling core panicked");
+        }
+    }
+}
+
+/// One turn for one device; whether it may sleep now.
+fn turn(endpoint: &mut Endpoint) -> bool {
+    endpoint.poll_control();
+    endpoint.drain_kicks();
+    let (tx, rx) = endpoint.rings();
+    let mut idle = true;
+    for (tx, rx) in tx.iter_mut().zip(rx) {
+        // An echo needs both rings: what cannot be answered stays with the guest.
+        if !rx.is_running() {
+            continue;
+        }
+        let mut frames: Vec<(VirtioNetHdr, Vec<u8>)> = Vec::new();
+        let taken = tx.poll(32, |header, bytes| {
+            let mut frame = vec![0; bytes.len()];
+            assert_eq!(bytes.copy_to(0, &mut frame), frame.len());
+            frames.push((*header, frame));
+            Verdict::Taken
+        });
+        let mut outcome = taken.map(|_| ());
+        for (header, frame) in &frames {
+            outcome = outcome.and_then(|()| rx.push(header, &[frame]).map(|_| ()));
+        }
+        let outcome =
+            outcome.and_then(|()| tx.flush()).and_then(|()| rx.flush()).and_then(|()| tx.want_kick(true));
+        match outcome {
+            Ok(more) => idle &= !more,
+            Err(fault) => {
+                endpoint.fault(fault);
+                return false;
+            }
+        }
+    }
+    idle
+}
+
+fn sleep(wake: &EventFd, endpoints: &[Endpoint]) {
+    let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+    for fd in endpoints.iter().flat_map(Endpoint::kick_fds) {
+        fds.push(PollFd::new(fd, PollFlags::POLLIN));
+    }
+    poll(&mut fds, PollTimeout::NONE).expect("poll");
+}

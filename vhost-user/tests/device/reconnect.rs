@@ -1,0 +1,135 @@
+//! A socket that closes and comes back, from either side.
+
+use crate::core::Core;
+use crate::driver::GuestRam;
+use crate::machine::{Machine, TX, device, wait_event};
+use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole, SpawnError};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+
+fn is_gone(event: &DeviceEvent) -> bool {
+    *event == DeviceEvent::Disconnected
+}
+
+/// Fault 13: indices stay consistent, no frame is taken twice, no dirty page is forgotten (CK-2).
+#[test]
+fn a_frontend_that_comes_back_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    let mut number = 0;
+    let mut first = None;
+    for round in 1..=10 {
+        machine.start();
+        for _ in 0..7 {
+            machine.echo(number);
+            number += 1;
+        }
+        let memory = device.memory().expect("memory is known");
+        let first = first.get_or_insert_with(|| Arc::clone(&memory));
+        assert!(Arc::ptr_eq(first, &memory), "the mapping outlives the connection");
+        memory.files()[0].drain_dirty(&mut |_| {});
+        machine.echo(number);
+        number += 1;
+        // Closed amid everything, as when the frontend is killed.
+        machine.frontend = vhost::vhost_user::Frontend::from_stream(UnixStream::pair().expect("a pair").0, 2);
+        wait_event(&device, is_gone);
+        let snapshot = device.snapshot();
+        assert!(!snapshot.connected && snapshot.rings_running == [false, false], "{snapshot:?}");
+        assert_eq!(snapshot.connections, round);
+        assert_eq!(machine.queues[TX].used_index(), number as u16);
+        let mut dirty = 0;
+        memory.files()[0].drain_dirty(&mut |_| dirty += 1);
+        assert!(dirty > 0, "what was written before the loss is still marked after it");
+        machine = machine.reconnect(UnixStream::connect(&path).expect("connects"));
+    }
+}
+
+#[test]
+fn a_client_connects_as_soon_and_as_often_as_the_frontend_listens() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("qemu");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Client(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut carried: Option<Machine<'_>> = None;
+    for round in 0..3 {
+        let listener = UnixListener::bind(&path).expect("listens");
+        let (stream, _) = listener.accept().expect("the device connects");
+        let mut machine = match carried.take() {
+            Some(machine) => machine.reconnect(stream),
+            None => Machine::boot(stream, &ram),
+        };
+        machine.start();
+        machine.echo(round);
+        machine.stop();
+        drop(listener);
+        std::fs::remove_file(&path).expect("removes the socket");
+        machine.frontend = vhost::vhost_user::Frontend::from_stream(UnixStream::pair().expect("a pair").0, 2);
+        wait_event(&device, is_gone);
+        carried = Some(machine);
+    }
+}
+
+#[test]
+fn a_device_can_be_dropped_while_it_waits() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let core = Core::new();
+    for role in [SocketRole::Server(dir.path().join("a")), SocketRole::Client(dir.path().join("b"))] {
+        let (device, endpoint) = device(&core, role, &MemoryFiles::default());
+        drop(device);
+        drop(endpoint);
+    }
+}
+
+#[test]
+fn a_device_can_be_dropped_while_its_core_does_not_answer() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let outcome = std::panic::catch_unwind(|| Machine::connect(&path, &ram).start());
+            assert!(outcome.is_err(), "nobody answers the start");
+        });
+        wait_event(&device, |event| matches!(event, DeviceEvent::MemoryChanged));
+        drop(device);
+    });
+    assert!(!endpoint.is_running());
+}
+
+#[test]
+fn a_stale_socket_is_taken_over_and_a_served_one_is_not() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    drop(UnixListener::bind(&path).expect("listens"));
+    let core = Core::new();
+    let spawn = |path: &std::path::Path| {
+        holdfast_vhost_user::Device::spawn(
+            holdfast_vhost_user::DeviceConfig {
+                name: "net1".to_owned(),
+                socket: SocketRole::Server(path.to_owned()),
+                queue_pairs: 1,
+                offloads: false,
+                mtu: None,
+                files: MemoryFiles::default(),
+            },
+            core.waker(),
+        )
+    };
+    let first = spawn(&path).expect("a socket that nobody serves is removed");
+    assert!(matches!(spawn(&path), Err(SpawnError::SocketInUse(_))));
+    let plain = dir.path().join("file");
+    std::fs::write(&plain, "precious").expect("writes");
+    assert!(matches!(spawn(&plain), Err(SpawnError::NotASocket(_))));
+    assert_eq!(std::fs::read_to_string(&plain).expect("reads"), "precious");
+    assert!(matches!(spawn(&dir.path().join("no/such")), Err(SpawnError::Listen { .. })));
+    drop(first);
+}

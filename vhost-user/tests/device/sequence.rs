@@ -1,0 +1,191 @@
+//! The sequence of an epoch: stop, capture, cont, many times a second.
+
+use crate::core::Core;
+use crate::driver::GuestRam;
+use crate::machine::{Machine, RX, TX, device, wait_event, wait_signal};
+use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+#[test]
+fn frames_flow_both_ways_and_wake_both_sides() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    (0..200).for_each(|number| machine.echo(number));
+    let snapshot = device.snapshot();
+    assert!(snapshot.connected && snapshot.rings_running == [true, true], "{snapshot:?}");
+    assert_eq!(snapshot.peer_pid, Some(std::process::id() as i32));
+    assert_eq!(snapshot.faults, []);
+}
+
+/// CK-2: when GET_VRING_BASE is answered, the core has left the ring: the indices agree, all that was
+/// written is marked, and nothing is written until the start.
+#[test]
+fn a_stop_is_answered_when_the_core_has_left_the_rings() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    machine.echo(0);
+    wait_event(&device, |event| *event == DeviceEvent::Started);
+    let memory = device.memory().expect("memory is known");
+    let mut sent = 1;
+    for _ in 0..60 {
+        // Frames are under way while the machine stops.
+        for _ in 0..5 {
+            machine.send(&u32::to_be_bytes(sent).repeat(20));
+            sent += 1;
+        }
+        let bases = machine.stop();
+        assert_eq!(bases, [RX, TX].map(|ring| machine.queues[ring].used_index()));
+        memory.files()[0].drain_dirty(&mut |_| {});
+        let standing = ram.image();
+        machine.kick();
+        assert!(ram.image() == standing, "guest memory stands still");
+        memory.files()[0].drain_dirty(&mut |page| panic!("page {page} was written in the stop"));
+        machine.start();
+        let now = device.memory().expect("memory is known");
+        assert!(Arc::ptr_eq(&memory, &now), "an unchanged table keeps the mappings");
+        // Whatever was in the ring at the stop comes out after it, once and in order.
+        while machine.collect() < 5 {
+            wait_signal(&machine.calls[RX]).expect("the echo of what was in the ring");
+        }
+        for number in sent - 5..sent {
+            assert_eq!(machine.receive(), u32::to_be_bytes(number).repeat(20));
+        }
+    }
+    assert_eq!(usize::from(machine.stop()[TX]), sent as usize);
+    let seen = wait_event(&device, |event| *event == DeviceEvent::Stopped);
+    assert!(!seen.contains(&DeviceEvent::MemoryChanged), "{seen:?}");
+}
+
+/// CK-2: the answer waits for the core, however long that takes.
+#[test]
+fn a_stop_waits_for_a_core_that_is_busy() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    machine.echo(0);
+    let answered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let held = core.hold();
+        let stop = scope.spawn(|| {
+            let bases = machine.stop();
+            answered.store(true, Ordering::SeqCst);
+            bases
+        });
+        // The request has been read by the device when its bytes are gone; give it time to be wrong.
+        std::thread::park_timeout(std::time::Duration::from_millis(200));
+        assert!(!answered.load(Ordering::SeqCst), "answered although the core is in its turn");
+        assert!(device.snapshot().rings_running[0], "the ring is not left");
+        drop(held);
+        assert_eq!(stop.join().expect("answered"), [1, 1]);
+    });
+}
+
+#[test]
+fn a_memory_table_that_changes_under_running_rings_takes_effect() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    machine.echo(0);
+    let before = device.memory().expect("memory is known");
+    // The low region loses its end, as when a BIOS shadows its ROM.
+    let mut regions = crate::driver::REGIONS;
+    regions[0].1 -= 0x1000;
+    machine.set_memory(&regions);
+    let after = device.memory().expect("memory is known");
+    assert!(!Arc::ptr_eq(&before, &after));
+    assert!(Arc::ptr_eq(&before.files()[0], &after.files()[0]), "the file stays mapped, its bitmap stays");
+    assert_eq!(after.regions()[0].spec().bytes, 0x7_f000);
+    (1..50).for_each(|number| machine.echo(number));
+    let events = device.events();
+    let changes = events.try_iter().filter(|event| *event == DeviceEvent::MemoryChanged).count();
+    assert_eq!(changes, 2, "the first table and the second");
+}
+
+#[test]
+fn an_exchanged_call_descriptor_loses_no_interrupt() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (_device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    for number in 0..100 {
+        machine.send(&u32::to_be_bytes(number).repeat(20));
+        let fresh =
+            vmm_sys_util::eventfd::EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).expect("an eventfd");
+        vhost::VhostBackend::set_vring_call(&machine.frontend, RX, &fresh).expect("call");
+        machine.calls[RX] = fresh;
+        assert_eq!(machine.receive(), u32::to_be_bytes(number).repeat(20));
+    }
+}
+
+#[test]
+fn a_disabled_ring_passes_nothing_until_it_is_enabled() {
+    use vhost::vhost_user::VhostUserFrontend;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    machine.echo(0);
+    machine.frontend.set_vring_enable(TX, false).expect("disable");
+    assert_eq!(device.snapshot().rings_running, [true, false]);
+    machine.send(&[5; 80]);
+    machine.frontend.set_vring_enable(TX, true).expect("enable");
+    assert_eq!(machine.receive(), [5; 80], "what was sent meanwhile goes out now");
+}
+
+#[test]
+fn a_dropped_device_leaves_its_rings_and_removes_its_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let core = Core::new();
+    let (device, mut endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    let (done, finished) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let turning = scope.spawn(move || {
+            while finished.try_recv().is_err() {
+                endpoint.poll_control();
+                std::thread::yield_now();
+            }
+            endpoint.poll_control();
+            endpoint.is_running()
+        });
+        let mut machine = Machine::connect(&path, &ram);
+        machine.start();
+        wait_event(&device, |event| *event == DeviceEvent::Started);
+        drop(device);
+        assert!(!path.exists());
+        done.send(()).expect("the core turns");
+        assert!(!turning.join().expect("the core turns"));
+    });
+}
