@@ -21,7 +21,11 @@ impl<W: Wire> Core<W> {
         let Self { wires, ports, scratch, counters, .. } = self;
         for (place, Attached { wire, switch, .. }) in wires.iter_mut().enumerate() {
             scratch.clear();
-            let got = wire.rx_burst(scratch, BURST);
+            let mut got = wire.rx_burst(scratch, BURST);
+            // Drivers with shorter bursts are asked once more: longer bursts merge better.
+            if got >= BURST / 4 && got < BURST {
+                got += wire.rx_burst(scratch, BURST - got);
+            }
             received += got;
             for frame in scratch.drain(..) {
                 let Some(link) = Link::parse(frame.bytes()) else {
