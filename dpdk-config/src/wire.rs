@@ -124,6 +124,8 @@ const MTU_MIN: u16 = 576;
 const MTU_MAX: u16 = 9216;
 const MTU_DEFAULT: u16 = 1500;
 const FRAMES_MIN: u32 = 1024;
+/// Its driver fills rings of 2048 in both directions, and keeps as many again on their way.
+const FRAMES_MIN_XDP: u32 = 8192;
 const FRAMES_MAX: u32 = 1 << 22;
 const FRAMES_DEFAULT: u32 = 16384;
 /// Ports that DPDK has room for, as distributions build it.
@@ -261,11 +263,12 @@ impl Section<'_> {
             self.fault("mtu", format!("{mtu} bytes are out of range"), format!("use {MTU_MIN} to {MTU_MAX}"));
         }
         let frames = self.raw.frames.unwrap_or(FRAMES_DEFAULT);
-        if !(FRAMES_MIN..=FRAMES_MAX).contains(&frames) {
+        let least = if self.raw.kind.as_deref() == Some("af_xdp") { FRAMES_MIN_XDP } else { FRAMES_MIN };
+        if !(least..=FRAMES_MAX).contains(&frames) {
             self.fault(
                 "frames",
                 format!("a pool of {frames} frames is out of range"),
-                format!("use {FRAMES_MIN} to {FRAMES_MAX}; {FRAMES_DEFAULT} when left out"),
+                format!("use {least} to {FRAMES_MAX}; {FRAMES_DEFAULT} when left out"),
             );
         }
         let sound = self.problems.0.len() == before;

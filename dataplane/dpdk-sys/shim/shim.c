@@ -2,7 +2,9 @@
 #define _GNU_SOURCE
 #include "shim.h"
 
+#include <dlfcn.h>
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,6 +49,39 @@ int hf_log_to(hf_log_sink sink)
 	/* A line is handed over as it is written, with the level it was written at. */
 	setvbuf(stream, NULL, _IOLBF, 1024);
 	return rte_openlog_stream(stream);
+}
+
+/* The levels of libbpf and libxdp are the same: 0 warning, 1 information, 2 debugging. */
+static int xdp_print(int level, const char *format, va_list arguments)
+{
+	char text[512];
+	int len = vsnprintf(text, sizeof(text), format, arguments);
+
+	if (len > 0 && log_sink != NULL)
+		log_sink(level == 0 ? RTE_LOG_NOTICE : RTE_LOG_DEBUG, text,
+			 (size_t)len < sizeof(text) ? (size_t)len : sizeof(text) - 1);
+	return len;
+}
+
+static void redirect_print(const char *library, const char *setter)
+{
+	typedef int (*print)(int, const char *, va_list);
+	void *handle = dlopen(library, RTLD_NOW | RTLD_NOLOAD);
+	print (*set)(print);
+
+	if (handle == NULL)
+		return;
+	*(void **)&set = dlsym(handle, setter);
+	if (set != NULL)
+		set(xdp_print);
+	dlclose(handle);
+}
+
+void hf_log_of_xdp(void)
+{
+	redirect_print("libbpf.so.1", "libbpf_set_print");
+	redirect_print("libbpf.so.0", "libbpf_set_print");
+	redirect_print("libxdp.so.1", "libxdp_set_print");
 }
 
 struct rte_mempool *hf_pool_create(const char *name, uint32_t count, uint32_t cache, uint16_t data_room,

@@ -59,6 +59,12 @@ uint32_t hf_lcore(void);
 /* Sends the log to `sink` from now on; 0, or -1 when there is no memory for it. */
 int hf_log_to(hf_log_sink sink);
 
+/*
+ * Sends what the libraries of AF_XDP print (libbpf, libxdp) to the same sink instead of standard error,
+ * when their driver has loaded them.
+ */
+void hf_log_of_xdp(void);
+
 /* A pool of `count` single buffers of `data_room` bytes behind the headroom; NULL with rte_errno. */
 struct rte_mempool *hf_pool_create(const char *name, uint32_t count, uint32_t cache, uint16_t data_room,
 				   int socket);

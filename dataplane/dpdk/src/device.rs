@@ -1,10 +1,12 @@
 //! Devices on a bus: what is plugged in at run time before a port can be opened on it.
 #![expect(unsafe_code, reason = "calls into DPDK")]
 
-use crate::{Eal, Errno, log};
+use crate::{Eal, Errno, log, signals};
 use holdfast_dpdk_sys as sys;
 use std::ffi::CString;
 use std::fmt;
+use std::io;
+use std::os::unix::net::UnixStream;
 use thiserror::Error;
 
 /// A device by its bus.
@@ -98,13 +100,15 @@ impl Device {
             return Ok(Plugged { port, ..plugged });
         }
         log::take_recent();
+        self.remove_stale_socket();
         // SAFETY: the EAL runs; three terminated strings, which the callee copies.
-        let returned = unsafe {
+        let add = || unsafe {
             sys::rte_eal_hotplug_add(plugged.bus.as_ptr(), plugged.name.as_ptr(), arguments.as_ptr())
         };
+        let returned = signals::none_free_for(self.name(), add);
         if let Err(errno) = Errno::check(returned) {
             let log = log::take_recent();
-            let mend = self.mend(errno);
+            let mend = self.mend(errno, &log);
             return Err(DeviceError::Refused { device: self.clone(), errno, log, mend });
         }
         match plugged.port_by_name() {
@@ -116,27 +120,45 @@ impl Device {
         }
     }
 
-    fn mend(&self, errno: Errno) -> &'static str {
-        match (self, errno.0) {
-            (_, libc::EEXIST) => "give each port its own name: one of this name is already there",
-            (_, libc::EPERM | libc::EACCES) => {
+    /// A memif server does not bind over the socket that a killed process left behind.
+    fn remove_stale_socket(&self) {
+        let Self::Virtual { name, arguments } = self else { return };
+        let words: Vec<&str> = arguments.split(',').collect();
+        if !name.starts_with("net_memif") || !words.contains(&"role=server") {
+            return;
+        }
+        let Some(path) = words.iter().find_map(|word| word.strip_prefix("socket=")) else { return };
+        // Nobody listens when the connection is refused; a live server is of another type, which is
+        // another error.
+        let dead =
+            UnixStream::connect(path).is_err_and(|fault| fault.kind() == io::ErrorKind::ConnectionRefused);
+        if dead {
+            if let Err(fault) = std::fs::remove_file(path) {
+                tracing::warn!(%fault, path, "the socket of a process that is gone cannot be removed");
+            }
+        }
+    }
+
+    fn mend(&self, errno: Errno, log: &str) -> &'static str {
+        let log = log.to_ascii_lowercase();
+        let forbidden = ["not permitted", "permission denied"].iter().any(|text| log.contains(text));
+        match self {
+            _ if forbidden || errno.0 == libc::EACCES => {
                 "run as root, or with CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN and CAP_IPC_LOCK"
             }
-            (Self::Virtual { name, .. }, _) if name.starts_with("net_tap") => {
-                "load the tun module (`modprobe tun`) and run with CAP_NET_ADMIN; the interface must not \
-                 be there yet"
+            _ if errno.0 == libc::EEXIST => "give each port its own name: one of this name is already there",
+            Self::Virtual { name, .. } if name.starts_with("net_tap") => {
+                "the interface must not be there yet (`ip link`), and /dev/net/tun must be (`modprobe tun`)"
             }
-            (Self::Virtual { name, .. }, _) if name.starts_with("net_af_") => {
+            Self::Virtual { name, .. } if name.starts_with("net_af_") => {
                 "name an interface that exists in this network namespace (`ip link`) and that no other \
                  AF_XDP program holds"
             }
-            (Self::Virtual { name, .. }, _) if name.starts_with("net_memif") => {
+            Self::Virtual { name, .. } if name.starts_with("net_memif") => {
                 "the folder of the socket must be there and writable"
             }
-            (Self::Virtual { .. }, _) => {
-                "see `holdfast check-host`: the drivers of DPDK may not be installed"
-            }
-            (Self::Pci { .. }, _) => {
+            Self::Virtual { .. } => "see `holdfast check-host`: the drivers of DPDK may not be installed",
+            Self::Pci { .. } => {
                 "bind the card to vfio-pci (`dpdk-devbind.py -b vfio-pci ADDRESS`); see `holdfast check-host`"
             }
         }

@@ -63,7 +63,6 @@ impl Eal {
             return Err(EalError::SecondStart);
         }
         log::install().map_err(EalError::Log)?;
-        refuse_signals_of_net_tap();
         let affinity = Affinity::of_this_thread().map_err(EalError::Affinity)?;
 
         let mut words = vec!["holdfast".to_owned()];
@@ -92,6 +91,7 @@ impl Eal {
             let mend = mend_of(errno, &log);
             return Err(EalError::Refused { errno, log, mend });
         }
+        log::install_for_xdp();
         Ok(Self(()))
     }
 
@@ -114,28 +114,6 @@ fn mend_of(errno: Errno, log: &str) -> &'static str {
         "install the drivers of the distribution: apt-get install dpdk libdpdk-dev"
     } else {
         "see `holdfast check-host`; log_level = \"debug\" under [dpdk] shows more"
-    }
-}
-
-/// `net_tap` would otherwise have the kernel send SIGIO for every frame, to any thread, and so break
-/// every blocking call in the process with EINTR. The driver does without when SIGIO is taken.
-fn refuse_signals_of_net_tap() {
-    extern "C" fn nothing(_signal: c_int) {}
-    // SAFETY: a zeroed `sigaction` is a valid one with the default action, an empty mask and no flags;
-    // the handler does nothing and is thereby async-signal-safe. An earlier handler is kept.
-    unsafe {
-        let mut current: libc::sigaction = mem::zeroed();
-        if libc::sigaction(libc::SIGIO, std::ptr::null(), &mut current) != 0
-            || (current.sa_sigaction != libc::SIG_DFL && current.sa_sigaction != libc::SIG_IGN)
-        {
-            return;
-        }
-        let mut taken: libc::sigaction = mem::zeroed();
-        taken.sa_sigaction = nothing as extern "C" fn(c_int) as libc::sighandler_t;
-        taken.sa_flags = libc::SA_RESTART;
-        if libc::sigaction(libc::SIGIO, &taken, std::ptr::null_mut()) != 0 {
-            tracing::warn!("SIGIO cannot be taken: net_tap may send one for every frame");
-        }
     }
 }
 

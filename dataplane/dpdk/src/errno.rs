@@ -24,6 +24,10 @@ impl Errno {
 
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Drivers return -1 for any failure; a real EPERM shows in their log lines.
+        if self.0 == libc::EPERM {
+            return f.write_str("it failed (errno 1, which drivers give for any reason)");
+        }
         // SAFETY: takes any number and returns a terminated string, static or thread-local, that
         // this thread's next call of the function replaces; it is copied out below, before that.
         let text = unsafe { CStr::from_ptr(sys::rte_strerror(self.0)) };

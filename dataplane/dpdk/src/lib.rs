@@ -30,6 +30,7 @@ mod mbuf;
 mod pool;
 mod port;
 mod queue;
+mod signals;
 mod thread;
 
 pub use device::{Device, DeviceError};

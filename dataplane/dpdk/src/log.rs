@@ -15,12 +15,31 @@ const KEPT: usize = 16;
 /// Bytes of a line that are kept.
 const LINE_MAX: usize = 300;
 
+/// What drivers call errors though nothing is amiss: queue disciplines for flow rules that nobody asks
+/// for, messages to secondary processes that there are none of, a question whether a descriptor exists.
+const HARMLESS: [&str; 8] = [
+    "multiq qdisc",
+    "Specified qdisc kind is unknown",
+    "Disabling rte flow support",
+    "Failed to send start req to secondary",
+    "Failed to register mp action callback",
+    "Rx Intr handle unset",
+    "All rt-signals are in use",
+    "No free 1048576 kB hugepages",
+];
+
 static RECENT: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 /// Sends DPDK's log here from now on.
 pub(crate) fn install() -> Result<(), Errno> {
     // SAFETY: the sink is a function that lives as long as the process.
     if unsafe { sys::hf_log_to(Some(sink)) } == 0 { Ok(()) } else { Err(Errno(libc::ENOMEM)) }
+}
+
+/// Redirects the libraries of the AF_XDP driver too; the EAL must have loaded its drivers.
+pub(crate) fn install_for_xdp() {
+    // SAFETY: the sink is installed already; the call looks up loaded libraries only.
+    unsafe { sys::hf_log_of_xdp() };
 }
 
 /// Takes the warnings and errors since the last call, as one line of text.
@@ -36,6 +55,10 @@ unsafe extern "C" fn sink(level: u32, text: *const c_char, len: usize) {
     let text = String::from_utf8_lossy(bytes);
     let line = text.trim();
     if line.is_empty() {
+        return;
+    }
+    if HARMLESS.iter().any(|known| line.contains(known)) {
+        tracing::debug!(target: "dpdk", "{line}");
         return;
     }
     match level {

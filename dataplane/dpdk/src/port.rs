@@ -2,7 +2,7 @@
 #![expect(unsafe_code, reason = "calls into DPDK")]
 
 use crate::device::Plugged;
-use crate::{Device, DeviceError, Eal, Errno, Pool, RxQueue, TxQueue, log};
+use crate::{BURST, Device, DeviceError, Eal, Errno, Pool, RxQueue, TxQueue, log, signals};
 use holdfast_dpdk_sys as sys;
 use std::ffi::CStr;
 use std::fmt;
@@ -11,6 +11,9 @@ use thiserror::Error;
 
 /// Bytes of a frame beyond its MTU: Ethernet header and one VLAN tag.
 const OVERHEAD: u16 = 14 + 4;
+
+/// Bytes of a frame beyond its MTU as drivers count them: Ethernet header and checksum.
+const FRAMING: u32 = 14 + 4;
 
 /// What is asked of a port.
 #[derive(Clone, Debug)]
@@ -402,10 +405,25 @@ impl OpenPort {
             );
             return Err(self.config_fault(what, "lower the number of polling cores on this wire"));
         }
+        let held = (usize::from(config.rx_ring) + BURST) * usize::from(config.rx_queues);
+        if pool.frames() <= held {
+            let what = format!(
+                "its receive rings alone hold {held} frames, but the pool has only {}",
+                pool.frames()
+            );
+            return Err(self.config_fault(what, "raise `frames` of this wire"));
+        }
         if let Some(mtu) = config.mtu {
             if mtu < info.min_mtu || mtu > info.max_mtu {
                 let what =
                     format!("an MTU of {mtu} is wanted, but it takes {} to {}", info.min_mtu, info.max_mtu);
+                return Err(self.config_fault(what, "change `mtu` of this wire"));
+            }
+            if info.max_rx_frame != 0 && u32::from(mtu) + FRAMING > info.max_rx_frame {
+                let what = format!(
+                    "an MTU of {mtu} is wanted, but its driver takes {} at most",
+                    info.max_rx_frame.saturating_sub(FRAMING)
+                );
                 return Err(self.config_fault(what, "change `mtu` of this wire"));
             }
             if usize::from(mtu.saturating_add(OVERHEAD)) > pool.frame_max() {
@@ -433,7 +451,9 @@ impl OpenPort {
         };
         let mut step = sys::HF_STEP_INFO;
         // SAFETY: the device is plugged in and its port is stopped; the pool lives for good.
-        let returned = unsafe { sys::hf_port_configure(self.plugged.port, &raw mut setup, &raw mut step) };
+        let configure =
+            || unsafe { sys::hf_port_configure(self.plugged.port, &raw mut setup, &raw mut step) };
+        let returned = signals::none_free_for(&self.name, configure);
         let step = match step {
             sys::HF_STEP_CONFIGURE => Step::Configure,
             sys::HF_STEP_RINGS => Step::Rings,
