@@ -67,7 +67,6 @@ pub fn join(audit: &[AuditRecord], commits: &CommitLog, capture: &mut Pcap) -> R
 /// The places in the audit of one hash, and how many of them were met on the wire. Chained through
 /// `Join::next_equal`, since most frames are unlike all others.
 struct Equal {
-    first: usize,
     last: usize,
     /// The next one to be met; none when all were.
     next: Option<usize>,
@@ -96,7 +95,7 @@ impl<'a> Join<'a> {
                     equal.last = index;
                     equal.in_audit += 1;
                 })
-                .or_insert(Equal { first: index, last: index, next: Some(index), in_audit: 1, on_wire: 0 });
+                .or_insert(Equal { last: index, next: Some(index), in_audit: 1, on_wire: 0 });
         }
         Self { audit, commits, equal, next_equal, report: JoinReport::default(), delays_us: Vec::new() }
     }
@@ -140,7 +139,6 @@ impl<'a> Join<'a> {
 
     fn finish(mut self) -> JoinReport {
         for equal in self.equal.values() {
-            debug_assert!(equal.first <= equal.last);
             self.report.frames_never_captured += equal.in_audit.saturating_sub(equal.on_wire);
             if equal.in_audit > 1 && equal.in_audit != equal.on_wire {
                 self.report.frames_ambiguous += equal.in_audit;

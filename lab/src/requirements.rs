@@ -4,7 +4,6 @@
 //! that no lack of the machine hides as a green run.
 
 use crate::artifacts::Artifacts;
-use std::path::Path;
 
 /// One thing needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,10 +52,4 @@ pub fn can_run(needs: &[Need]) -> bool {
     assert!(std::env::var_os("CI").is_none_or(|value| value != "true"), "{line}");
     println!("{line}");
     false
-}
-
-/// Whether a program is found in the usual places.
-pub fn has_program(name: &str) -> bool {
-    let path = std::env::var("PATH").unwrap_or_default();
-    path.split(':').chain(["/usr/sbin", "/sbin"]).any(|dir| Path::new(dir).join(name).is_file())
 }
