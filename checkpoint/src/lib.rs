@@ -1,6 +1,7 @@
 //! Epoch machine, dirty tracking, page pipeline, transport, image, QEMU control, arbiter.
 
 pub mod arbiter;
+pub mod backup;
 mod digest;
 pub mod gate;
 #[cfg(test)]
@@ -14,6 +15,7 @@ pub mod protocol;
 pub mod qemu;
 pub mod qmp;
 pub mod reduction;
+pub mod standby;
 pub mod tracker;
 pub mod transport;
 pub mod vm;

@@ -58,6 +58,12 @@ pub trait Hypervisor: Send {
 
 /// A guest that runs, or stands still, on this host.
 pub trait Guest: Send {
+    /// Does what the next pause needs and what may be done while the guest runs.
+    ///
+    /// # Errors
+    /// As [`Guest::stop`].
+    fn prepare(&mut self) -> Result<(), GuestError>;
+
     /// Halts the guest; its devices are quiet and its rings parked when this returns.
     ///
     /// # Errors

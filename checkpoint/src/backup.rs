@@ -1,0 +1,266 @@
+//! The backup's end of a session: epochs are gathered, verified, applied, logged, confirmed.
+//!
+//! ```text
+//! Begin{full}  --> image.begin_sync;  Base* --> image.write_base
+//! Begin{!full} --> image.resume_at
+//! Pages*, StatePart*, Seal --> digest verified --> image.apply --> commit log --> Committed
+//! ```
+//!
+//! Everything that a peer drives is checked here: what does not fit the state of the session, the
+//! term (FO-1), the bounds (RB-1) or the digest (CK-1) is refused with a reason, and the session ends.
+//! The image is then what it was at the last commit.
+//!
+//! No thread and no socket here; the image and the commit log are the only I/O.
+
+mod log;
+
+pub use log::CommitLog;
+
+use crate::digest::{EpochHasher, PageHasher};
+use crate::image::{Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
+use crate::pages::PAGE_SIZE;
+use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Refusal, RefusalCode, Seal, StateKind};
+use crate::reduction::{Reduced, restore};
+use holdfast_epoch::{EpochId, Term};
+
+/// What a record costs beside its bytes.
+const RECORD_COST: u64 = 32;
+
+/// What a message came to, beside the answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing that others need to know.
+    Taken,
+    /// The session has begun: a full synchronisation, or the image goes on.
+    Begun { full: bool },
+    /// An epoch is committed; this is to be answered.
+    Committed(Message, ImageHeld),
+    /// The primary gave the machine up.
+    Relinquished,
+    /// The primary ends the session.
+    Goodbye(String),
+}
+
+/// A session from its Welcome on.
+#[derive(Debug)]
+pub(crate) struct BackupSession {
+    /// Term of the Hello, then of the Begin.
+    term: Term,
+    state: Phase,
+    limit: u64,
+    staged: Staging,
+    scratch: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Nothing but a Begin is expected.
+    Welcomed,
+    /// Pages of the running guest may come, or those of this epoch.
+    Open { next: EpochId, base: bool },
+}
+
+/// The epoch on its way.
+#[derive(Debug, Default)]
+struct Staging {
+    pages: StagedPages,
+    devices: Vec<u8>,
+    gate: Vec<u8>,
+    hasher: EpochHasher,
+    base: Option<PageHasher>,
+    bytes: u64,
+}
+
+impl BackupSession {
+    /// A session that was welcomed, of a primary in `term`; an epoch may take `limit` bytes.
+    pub(crate) fn new(term: Term, limit: u64) -> Self {
+        Self { term, state: Phase::Welcomed, limit, staged: Staging::default(), scratch: Vec::new() }
+    }
+
+    /// Term of the session.
+    pub(crate) const fn term(&self) -> Term {
+        self.term
+    }
+
+    /// Takes a message of the primary.
+    ///
+    /// # Errors
+    /// The refusal to answer with; the session is over.
+    pub(crate) fn handle(
+        &mut self,
+        message: Message,
+        image: &mut Image,
+        log: &mut CommitLog,
+    ) -> Result<Outcome, Refusal> {
+        match (self.state, message) {
+            (Phase::Welcomed, Message::Begin(begin)) => self.begin(begin, image),
+            (Phase::Open { base: true, .. }, Message::Base(batch)) => self.base(&batch, image),
+            (Phase::Open { next, .. }, Message::Pages(epoch, batch)) if epoch == next => {
+                self.pages(&batch, image)
+            }
+            (Phase::Open { next, .. }, Message::StatePart(epoch, kind, bytes)) if epoch == next => {
+                self.state_part(kind, &bytes)
+            }
+            (Phase::Open { next, .. }, Message::Seal(seal)) if seal.epoch == next => {
+                self.seal(&seal, image, log)
+            }
+            (_, Message::Relinquish { term }) if term == self.term => Ok(Outcome::Relinquished),
+            (_, Message::Relinquish { term }) => Err(stale(term, self.term)),
+            (_, Message::Goodbye { reason }) => Ok(Outcome::Goodbye(reason)),
+            (_, other) => Err(Refusal::new(
+                RefusalCode::OutOfOrder,
+                format!("a {} message does not fit the state of the session", other.name()),
+            )),
+        }
+    }
+
+    fn begin(&mut self, begin: Begin, image: &mut Image) -> Result<Outcome, Refusal> {
+        if begin.term < self.term {
+            return Err(stale(begin.term, self.term));
+        }
+        if begin.full {
+            image.begin_sync(begin.term, begin.first).map_err(|fault| refusal(&fault))?;
+            self.staged.base = Some(PageHasher::default());
+        } else {
+            image.resume_at(begin.term, begin.first).map_err(|fault| refusal(&fault))?;
+        }
+        self.term = begin.term;
+        self.state = Phase::Open { next: begin.first, base: begin.full };
+        Ok(Outcome::Begun { full: begin.full })
+    }
+
+    fn base(&mut self, batch: &PageBatch, image: &mut Image) -> Result<Outcome, Refusal> {
+        let hasher = self.staged.base.as_mut().expect("there from the Begin to the first seal");
+        let pages = image.len() / PAGE_SIZE as u64;
+        let mut bytes = [0; PAGE_SIZE];
+        for record in batch.records(pages) {
+            let (page, reduced) = record.map_err(malformed)?;
+            let zero = reduced == Reduced::Zero;
+            hasher.add_index(page, zero);
+            let content = if zero {
+                None
+            } else {
+                restore(reduced, &mut bytes).map_err(malformed)?;
+                hasher.add_bytes(&bytes);
+                Some(&bytes)
+            };
+            image.write_base(page, content).map_err(|fault| refusal(&fault))?;
+        }
+        Ok(Outcome::Taken)
+    }
+
+    fn pages(&mut self, batch: &PageBatch, image: &Image) -> Result<Outcome, Refusal> {
+        let pages = image.len() / PAGE_SIZE as u64;
+        self.scratch.clear();
+        for record in batch.records(pages) {
+            let (page, reduced) = record.map_err(malformed)?;
+            let zero = reduced == Reduced::Zero;
+            self.staged.bytes += RECORD_COST + if zero { 0 } else { PAGE_SIZE as u64 };
+            self.check_room()?;
+            self.staged.hasher.pages.add_index(page, zero);
+            if zero {
+                self.staged.pages.push_zero(page);
+                continue;
+            }
+            let from = self.scratch.len();
+            self.scratch.resize(from + PAGE_SIZE, 0);
+            let bytes: &mut [u8; PAGE_SIZE] =
+                (&mut self.scratch[from..]).try_into().expect("just made a page long");
+            restore(reduced, bytes).map_err(malformed)?;
+            self.staged.pages.push(page, bytes);
+        }
+        // All at once: hashing single pages is half as fast.
+        self.staged.hasher.pages.add_bytes(&self.scratch);
+        Ok(Outcome::Taken)
+    }
+
+    fn state_part(&mut self, kind: StateKind, bytes: &[u8]) -> Result<Outcome, Refusal> {
+        self.staged.bytes += RECORD_COST + bytes.len() as u64;
+        self.check_room()?;
+        let state = match kind {
+            StateKind::Devices => &mut self.staged.devices,
+            StateKind::Gate => &mut self.staged.gate,
+        };
+        if state.len() + bytes.len() > STATE_LIMIT {
+            return Err(Refusal::new(
+                RefusalCode::NoRoom,
+                format!("an epoch's state of more than {STATE_LIMIT} bytes"),
+            ));
+        }
+        state.extend_from_slice(bytes);
+        self.staged.hasher.add_state(kind, bytes);
+        Ok(Outcome::Taken)
+    }
+
+    fn check_room(&self) -> Result<(), Refusal> {
+        if self.staged.bytes <= self.limit {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            RefusalCode::NoRoom,
+            format!(
+                "an epoch needs more than the {} MiB that the backup keeps for one: raise its staging limit, \
+                 or shorten the epochs",
+                self.limit >> 20
+            ),
+        ))
+    }
+
+    /// CK-1: nothing touches the image before the digest was computed anew and found equal.
+    fn seal(&mut self, seal: &Seal, image: &mut Image, log: &mut CommitLog) -> Result<Outcome, Refusal> {
+        if seal.term != self.term {
+            return Err(stale(seal.term, self.term));
+        }
+        let mut staged = std::mem::take(&mut self.staged);
+        let base = staged.base.take().map(|mut base| base.take());
+        let digest = staged.hasher.take(seal.term, seal.epoch, base);
+        let (term, epoch) = (seal.term, seal.epoch);
+        let whole = StagedEpoch::verified(
+            (term, epoch),
+            staged.pages,
+            staged.devices,
+            staged.gate,
+            &seal.digest,
+            &digest,
+        )
+        .map_err(|fault| refusal(&fault))?;
+        image.apply(whole).map_err(|fault| refusal(&fault))?;
+        log.append(epoch, term).map_err(|error| {
+            Refusal::new(
+                RefusalCode::Storage,
+                format!("the commit log {} cannot be written: {error}", log.path().display()),
+            )
+        })?;
+        self.state = Phase::Open { next: epoch.next(), base: false };
+        Ok(Outcome::Committed(Message::Committed { epoch, term, digest }, ImageHeld { term, epoch }))
+    }
+}
+
+fn stale(found: Term, known: Term) -> Refusal {
+    Refusal::new(RefusalCode::StaleTerm, format!("term {found} is over: term {known} is known here"))
+}
+
+fn malformed(fault: impl std::error::Error) -> Refusal {
+    Refusal::new(RefusalCode::Malformed, fault.to_string())
+}
+
+/// What the primary is told of a fault of the image.
+pub(crate) fn refusal(fault: &ImageError) -> Refusal {
+    let code = match fault {
+        ImageError::NoRoom { .. } | ImageError::NoRoomForRecord { .. } => RefusalCode::NoRoom,
+        ImageError::Size { .. } | ImageError::Unit { .. } => RefusalCode::MemorySize,
+        ImageError::Damaged { .. } => RefusalCode::Digest,
+        ImageError::OutOfOrder { .. }
+        | ImageError::NotNewer { .. }
+        | ImageError::SyncIncomplete { .. }
+        | ImageError::NotSyncing { .. }
+        | ImageError::NoCheckpoint { .. }
+        | ImageError::Live { .. } => RefusalCode::OutOfOrder,
+        ImageError::BeyondMemory { .. } | ImageError::StateTooLarge { .. } => RefusalCode::Malformed,
+        _ => RefusalCode::Storage,
+    };
+    Refusal::new(code, fault.to_string())
+}
+
+#[cfg(test)]
+mod tests;
