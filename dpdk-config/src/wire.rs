@@ -122,6 +122,10 @@ const NAME_MAX: usize = 32;
 const MTU_MIN: u16 = 576;
 /// Most that common cards take.
 const MTU_MAX: u16 = 9216;
+/// Most of AF_XDP: a frame with what the kernel and DPDK keep before it must fit a page.
+const MTU_MAX_XDP: u16 = 3400;
+/// What the kernel keeps free before a frame of AF_XDP.
+const XDP_HEADROOM: u16 = 256;
 const MTU_DEFAULT: u16 = 1500;
 const FRAMES_MIN: u32 = 1024;
 /// Its driver fills rings of 2048 in both directions, and keeps as many again on their way.
@@ -218,7 +222,8 @@ impl Wire {
     /// the 2048 that drivers count on.
     #[must_use]
     pub fn frame_bytes(&self) -> u16 {
-        (self.mtu + OVERHEAD).next_multiple_of(64).max(2048)
+        let headroom = if matches!(self.kind, WireKind::AfXdp { .. }) { XDP_HEADROOM } else { 0 };
+        (self.mtu + OVERHEAD + headroom).next_multiple_of(64).max(2048)
     }
 
     /// Memory of this wire's pool, in MiB, rounded up.
@@ -259,11 +264,13 @@ impl Section<'_> {
         let name = self.name();
         let kind = self.kind();
         let mtu = self.raw.mtu.unwrap_or(MTU_DEFAULT);
-        if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
-            self.fault("mtu", format!("{mtu} bytes are out of range"), format!("use {MTU_MIN} to {MTU_MAX}"));
+        let of_xdp = self.raw.kind.as_deref() == Some("af_xdp");
+        let most = if of_xdp { MTU_MAX_XDP } else { MTU_MAX };
+        if !(MTU_MIN..=most).contains(&mtu) {
+            self.fault("mtu", format!("{mtu} bytes are out of range"), format!("use {MTU_MIN} to {most}"));
         }
         let frames = self.raw.frames.unwrap_or(FRAMES_DEFAULT);
-        let least = if self.raw.kind.as_deref() == Some("af_xdp") { FRAMES_MIN_XDP } else { FRAMES_MIN };
+        let least = if of_xdp { FRAMES_MIN_XDP } else { FRAMES_MIN };
         if !(least..=FRAMES_MAX).contains(&frames) {
             self.fault(
                 "frames",

@@ -94,6 +94,7 @@ fn each_fault_is_named_by_its_key() {
         ("kind = 'tap'\niface = 'a'\nmac = '02:00:00:00:01'", vec!["wire[0].mac"]),
         ("kind = 'tap'\niface = 'a'\nmac = '02:00:00:00:+1:01'", vec!["wire[0].mac"]),
         ("kind = 'af_xdp'\niface = 'a'\nframes = 4096", vec!["wire[0].frames"]),
+        ("kind = 'af_xdp'\niface = 'a'\nmtu = 9000", vec!["wire[0].mtu"]),
         ("kind = 'tap'\niface = 'a'\nmtu = 100\nframes = 3", vec!["wire[0].mtu", "wire[0].frames"]),
     ];
     for (body, keys) in table {

@@ -156,10 +156,10 @@ fn net_memif_joins_two_processes_without_huge_pages() {
 fn frames_of_a_larger_mtu_pass_whole() {
     alone(Memory::Ordinary, || {
         veth("hfours", "hftheirs");
-        crate::support::run("ip", "link set hftheirs mtu 3000");
+        crate::support::run("ip", "link set hftheirs mtu 3400");
         let checked = wire("af_xdp", |raw| {
             raw.iface = Some("hfours".to_owned());
-            raw.mtu = Some(3000);
+            raw.mtu = Some(3400);
             raw.frames = Some(16384);
         });
         exchange(open(&checked, Memory::Ordinary), "hftheirs");
