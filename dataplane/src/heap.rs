@@ -42,6 +42,7 @@ fn clear(event: &EventFd) {
 }
 
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "a frame is moved by its box, not by its bytes")]
 struct Pool(Mutex<Vec<Box<[u8; ROOM]>>>);
 
 /// A frame of a [`HeapWire`]; its memory goes back to the wire's pool.

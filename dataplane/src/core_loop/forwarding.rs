@@ -23,7 +23,7 @@ impl<W: Wire> Core<W> {
             scratch.clear();
             let mut got = wire.rx_burst(scratch, BURST);
             // Drivers with shorter bursts are asked once more: longer bursts merge better.
-            if got >= BURST / 4 && got < BURST {
+            if (BURST / 4..BURST).contains(&got) {
                 got += wire.rx_burst(scratch, BURST - got);
             }
             received += got;

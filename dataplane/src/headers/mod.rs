@@ -115,6 +115,7 @@ mod tests {
             Transport::Icmpv6 { offset } => assert!(offset < bound),
             Transport::Opaque => {}
         }
-        let _ = claim(bytes, &layout);
+        let station = claim(bytes, &layout).is_none_or(|claim| claim.mac.is_station());
+        assert!(station, "only a station claims an address");
     }
 }

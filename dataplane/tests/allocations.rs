@@ -1,0 +1,225 @@
+//! The hot path allocates nothing: a counting allocator watches the turns of a core.
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
+use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
+use holdfast_dataplane::{Core, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
+use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting touches only a
+// thread-local number without a destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+/// Allocations of this thread while `work` runs.
+fn allocations(work: impl FnOnce()) -> usize {
+    let before = ALLOCATIONS.with(Cell::get);
+    work();
+    ALLOCATIONS.with(Cell::get) - before
+}
+
+/// A guest that sends the same frames again and again while it has an allowance, and counts what it
+/// receives.
+struct Replaying {
+    frames: Vec<(VirtioNetHdr, HeapBytes)>,
+    allowance: Arc<AtomicUsize>,
+    received: Arc<AtomicUsize>,
+}
+
+impl GuestPort for Replaying {
+    fn poll_control(&mut self) {}
+
+    fn is_running(&self) -> bool {
+        true
+    }
+
+    fn offloads(&self) -> Offloads {
+        Offloads { checksum: true, tso4: true, tso6: true }
+    }
+
+    fn capture(
+        &mut self,
+        max: usize,
+        sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
+    ) -> usize {
+        let mut taken = 0;
+        while taken < max && self.allowance.load(Ordering::Relaxed) > 0 {
+            let left = self.allowance.load(Ordering::Relaxed);
+            let (header, frame) = &self.frames[left % self.frames.len()];
+            if sink(header, frame) == Verdict::Refused {
+                break;
+            }
+            self.allowance.store(left - 1, Ordering::Relaxed);
+            taken += 1;
+        }
+        taken
+    }
+
+    fn deliver(&mut self, _header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+        assert!(!parts.is_empty());
+        self.received.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    fn flush(&mut self) {}
+
+    fn arm(&mut self, _capturing: bool, _delivering: bool) -> bool {
+        false
+    }
+
+    fn disarm(&mut self) {}
+
+    fn kick_fds<'a>(&'a self, _take: &mut dyn FnMut(BorrowedFd<'a>)) {}
+}
+
+const PORT: [PortId; 1] = [PortId(1)];
+
+struct Bench {
+    core: Core<HeapWire>,
+    handle: Handle,
+    peer: HeapPeer,
+    allowance: Arc<AtomicUsize>,
+    received: Arc<AtomicUsize>,
+}
+
+impl Bench {
+    fn new(frames: Vec<(VirtioNetHdr, HeapBytes)>) -> Self {
+        let (wire, peer) = HeapWire::new(1500, 16 * 1024, false).expect("a wire");
+        let (core, handle) = Core::new(vec![wire], IdlePolicy::Poll, None).expect("a core");
+        let (allowance, received) = (Arc::default(), Arc::default());
+        let guest = Replaying { frames, allowance: Arc::clone(&allowance), received: Arc::clone(&received) };
+        let mut bench = Self { core, handle, peer, allowance, received };
+        let limits = Limits { frames: 12 * 1024, ..Limits::default() };
+        let config = PortConfig { limits, ..PortConfig::default() };
+        bench.command(move |handle| handle.add_port(PortId(1), Box::new(guest), config).expect("a port"));
+        bench
+    }
+
+    /// Gives a command from another thread, as it blocks; returns the core's allocations for it.
+    fn command(&mut self, give: impl FnOnce(Handle) + Send + 'static) -> usize {
+        let handle = self.handle.clone();
+        let giver = std::thread::spawn(move || give(handle));
+        let mut allocated = 0;
+        while !giver.is_finished() {
+            let core = &mut self.core;
+            allocated += allocations(|| {
+                core.turn();
+            });
+        }
+        giver.join().expect("the command was obeyed");
+        allocated
+    }
+
+    /// Lets the guest send `frames` frames and the core turn until nothing happens; returns its
+    /// allocations.
+    fn send(&mut self, frames: usize) -> usize {
+        self.allowance.store(frames, Ordering::Relaxed);
+        let core = &mut self.core;
+        allocations(|| while core.turn() > 0 {})
+    }
+}
+
+fn token(epoch: u64) -> ReleaseToken {
+    let (term, id, digest) = (Term::new(1), EpochId::new(epoch), Digest([1; 32]));
+    let (sealed, _) = Epoch::open(term, id).seal(());
+    let word = Confirmation { term, epoch: id, digest };
+    let sent = sealed.replicated(digest, |()| ());
+    let (done, ()) = sent.commit(&word).map_err(|(_, fault)| fault).expect("the right word");
+    done.into_release_token()
+}
+
+fn traffic() -> Vec<(VirtioNetHdr, HeapBytes)> {
+    let large = |v6| {
+        let (header, bytes) = sample::Tcp::data(v6, vec![5; 60_000]).offloaded(1400);
+        (header, HeapBytes(bytes))
+    };
+    let small = sample::opaque(sample::CLIENT, sample::GUEST, 100, 1);
+    let arp = sample::arp(sample::GUEST, [10, 0, 0, 2]);
+    let plain = |bytes| (VirtioNetHdr::default(), HeapBytes(bytes));
+    vec![large(false), plain(small), large(true), plain(arp)]
+}
+
+#[test]
+fn capture_and_transmission_allocate_nothing() {
+    let mut bench = Bench::new(traffic());
+    bench.send(8);
+    bench.peer.drop_sent();
+    assert_eq!(bench.send(400), 0);
+    assert!(bench.peer.drop_sent() > 8_000);
+}
+
+#[test]
+fn escrow_allocates_nothing_and_a_release_no_more_for_many_frames_than_for_few() {
+    let mut bench = Bench::new(traffic());
+    bench
+        .command(|handle| handle.set_mode(&PORT, Mode::Commit { first: EpochId::FIRST }).expect("protected"));
+    bench.send(4);
+    let mut spent = Vec::new();
+    for (epoch, frames) in [(1, 4), (2, 4), (3, 400), (4, 4)] {
+        if epoch > 1 {
+            assert_eq!(bench.send(frames), 0, "capture into the escrow");
+        }
+        let cut = bench.command(move |handle| {
+            handle.cut(&PORT, EpochId::new(epoch)).expect("cut");
+        });
+        assert_eq!(bench.peer.drop_sent(), 0);
+        let release = bench.command(move |handle| {
+            handle.release(&PORT, token(epoch)).expect("released");
+        });
+        assert_eq!(bench.send(0), 0, "transmission of what was released");
+        assert!(bench.peer.drop_sent() >= 2 * frames);
+        spent.push((cut, release));
+    }
+    assert_eq!(spent[1], spent[2], "a release of 100 times the frames");
+    assert!(spent[2].0 + spent[2].1 < 20, "{spent:?}");
+}
+
+#[test]
+fn merging_and_delivery_allocate_nothing() {
+    let mut bench = Bench::new(traffic());
+    bench.send(4);
+    let mut segment = sample::Tcp::data(false, vec![3; 1400]);
+    (segment.source, segment.destination) = (sample::CLIENT, sample::GUEST);
+    let mut round = |bench: &mut Bench| {
+        for _ in 0..500 {
+            assert!(bench.peer.put(&segment.bytes()));
+            segment.sequence = segment.sequence.wrapping_add(1400);
+        }
+        bench.send(0)
+    };
+    round(&mut bench);
+    let before = bench.received.load(Ordering::Relaxed);
+    assert_eq!(round(&mut bench), 0);
+    let frames = bench.received.load(Ordering::Relaxed) - before;
+    assert!((8..100).contains(&frames), "{frames} frames for 500 segments");
+}
