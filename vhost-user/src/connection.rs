@@ -2,7 +2,8 @@
 //! dropped.
 //!
 //! The `vhost` crate receives and answers the messages it knows. Two of a network device it does not
-//! know (NET_SET_MTU, SEND_RARP); their headers are peeked at and they are handled here.
+//! know (NET_SET_MTU, SEND_RARP), and SET_VRING_ENABLE it refuses before SET_FEATURES, where QEMU 7.2
+//! sends it for network devices. The headers of these are peeked at and they are handled here.
 
 use crate::control::Control;
 use crate::device::{SocketRole, SpawnError};
@@ -232,9 +233,11 @@ fn peek(stream: &UnixStream) -> Peeked {
         Ok(HEADER_BYTES) => {
             let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four bytes"));
             match FrontendReq::try_from(word(0)) {
-                Ok(request @ (FrontendReq::NET_SET_MTU | FrontendReq::SEND_RARP)) if word(8) == 8 => {
-                    Peeked::Own { request, need_reply: word(4) & NEED_REPLY != 0 }
-                }
+                Ok(
+                    request @ (FrontendReq::NET_SET_MTU
+                    | FrontendReq::SEND_RARP
+                    | FrontendReq::SET_VRING_ENABLE),
+                ) if word(8) == 8 => Peeked::Own { request, need_reply: word(4) & NEED_REPLY != 0 },
                 _ => Peeked::Other,
             }
         }
@@ -242,7 +245,7 @@ fn peek(stream: &UnixStream) -> Peeked {
     }
 }
 
-/// Takes a message with a 64-bit number and acts on it.
+/// Takes a message with a body of eight bytes and acts on it.
 fn answer_own(
     mut stream: &UnixStream,
     control: &Arc<Mutex<Control>>,
@@ -252,8 +255,12 @@ fn answer_own(
     let mut message = [0; HEADER_BYTES + 8];
     stream.read_exact(&mut message).map_err(Error::SocketBroken)?;
     let body: [u8; 8] = message[HEADER_BYTES..].try_into().expect("eight bytes");
-    let control = lock(control);
+    let mut control = lock(control);
     let outcome = match request {
+        FrontendReq::SET_VRING_ENABLE => {
+            let [index, value] = [0, 4].map(|at| u32::from_ne_bytes([0, 1, 2, 3].map(|n| body[at + n])));
+            control.set_enabled(index as usize, value)
+        }
         FrontendReq::SEND_RARP => {
             control.announce([body[0], body[1], body[2], body[3], body[4], body[5]]);
             Ok(())

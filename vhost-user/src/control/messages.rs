@@ -209,9 +209,7 @@ impl VhostUserBackendReqHandlerMut for Control {
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let index = index as usize;
-        self.vring(index)?.enabled = enable;
-        Ok(self.refresh(index)?)
+        Ok(self.set_enabled(index as usize, u32::from(enable))?)
     }
 
     fn get_config(&mut self, _: u32, _: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {

@@ -153,6 +153,17 @@ impl Control {
         }
     }
 
+    /// The frontend enables or disables a ring.
+    pub(crate) fn set_enabled(&mut self, index: usize, value: u32) -> Result<(), ControlError> {
+        let enabled = match value {
+            0 => false,
+            1 => true,
+            _ => return Err(ControlError::Value { what: "state of a ring", value: u64::from(value) }),
+        };
+        self.vring(index)?.enabled = enabled;
+        self.refresh(index)
+    }
+
     fn vring(&mut self, index: usize) -> Result<&mut Vring, ControlError> {
         let rings = self.session.vrings.len();
         self.session.vrings.get_mut(index).ok_or(ControlError::Ring { index, rings })

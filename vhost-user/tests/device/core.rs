@@ -1,5 +1,6 @@
 //! A polling core: it runs any number of endpoints, echoes what guests send, and sleeps when idle.
 
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use holdfast_vhost_user::{Endpoint, Verdict, VirtioNetHdr, Waker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -12,13 +13,24 @@ pub(crate) struct Core {
     wake: Arc<EventFd>,
     stop: Arc<AtomicBool>,
     gate: Arc<Mutex<()>>,
+    /// Every frame that a guest sent.
+    pub(crate) frames: Receiver<Vec<u8>>,
+    report: Sender<Vec<u8>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Core {
     pub(crate) fn new() -> Self {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).expect("an eventfd");
-        Self { wake: Arc::new(wake), stop: Arc::default(), gate: Arc::default(), thread: None }
+        let (report, frames) = unbounded();
+        Self {
+            wake: Arc::new(wake),
+            stop: Arc::default(),
+            gate: Arc::default(),
+            frames,
+            report,
+            thread: None,
+        }
     }
 
     pub(crate) fn waker(&self) -> Waker {
@@ -30,12 +42,13 @@ impl Core {
 
     pub(crate) fn run(&mut self, mut endpoints: Vec<Endpoint>) {
         let (wake, stop, gate) = (Arc::clone(&self.wake), Arc::clone(&self.stop), Arc::clone(&self.gate));
+        let report = self.report.clone();
         self.thread = Some(std::thread::spawn(move || {
             while !stop.load(Ordering::Acquire) {
                 let held = gate.lock().expect("the gate");
                 let mut idle = true;
                 for endpoint in &mut endpoints {
-                    idle &= turn(endpoint);
+                    idle &= turn(endpoint, &report);
                 }
                 drop(held);
                 if idle {
@@ -67,7 +80,7 @@ impl Drop for Core {
 }
 
 /// One turn for one device; whether it may sleep now.
-fn turn(endpoint: &mut Endpoint) -> bool {
+fn turn(endpoint: &mut Endpoint, report: &Sender<Vec<u8>>) -> bool {
     endpoint.poll_control();
     endpoint.drain_kicks();
     let (tx, rx) = endpoint.rings();

@@ -10,5 +10,6 @@ mod faults;
 mod machine;
 mod messages;
 mod migration;
+mod qemu;
 mod reconnect;
 mod sequence;

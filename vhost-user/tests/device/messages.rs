@@ -75,6 +75,7 @@ fn broken_messages_end_their_connection_alone() {
         ("a log without its descriptor", message(6, 1, &[1; 16])),
         ("an MTU of 3", message(NET_SET_MTU, 1, &3_u64.to_ne_bytes())),
         ("an MTU message of another size", message(NET_SET_MTU, 1, &[0; 4])),
+        ("a ring enabled by half", message(18, 1, &[0, 0, 0, 0, 2, 0, 0, 0])),
         ("a reply out of the blue", message(1, 1 | 4, &[0; 8])),
     ];
     for (count, (name, bytes)) in (1..).zip(broken) {
