@@ -10,7 +10,8 @@ pub struct HugePages {
     pub page_bytes: u64,
     /// The node.
     pub node: u32,
-    /// Pages reserved.
+    /// Pages reserved for good: not those that the kernel keeps only until their user lets go of them,
+    /// which it counts in `nr_hugepages` too but not when it is told how many there shall be.
     pub total: u64,
     /// Pages that nobody uses or was promised.
     pub free: u64,
@@ -30,12 +31,13 @@ pub fn huge_pages(root: &Root) -> Vec<HugePages> {
         let nodes = crate::cores::nodes(root);
         let by_node = nodes.iter().filter_map(|&node| {
             let place = format!("sys/devices/system/node/node{node}/hugepages/{folder}");
-            Some((node, place.clone(), root.number(format!("{place}/nr_hugepages")).ok()?))
+            let total = lasting(root, &place)?;
+            Some((node, place, total))
         });
         let mut places: Vec<_> = by_node.collect();
         if places.is_empty() {
             // A kernel without NUMA has only the sum.
-            let Ok(total) = root.number(format!("{global}/nr_hugepages")) else { continue };
+            let Some(total) = lasting(root, &global) else { continue };
             places.push((0, global, total));
         }
         for (node, place, total) in places {
@@ -47,6 +49,12 @@ pub fn huge_pages(root: &Root) -> Vec<HugePages> {
     }
     found.sort_by_key(|pages| (pages.page_bytes, pages.node));
     found
+}
+
+/// Pages below a folder of the kernel's, without those that go with their user.
+fn lasting(root: &Root, place: &str) -> Option<u64> {
+    let all = root.number(format!("{place}/nr_hugepages")).ok()?;
+    Some(all.saturating_sub(root.number(format!("{place}/surplus_hugepages")).unwrap_or(0)))
 }
 
 /// `hugepages-2048kB` in bytes.
@@ -159,6 +167,14 @@ pub(crate) mod tests {
         let row = pages_row(&pages);
         assert_eq!(row.state, State::Ok);
         assert_eq!(row.found, "8 x 2M on node 0, 0 free; 8 x 2M on node 1, 6 free; 1 x 1G on node 0, 1 free");
+    }
+
+    #[test]
+    fn pages_that_go_with_their_user_are_not_counted_as_reserved() {
+        let folder = "sys/kernel/mm/hugepages/hugepages-2048kB";
+        let (all, surplus) = (format!("{folder}/nr_hugepages"), format!("{folder}/surplus_hugepages"));
+        let (_folder, root) = host(&[(&all, "39"), (&surplus, "35")]);
+        assert_eq!(huge_pages(&root)[0].total, 4);
     }
 
     #[test]
