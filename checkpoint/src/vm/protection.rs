@@ -1,0 +1,470 @@
+//! The primary's session with a backup: synchronising, sealing epochs, and their end.
+
+use crate::primary::{
+    Captured, Contents, Ending, Report, Round, RoundEnd, SealTimes, Session, SessionSettings, Work, begin,
+};
+use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
+use crate::transport::Link;
+use crate::vm::command::CommandError;
+use crate::vm::hypervisor::{Fault, GuestError};
+use crate::vm::primary::{Primary, Way};
+use crate::vm::supervisor::Cas;
+use crossbeam_channel::Receiver;
+use holdfast_epoch::{Epoch, EpochId};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+/// Memory of a chunk of pages.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// What the primary can lose on the way.
+#[derive(Debug, Error)]
+pub(super) enum Lost {
+    #[error("the guest's QEMU is lost: {0}")]
+    Guest(String),
+    #[error("this host lost the machine: {0}")]
+    Term(String),
+    #[error("the arbiter does not answer: {0}")]
+    Arbiter(String),
+    #[error("{0}")]
+    Gate(String),
+    #[error("the machine was handed over")]
+    HandedOver,
+    #[error("the supervisor is shut down")]
+    ShutDown,
+}
+
+/// An open session.
+pub(super) struct Active {
+    pub(super) session: Session,
+    full: bool,
+    /// A round of pages of the running guest, under way.
+    pub(super) round: Option<Receiver<RoundEnd>>,
+    rounds: u32,
+    /// Pages of the rounds so far.
+    sent: u64,
+    started: Instant,
+    /// When the guest is to be sealed next; none while pages are synchronised.
+    next_seal: Option<Instant>,
+    /// Epochs sealed and not yet confirmed.
+    outstanding: usize,
+    /// Whether the backup has confirmed an epoch of this session, or continues a confirmed one.
+    pub(super) committed: bool,
+}
+
+impl Active {
+    /// When the session needs the supervisor.
+    pub(super) fn due(&self, in_flight: usize) -> Instant {
+        match self.next_seal {
+            Some(next) if self.outstanding < in_flight => next,
+            _ => Instant::now() + Duration::from_secs(60),
+        }
+    }
+}
+
+impl Primary<'_> {
+    /// The backup took the session: watch the memory, agree on where to begin, and send the first round.
+    pub(super) fn welcomed(&mut self, link: Arc<Link>, welcome: &Welcome) -> Result<(), Lost> {
+        let goes_on = self.goes_on_from(welcome.held);
+        if self.holding && !goes_on {
+            // The backup has lost what it held: nobody could take over, and the guest shall not wait for
+            // a whole synchronisation.
+            self.go_solo()?;
+        }
+        if self.solo {
+            // From here on the record says that a backup may ask.
+            match self.core.ask_for(self.core.term, false) {
+                Cas::Won => self.solo = false,
+                Cas::Lost(text) => return Err(Lost::Term(text)),
+                Cas::Unknown(text) => return Err(Lost::Arbiter(text)),
+            }
+        }
+        if !goes_on && !self.watch()? {
+            self.redial_later();
+            return Ok(());
+        }
+        let first = self.core.next_epoch;
+        self.open = Some(Epoch::open(self.core.term, first));
+        self.begin_session(link, welcome, goes_on, first)
+    }
+
+    /// Whether the backup's image is one that the memory was watched from without a gap.
+    fn goes_on_from(&self, held: Option<ImageHeld>) -> bool {
+        let tracked = self.found.as_ref().is_some_and(|found| found.tracked);
+        match (held, self.confirmed) {
+            (Some(held), Some((term, epoch))) => {
+                tracked && held.term == term && held.epoch >= epoch && held.epoch < self.core.next_epoch
+            }
+            _ => false,
+        }
+    }
+
+    /// Begins to watch the guest's memory; says whether it could.
+    fn watch(&mut self) -> Result<bool, Lost> {
+        self.confirmed = None;
+        let Some(found) = &mut self.found else { return Ok(false) };
+        if found.tracked {
+            return Ok(true);
+        }
+        match found.guest.track(&found.memory) {
+            Ok(tracker) => {
+                self.core.capture.attach(found.memory, tracker);
+                found.tracked = true;
+                Ok(true)
+            }
+            Err(GuestError::Lost(text)) => Err(Lost::Guest(text)),
+            Err(fault) => {
+                self.core.board.trouble(Fault::Operator, fault.to_string());
+                Ok(false)
+            }
+        }
+    }
+
+    fn begin_session(
+        &mut self,
+        link: Arc<Link>,
+        welcome: &Welcome,
+        goes_on: bool,
+        first: EpochId,
+    ) -> Result<(), Lost> {
+        let config = &self.core.config;
+        let full = !goes_on;
+        link.set_window(welcome.window);
+        link.start_heartbeats(config.heartbeat, config.lease);
+        link.send(&Message::Begin(Begin { full, term: self.core.term, first }));
+        let chunks = usize::try_from(config.capture_limit / CHUNK_BYTES).unwrap_or(usize::MAX).max(4);
+        let settings = SessionSettings { in_flight: config.in_flight, chunks, full, compress: true };
+        let (gate, stats) = (self.core.gate.clone(), Arc::clone(&self.core.stats));
+        let session = match begin(Arc::clone(&link), gate, stats, &settings) {
+            Ok(session) => session,
+            Err(error) => {
+                self.core.board.trouble(Fault::Host, format!("no thread to replicate with: {error}"));
+                self.redial_later();
+                return Ok(());
+            }
+        };
+        self.core.capture.open(session.work.clone(), session.free.clone(), chunks);
+        let mut status = self.core.board.edit();
+        status.link.connected = true;
+        status.link.peer_host = Some(welcome.host.clone());
+        status.link.peer_address = Some(link.peer().to_owned());
+        status.link.sessions += 1;
+        drop(status);
+        let ahead_of = goes_on.then_some(first);
+        let round = self.core.capture.round(Round { whole: full, ahead_of });
+        self.way = Way::Open(Box::new(Active {
+            session,
+            full,
+            round: Some(round),
+            rounds: 1,
+            sent: 0,
+            started: Instant::now(),
+            next_seal: None,
+            outstanding: 0,
+            committed: goes_on,
+        }));
+        Ok(())
+    }
+
+    /// A round of pages of the running guest is done: another one, or the first seal.
+    pub(super) fn round_ended(&mut self, end: Option<RoundEnd>) -> Result<(), Lost> {
+        let Way::Open(active) = &mut self.way else { return Ok(()) };
+        active.round = None;
+        let Some(RoundEnd { pages, outcome }) = end else { return Ok(()) };
+        if let Err(fault) = outcome {
+            self.capture_failed(&fault);
+            return Ok(());
+        }
+        active.sent += pages;
+        let (left, rounds) = (self.core.config.sync_pages_left, self.core.config.sync_rounds);
+        if pages <= left || active.rounds >= rounds {
+            active.next_seal = Some(Instant::now());
+            return Ok(());
+        }
+        active.rounds += 1;
+        let ahead_of = (!active.full).then_some(self.core.next_epoch);
+        active.round = Some(self.core.capture.round(Round { whole: false, ahead_of }));
+        Ok(())
+    }
+
+    fn capture_failed(&mut self, fault: &crate::primary::CaptureError) {
+        use crate::primary::CaptureError;
+        self.core.capture.give_up();
+        match fault {
+            // The report of the session's end says why.
+            CaptureError::SessionEnded => {}
+            fault => {
+                let text = fault.to_string();
+                self.core.board.trouble(Fault::Host, format!("pages could not be captured: {text}"));
+                self.end_session("the primary cannot capture pages");
+                self.forget_tracking();
+                self.redial_later();
+            }
+        }
+    }
+
+    /// What the replication thread reports.
+    pub(super) fn report(&mut self, report: Option<Report>) -> Result<(), Lost> {
+        let Way::Open(active) = &mut self.way else { return Ok(()) };
+        match report {
+            None => {}
+            Some(Report::Lease { until, round_trip }) => {
+                self.lease_until = self.lease_until.max(until);
+                self.core.board.edit().link.round_trip_us =
+                    Some(u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX));
+            }
+            Some(Report::Committed { epoch, set }) => {
+                active.outstanding -= 1;
+                if active.full && !active.committed {
+                    self.core.stats().synchronised(active.started.elapsed(), active.sent);
+                }
+                active.committed = true;
+                self.confirmed = Some((self.core.term, epoch));
+                self.core.capture.recycle(set);
+                self.core.board.edit().committed_epoch = Some(epoch.get());
+            }
+            Some(Report::Summoned { term }) => {
+                if term == self.core.term {
+                    return match self.hand_over() {
+                        Ok(()) => Err(Lost::HandedOver),
+                        Err(fault) => {
+                            self.core.board.trouble(fault.fault, fault.text);
+                            Ok(())
+                        }
+                    };
+                }
+            }
+            Some(Report::Ended(ending)) => self.session_ended(*ending),
+        }
+        Ok(())
+    }
+
+    /// The session is over: every page that was not confirmed is pending again (CK-2).
+    fn session_ended(&mut self, ending: Ending) {
+        self.core.board.trouble(ending.fault, format!("the session with the backup ended: {}", ending.text));
+        let refused = ending.refusal.as_ref().map(|refusal| refusal.code);
+        self.take_back(ending);
+        if matches!(refused, Some(RefusalCode::Digest | RefusalCode::NoRoom | RefusalCode::OutOfOrder)) {
+            // Going on would only be refused again: begin anew.
+            self.confirmed = None;
+        }
+        self.redial_later();
+    }
+
+    fn take_back(&mut self, ending: Ending) {
+        self.way = Way::None;
+        self.core.board.edit().link.connected = false;
+        self.core.capture.call_off();
+        self.core.capture.give_up();
+        let mut aborted = 0;
+        for set in ending.into_sets() {
+            aborted += 1;
+            self.core.capture.take_back(set);
+        }
+        self.core.stats().aborted(aborted);
+    }
+
+    /// Ends the session from this side, and waits until its thread has handed everything back.
+    pub(super) fn end_session(&mut self, reason: &str) {
+        let Way::Open(active) = std::mem::replace(&mut self.way, Way::None) else { return };
+        self.core.capture.call_off();
+        let Session { link, work, free, reports } = active.session;
+        link.send(&Message::Goodbye { reason: reason.to_owned() });
+        link.close();
+        drop((work, free));
+        for report in reports {
+            if let Report::Ended(ending) = report {
+                self.take_back(*ending);
+            }
+        }
+    }
+
+    /// Seals the open epoch if it is time and there is room in flight.
+    pub(super) fn seal_if_due(&mut self, now: Instant) -> Result<(), Lost> {
+        let Way::Open(active) = &self.way else { return Ok(()) };
+        let in_time = self.holding || now < self.lease_until;
+        match active.next_seal {
+            Some(next) if now >= next && active.outstanding < self.core.config.in_flight && in_time => {
+                self.seal(true)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One pause of the guest. After an error nothing is lost: the pages are pending, the guest runs, and
+    /// the number of the epoch is not used again.
+    fn seal(&mut self, go_on: bool) -> Result<(), Lost> {
+        let Some(epoch) = self.open.take() else { return Ok(()) };
+        let id = epoch.id();
+        let mut times = SealTimes::default();
+        let started = Instant::now();
+        let outcome = self.capture_halted(id, started, &mut times);
+        if let Err(SealFault::Guest(text)) = outcome {
+            return Err(Lost::Guest(text));
+        }
+        if go_on || outcome.is_err() {
+            let at = Instant::now();
+            self.guest(|guest| guest.cont())?;
+            times.cont = at.elapsed();
+        }
+        times.pause = started.elapsed();
+        self.core.next_epoch = id.next();
+        self.open = Some(Epoch::open(self.core.term, id.next()));
+        let (captured, devices, gate) = match outcome {
+            Ok(captured) => captured,
+            Err(SealFault::Guest(text)) => return Err(Lost::Guest(text)),
+            Err(SealFault::Capture(fault)) => {
+                self.capture_failed(&fault);
+                self.abandon_numbering();
+                return Ok(());
+            }
+            Err(SealFault::Other(fault, text)) => {
+                self.core.capture.give_up();
+                self.core.board.trouble(fault, format!("epoch {id} was given up: {text}"));
+                self.abandon_numbering();
+                return Ok(());
+            }
+        };
+        (times.scan, times.copy, times.pages) = (captured.scan, captured.copy, captured.copies);
+        self.core.stats().sealed(&times);
+        let contents = Contents { set: captured.set, devices, gate, sealed_at: started };
+        let (sealed, next) = epoch.seal(contents);
+        self.open = Some(next);
+        if let Way::Open(active) = &mut self.way {
+            active.outstanding += 1;
+            let run = self.core.policy.run_for(times.pause, times.pages);
+            active.next_seal = Some(Instant::now() + run);
+            // If the session has ended its report gives this set back as well.
+            if let Err(unsent) = active.session.work.send(Work::Seal(Box::new(sealed))) {
+                if let Work::Seal(sealed) = unsent.into_inner() {
+                    self.core.capture.take_back(sealed.abort().set);
+                }
+            }
+        } else {
+            self.core.capture.take_back(sealed.abort().set);
+        }
+        if go_on { self.guest(|guest| guest.prepare()) } else { Ok(()) }
+    }
+
+    /// The halted guest: gate cut, devices saved and pages copied side by side.
+    fn capture_halted(
+        &mut self,
+        id: EpochId,
+        started: Instant,
+        times: &mut SealTimes,
+    ) -> Result<(Captured, Vec<u8>, Vec<u8>), SealFault> {
+        self.with_guest(|guest| guest.stop())?;
+        times.stop = started.elapsed();
+        let at = Instant::now();
+        let gate_fault = |fault: crate::gate::GateError| SealFault::Other(Fault::Host, fault.to_string());
+        let mut gate = self.core.gate.lock();
+        if !self.holding {
+            gate.protect(id).map_err(gate_fault)?;
+            gate.extend_lease(self.lease_until);
+            self.holding = true;
+        }
+        let cut = gate.cut(id).map_err(gate_fault)?;
+        drop(gate);
+        times.cut = at.elapsed();
+        let copying = self.core.capture.first(id);
+        let at = Instant::now();
+        let devices = self.with_guest(|guest| guest.save_devices());
+        times.save = at.elapsed();
+        let copied = copying.recv().unwrap_or(Err(crate::primary::CaptureError::SessionEnded));
+        let devices = devices?;
+        copied.map_err(SealFault::Capture)?;
+        let captured = self.core.capture.last(id).map_err(SealFault::Capture)?;
+        Ok((captured, devices, cut.state))
+    }
+
+    /// A number was used up without a seal: the backup would take the next one for a gap. A new session
+    /// says where it goes on.
+    fn abandon_numbering(&mut self) {
+        self.core.stats().aborted(1);
+        self.end_session("an epoch was given up");
+        self.redial_later();
+    }
+
+    fn with_guest<T>(
+        &mut self,
+        step: impl FnOnce(&mut dyn crate::vm::hypervisor::Guest) -> Result<T, GuestError>,
+    ) -> Result<T, SealFault> {
+        let Some(found) = &mut self.found else {
+            return Err(SealFault::Guest("it is gone".to_owned()));
+        };
+        step(&mut *found.guest).map_err(|fault| match fault {
+            GuestError::Lost(text) => SealFault::Guest(text),
+            other => SealFault::Other(Fault::Guest, other.to_string()),
+        })
+    }
+
+    /// A step that must not fail while QEMU lives.
+    fn guest(
+        &mut self,
+        step: impl FnOnce(&mut dyn crate::vm::hypervisor::Guest) -> Result<(), GuestError>,
+    ) -> Result<(), Lost> {
+        self.with_guest(step).map_err(|fault| match fault {
+            SealFault::Guest(text) | SealFault::Other(_, text) => Lost::Guest(text),
+            SealFault::Capture(fault) => Lost::Guest(fault.to_string()),
+        })
+    }
+
+    /// A last epoch, its commit, and the machine is given away: nothing is lost.
+    pub(super) fn hand_over(&mut self) -> Result<(), CommandError> {
+        if !self.protected() {
+            return Err(CommandError::new(
+                Fault::Operator,
+                "no backup holds a checkpoint of the guest yet: protect it, and wait until it is",
+            ));
+        }
+        let deadline = Instant::now() + self.core.config.qemu_timeout.max(self.core.config.lease * 2);
+        let failed = |fault, text: String| Err(CommandError::new(fault, text));
+        self.await_commits(self.core.config.in_flight - 1, deadline)?;
+        if let Err(lost) = self.seal(false) {
+            return failed(Fault::Guest, lost.to_string());
+        }
+        let committed = self.await_commits(0, deadline);
+        if let (Ok(()), Way::Open(active)) = (&committed, &self.way) {
+            self.core.gate.lock().fence();
+            active.session.link.send(&Message::Relinquish { term: self.core.term });
+            return Ok(());
+        }
+        if let Err(lost) = self.guest(|guest| guest.cont()) {
+            return failed(Fault::Guest, lost.to_string());
+        }
+        committed.and_then(|()| failed(Fault::Peer, "the session ended meanwhile".to_owned()))
+    }
+
+    /// Waits until at most `most` epochs are in flight.
+    fn await_commits(&mut self, most: usize, deadline: Instant) -> Result<(), CommandError> {
+        loop {
+            let Way::Open(active) = &self.way else {
+                return Err(CommandError::new(Fault::Peer, "the backup was lost meanwhile"));
+            };
+            if active.outstanding <= most {
+                return Ok(());
+            }
+            let reports = active.session.reports.clone();
+            match reports.recv_deadline(deadline) {
+                // A second summons while one is obeyed changes nothing.
+                Ok(Report::Summoned { .. }) => {}
+                Ok(report) => {
+                    if let Err(lost) = self.report(Some(report)) {
+                        return Err(CommandError::new(Fault::Peer, lost.to_string()));
+                    }
+                }
+                Err(_) => {
+                    return Err(CommandError::new(Fault::Peer, "the backup does not confirm in time"));
+                }
+            }
+        }
+    }
+}
+
+/// Why a pause gave no epoch.
+enum SealFault {
+    Guest(String),
+    Capture(crate::primary::CaptureError),
+    Other(Fault, String),
+}
