@@ -101,6 +101,9 @@ fn turn(endpoint: &mut Endpoint, report: &Sender<Vec<u8>>) -> bool {
         for (header, frame) in &frames {
             outcome = outcome.and_then(|()| rx.push(header, &[frame]).map(|_| ()));
         }
+        for (_, frame) in frames {
+            report.send(frame).expect("the core's owner is there");
+        }
         let outcome =
             outcome.and_then(|()| tx.flush()).and_then(|()| rx.flush()).and_then(|()| tx.want_kick(true));
         match outcome {

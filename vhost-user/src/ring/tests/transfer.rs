@@ -252,7 +252,7 @@ fn a_burst_is_notified_once_and_only_when_the_guest_asked() {
         let mut driver = DriverQueue::new(&ram, 0x1000, 8, 65530);
         let (mut ring, guest) = rx(&driver, &memory, features);
         fill(&mut driver, 8);
-        let mut burst = |count: usize, ring: &mut RxRing| {
+        let burst = |count: usize, ring: &mut RxRing| {
             for _ in 0..count {
                 assert_eq!(ring.push(&VirtioNetHdr::default(), &[&[0; 64]]), Ok(true));
             }
