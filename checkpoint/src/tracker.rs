@@ -7,6 +7,8 @@ mod inject;
 mod maps;
 mod uffd;
 
+pub use inject::InjectError;
+pub(crate) use inject::in_process;
 pub use maps::{FileIdentity, Mapping, mappings_of};
 pub use uffd::{AttachError, UffdTracker};
 

@@ -75,6 +75,10 @@ impl Qemu {
     /// # Errors
     /// When QEMU does not accept the state: it usually ends then.
     pub fn load_devices(&mut self, state: &[u8]) -> Result<(), QemuError> {
+        if state.is_empty() {
+            // QEMU would wait for more without end.
+            return Err(StateError::Failed { what: "load", desc: "there is none".to_owned() }.into());
+        }
         self.set_up()?;
         let (theirs, ours) = channel()?;
         set_nonblocking(&ours)?;
@@ -86,7 +90,7 @@ impl Qemu {
     }
 
     /// Sets, once a connection, what checkpoints need; remembers what was set before.
-    fn set_up(&mut self) -> Result<(), QemuError> {
+    pub(crate) fn set_up(&mut self) -> Result<(), QemuError> {
         if self.own_settings.is_some() {
             return Ok(());
         }

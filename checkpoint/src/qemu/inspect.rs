@@ -292,7 +292,7 @@ impl Qemu {
     }
 
     fn inspect_memory(&mut self, refusals: &mut Vec<Refusal>) -> Result<Option<MemoryFacts>, QmpError> {
-        let backends = self.ask("query-memory-backends", Value::Null)?;
+        let backends = self.ask("query-memdev", Value::Null)?;
         let backends = backends.as_array().cloned().unwrap_or_default();
         let [backend] = backends.as_slice() else {
             let (kind, found) = if backends.is_empty() {
