@@ -31,7 +31,8 @@ check: ## format, lints, unit tests: the quick one, before each commit
 	$(CARGO) test --workspace --lib --bins --quiet --locked
 	scripts/invariants
 
-unit: packages
+unit: guest
+	scripts/qemu-backports
 	$(CARGO) test --workspace --locked --exclude holdfast-tests
 
 guests: build guest

@@ -1,7 +1,7 @@
 //! The command line: what there is, and who carries it out.
 
 use crate::control::{self, Request};
-use crate::{check_host, config, keys};
+use crate::{bench, check_host, config, demo, keys};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use thiserror::Error;
@@ -65,6 +65,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// The whole story on one machine: two hosts and a client in network namespaces, a kill, a failover.
+    Demo(demo::DemoOptions),
+    /// The demonstration many times, each with another seed and another victim; a line a run.
+    Soak(demo::SoakOptions),
+    /// Figures as ratios taken in one run.
+    Bench {
+        #[command(subcommand)]
+        bench: bench::Bench,
+    },
     /// Make the keys of a pair of hosts: one folder for each.
     Keys {
         /// Folder for the first host's keys; made when it is not there.
@@ -126,7 +135,12 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Run { config, check_config } => {
             let checked = config::load(&config).map_err(|fault| Failure::Usage(fault.to_string()))?;
             if check_config {
-                println!("{} is sound: {} VM(s) on host {}", config.display(), checked.vms.len(), checked.host);
+                println!(
+                    "{} is sound: {} VM(s) on host {}",
+                    config.display(),
+                    checked.vms.len(),
+                    checked.host
+                );
                 return Ok(());
             }
             crate::run::run(checked)
@@ -144,6 +158,9 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Protect { vm, socket } => ask(&socket, &Request::Protect { vm }).map(drop),
         Command::Unprotect { vm, socket } => ask(&socket, &Request::Unprotect { vm }).map(drop),
         Command::Epoch { vm, epoch_ms, socket } => ask(&socket, &Request::Epoch { vm, epoch_ms }).map(drop),
+        Command::Demo(options) => demo::run(&options),
+        Command::Soak(options) => demo::soak(&options),
+        Command::Bench { bench } => bench::run(&bench),
         Command::Keys { first, second } => keys::run(&first, &second),
     }
 }

@@ -3,11 +3,18 @@
 //! Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 the host lacks something (named, with the
 //! line that mends it).
 
+mod bench;
 mod check_host;
 mod cli;
 mod config;
 mod control;
+mod demo;
+mod gate;
 mod keys;
+mod memory;
+mod run;
+mod status;
+mod wire;
 
 use clap::Parser;
 use std::process::ExitCode;

@@ -2,6 +2,7 @@
 
 use holdfast_checkpoint::gate::{GuestMemorySource, MemoryError, MemoryFacts};
 use holdfast_checkpoint::pages::{PageIndex, PageSet};
+use holdfast_checkpoint::tracker::FileIdentity;
 use holdfast_vhost_user::{Device, MemoryFile};
 use std::sync::Arc;
 
@@ -21,16 +22,22 @@ impl DeviceMemory {
 impl GuestMemorySource for DeviceMemory {
     fn facts(&mut self) -> Result<MemoryFacts, MemoryError> {
         let connected = |device: &&Arc<Device>| device.snapshot().connected;
-        let memory = self.devices.iter().filter(connected).find_map(|device| device.memory()).ok_or(MemoryError::NotYet)?;
+        let memory = self
+            .devices
+            .iter()
+            .filter(connected)
+            .find_map(|device| device.memory())
+            .ok_or(MemoryError::NotYet)?;
         let [file] = memory.files() else {
             return Err(MemoryError::Unfit(format!(
                 "it lies in {} files; mend: give the machine one memory-backend-file",
                 memory.files().len()
             )));
         };
-        let identity = file.identity();
+        let found = file.identity();
+        let identity = FileIdentity { dev: found.dev, ino: found.ino };
         self.file = Some(Arc::clone(file));
-        Ok(MemoryFacts { dev: identity.dev, ino: identity.ino, len: file.len(), page_size: file.page_size() })
+        Ok(MemoryFacts { identity, len: file.len(), page_size: file.page_size() })
     }
 
     fn read(&mut self, first: PageIndex, out: &mut [u8]) -> Result<(), MemoryError> {

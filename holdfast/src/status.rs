@@ -13,23 +13,23 @@ pub(crate) fn table(document: &Value) -> String {
             &mut out,
             format_args!(
                 "\n{}  {} {}  mode {}  term {}  epoch {}",
-                text(&vm["name"]),
+                text(&vm["vm"]),
                 text(&vm["role"]),
                 text(&vm["state"]),
                 text(&vm["mode"]),
                 text(&vm["term"]),
-                text(&vm["epoch"]),
+                text(&vm["committed_epoch"]),
             ),
         );
-        let stats = &vm["statistics"];
-        if stats.is_object() {
+        let stats = &vm["stats"];
+        if stats["epochs_sealed"].as_u64().is_some_and(|epochs| epochs > 0) {
             line(
                 &mut out,
                 format_args!(
                     "  pause p50 {} p99 {}  commit latency p50 {}  dirty pages p50 {}  replicated {} MiB",
-                    milliseconds(&stats["pause_p50_us"]),
-                    milliseconds(&stats["pause_p99_us"]),
-                    milliseconds(&stats["commit_latency_p50_us"]),
+                    milliseconds(&stats["pause"]["p50_us"]),
+                    milliseconds(&stats["pause"]["p99_us"]),
+                    milliseconds(&stats["commit_latency"]["p50_us"]),
                     text(&stats["dirty_pages_p50"]),
                     stats["replicated_bytes"].as_u64().unwrap_or(0) >> 20,
                 ),
@@ -50,8 +50,8 @@ pub(crate) fn table(document: &Value) -> String {
                 ),
             );
         }
-        if let Some(fault) = vm["last_error"].as_str() {
-            line(&mut out, format_args!("  last error: {fault}"));
+        if let Some(trouble) = vm["trouble"]["text"].as_str() {
+            line(&mut out, format_args!("  last trouble ({}'s): {trouble}", text(&vm["trouble"]["fault"])));
         }
     }
     out

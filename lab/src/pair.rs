@@ -76,20 +76,14 @@ pub enum PairError {
         reason: String,
     },
     /// A state was not reached in time.
-    #[error("{host}: VM {vm} is not {wanted} after {seconds} s but {found}; the log of {host} ends:\n{tail}")]
+    #[error("{host}: VM {vm} {outcome}")]
     Never {
         /// Which host was asked.
-        host: String,
+        host: &'static str,
         /// The machine.
         vm: String,
-        /// The state that was awaited.
-        wanted: String,
-        /// What it was at last.
-        found: String,
-        /// How long it was awaited.
-        seconds: u64,
-        /// The last lines of the host's log.
-        tail: String,
+        /// What was awaited, for how long, what it was at last, and the last lines of the host's log.
+        outcome: String,
     },
 }
 
@@ -434,12 +428,16 @@ impl Appliance {
             }
             if Instant::now() > until {
                 return Err(PairError::Never {
-                    host: self.name.into(),
+                    host: self.name,
                     vm: vm.into(),
-                    wanted: wanted.into(),
-                    found: format!("{}; {}", status["state"], status["trouble"]),
-                    seconds: patience.as_secs(),
-                    tail: self.log_tail(30),
+                    outcome: format!(
+                        "is not {wanted} after {} s but {} ({}); the log ends:
+{}",
+                        patience.as_secs(),
+                        status["state"],
+                        status["trouble"],
+                        self.log_tail(30)
+                    ),
                 });
             }
             std::thread::sleep(Duration::from_millis(10));

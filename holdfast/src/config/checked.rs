@@ -100,7 +100,11 @@ impl Faults {
     fn range(&mut self, key: String, value: u64, low: u64, high: u64) {
         if !(low..=high).contains(&value) {
             let name = key.rsplit('.').next().unwrap_or_default().to_owned();
-            self.add(key, format!("{value} is not between {low} and {high}"), format!("{name} = {}", value.clamp(low, high)));
+            self.add(
+                key,
+                format!("{value} is not between {low} and {high}"),
+                format!("{name} = {}", value.clamp(low, high)),
+            );
         }
     }
 }
@@ -130,7 +134,11 @@ impl Config {
         for (index, vm) in raw.vms.into_iter().enumerate() {
             let key = format!("vm[{index}]");
             if !names.insert(vm.name.clone()) {
-                faults.add(format!("{key}.name"), format!("'{}' names another VM already", vm.name), "give each VM its own name");
+                faults.add(
+                    format!("{key}.name"),
+                    format!("'{}' names another VM already", vm.name),
+                    "give each VM its own name",
+                );
             }
             if vm.mode != RawMode::Native {
                 check_protection(&key, &vm.name, replication.as_ref(), arbiter.is_some(), &mut faults);
@@ -191,7 +199,13 @@ fn check_replication(raw: RawReplication, faults: &mut Faults) -> Replication {
     Replication { listen: raw.listen, peer: raw.peer, keys: raw.keys }
 }
 
-fn check_protection(key: &str, name: &str, replication: Option<&Replication>, arbiter: bool, faults: &mut Faults) {
+fn check_protection(
+    key: &str,
+    name: &str,
+    replication: Option<&Replication>,
+    arbiter: bool,
+    faults: &mut Faults,
+) {
     if replication.is_none() {
         faults.add(
             format!("{key}.mode"),

@@ -44,8 +44,8 @@ fn list(faults: &[Fault]) -> String {
 /// Reads and checks the file at `path`.
 pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
     let name = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Read { path: name.clone(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: name.clone(), source })?;
     parse(&name, &text)
 }
 
@@ -105,7 +105,13 @@ mod tests {
         let fault = parse("test", &text).expect_err("refused");
         let ConfigError::Faults { faults, .. } = fault else { panic!("{fault}") };
         let keys: Vec<_> = faults.iter().map(|fault| fault.key.as_str()).collect();
-        for key in ["vm[0].nic[0].wire", "vm[0].nic[0].queue_pairs", "vm[0].epoch_ms", "vm[0].lease_ms", "replication.keys"] {
+        for key in [
+            "vm[0].nic[0].wire",
+            "vm[0].nic[0].queue_pairs",
+            "vm[0].epoch_ms",
+            "vm[0].lease_ms",
+            "replication.keys",
+        ] {
             assert!(keys.contains(&key), "{key} is missing from {keys:?}");
         }
         assert!(faults.iter().all(|fault| !fault.mend.is_empty()));

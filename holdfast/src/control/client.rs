@@ -10,11 +10,15 @@ use thiserror::Error;
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
 pub(crate) enum ClientError {
-    #[error("no Holdfast answers on {path}: {source}; mend: start `holdfast run -c FILE`, or name its socket with --socket")]
+    #[error(
+        "no Holdfast answers on {path}: {source}; mend: start `holdfast run -c FILE`, or name its socket with --socket"
+    )]
     Connect { path: PathBuf, source: std::io::Error },
     #[error("the control connection broke: {0}")]
     Broken(#[from] std::io::Error),
-    #[error("the answer is not understood: {0}; mend: use the same version of Holdfast on both ends of the socket")]
+    #[error(
+        "the answer is not understood: {0}; mend: use the same version of Holdfast on both ends of the socket"
+    )]
     Answer(#[from] serde_json::Error),
     #[error("{0}")]
     Refused(String),
@@ -22,8 +26,8 @@ pub(crate) enum ClientError {
 
 /// Asks the Holdfast at `path` and waits for its answer.
 pub(crate) fn ask(path: &Path, request: &Request) -> Result<serde_json::Value, ClientError> {
-    let mut stream = UnixStream::connect(path)
-        .map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+    let mut stream =
+        UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');

@@ -13,7 +13,9 @@ use thiserror::Error;
 /// Why the control socket could not be opened. The operator or the host is at fault.
 #[derive(Debug, Error)]
 pub(crate) enum ServerError {
-    #[error("another Holdfast answers on {0}; mend: give this one its own host.control_socket, or stop the other")]
+    #[error(
+        "another Holdfast answers on {0}; mend: give this one its own host.control_socket, or stop the other"
+    )]
     InUse(PathBuf),
     #[error("cannot open the control socket {path}: {source}; mend: a folder that exists and is writable")]
     Open { path: PathBuf, source: std::io::Error },
@@ -97,7 +99,10 @@ fn converse(mut stream: &UnixStream, handler: &impl Fn(Request) -> Answer) -> st
                 Err(fault) => Answer::Error(format!("the request is not understood: {fault}")),
             }
         } else {
-            Answer::Error(format!("user {} may not control this Holdfast; mend: ask as root or as user {own}", peer.uid()))
+            Answer::Error(format!(
+                "user {} may not control this Holdfast; mend: ask as root or as user {own}",
+                peer.uid()
+            ))
         };
         let mut text = serde_json::to_vec(&answer)?;
         text.push(b'\n');
@@ -141,7 +146,8 @@ mod tests {
         let _server = Server::open(&path, |_| Answer::Ok(serde_json::Value::Null)).expect("open");
         let mut stream = UnixStream::connect(&path).expect("connect");
         let mut reader = BufReader::new(stream.try_clone().expect("clone"));
-        for (line, part) in [("\x01\x02 not json\n", "not understood"), ("{\"command\":\"status\"}\n", "ok")] {
+        for (line, part) in [("\x01\x02 not json\n", "not understood"), ("{\"command\":\"status\"}\n", "ok")]
+        {
             stream.write_all(line.as_bytes()).expect("sent");
             let mut answer = String::new();
             reader.read_line(&mut answer).expect("answered");

@@ -1,0 +1,35 @@
+//! `holdfast bench`: figures as ratios taken in one run, on the client's clock.
+
+mod quick;
+
+use crate::cli::Failure;
+use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Bench {
+    /// Pause, commit latency, and throughput of plain QEMU over a TAP, of native and of commit.
+    Quick(quick::QuickOptions),
+}
+
+/// Where a benchmark's figures go besides the terminal.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Output {
+    /// Write the rows and the run's circumstances as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// Runs a benchmark.
+pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
+    crate::demo::check_host()?;
+    match bench {
+        Bench::Quick(options) => quick::run(options),
+    }
+}
+
+/// Writes `document` to `path`.
+fn write_json(path: &Path, document: &serde_json::Value) -> Result<(), Failure> {
+    std::fs::write(path, format!("{document:#}\n"))
+        .map_err(|fault| Failure::Failed(format!("cannot write {}: {fault}", path.display())))
+}

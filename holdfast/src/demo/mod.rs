@@ -1,0 +1,24 @@
+//! `holdfast demo` and `holdfast soak`: the whole story on one machine, in network namespaces.
+
+mod options;
+mod outcome;
+mod soak;
+mod story;
+
+pub(crate) use options::{DemoOptions, check_host};
+pub(crate) use soak::{SoakOptions, soak};
+
+use crate::cli::Failure;
+
+/// Runs the demonstration, prints the table, writes the JSON.
+pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
+    check_host()?;
+    let outcome = story::tell(options, &mut |line| println!("{line}"))?;
+    println!("\n{}", outcome.table());
+    if let Some(path) = &options.json {
+        let text = serde_json::to_string_pretty(&outcome).map_err(Failure::failed)?;
+        std::fs::write(path, text + "\n")
+            .map_err(|fault| Failure::Failed(format!("cannot write {}: {fault}", path.display())))?;
+    }
+    outcome.verdict()
+}

@@ -1,0 +1,103 @@
+//! What a run of the story came to.
+
+use super::options::{DemoMode, Kill};
+use crate::cli::Failure;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// The figures of one run. Every number carries its unit in its name; a figure that the run did not
+/// yield is null.
+#[derive(Debug, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) mode: DemoMode,
+    pub(crate) kill: Kill,
+    pub(crate) seed: u64,
+    pub(crate) epoch_ms: u64,
+    pub(crate) qemu: String,
+    /// Epochs that the backup committed.
+    pub(crate) epochs_committed: u64,
+    pub(crate) pause_p50_us: Option<f64>,
+    pub(crate) pause_p99_us: Option<f64>,
+    pub(crate) commit_latency_p50_us: Option<f64>,
+    pub(crate) dirty_pages_p50: Option<f64>,
+    pub(crate) replicated_bytes: Option<u64>,
+    /// Of the stream that the guest sends, before the kill.
+    pub(crate) throughput_mbit_s: f64,
+    /// Of the stream that the client sends, before the kill.
+    pub(crate) upload_mbit_s: f64,
+    /// The last epoch committed when the victim died.
+    pub(crate) killed_at_epoch: Option<u64>,
+    /// The epoch from which the guest went on.
+    pub(crate) resumed_from_epoch: Option<u64>,
+    /// From the last sign of life of host A to the decision to go live.
+    pub(crate) detect_ms: Option<f64>,
+    /// From the decision to the guest running.
+    pub(crate) resume_ms: Option<f64>,
+    /// Longest time without a byte at the client, in either direction.
+    pub(crate) client_gap_ms: f64,
+    /// Bytes of both streams.
+    pub(crate) stream_bytes: u64,
+    /// Whether every byte of both streams arrived, once, in order, and right.
+    pub(crate) stream_exact: bool,
+    /// How each stream ended.
+    pub(crate) stream_ends: Vec<String>,
+    /// Frames of the protected guest on the wire, joined with the commit log.
+    pub(crate) frames_joined: u64,
+    /// Of these, those that left before their commit (OC-1).
+    pub(crate) frames_released_early: u64,
+    /// Frames that the capture lost: not looked at.
+    pub(crate) frames_capture_lost: u64,
+}
+
+impl Outcome {
+    /// A short table for people.
+    pub(crate) fn table(&self) -> String {
+        let ms = |us: Option<f64>| us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us / 1e3));
+        let count = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.0}"));
+        let number = |n: Option<u64>| n.map_or_else(|| "-".into(), |n| n.to_string());
+        let plain = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.0} ms"));
+        let rows = [
+            ("mode, epoch", format!("{}, {} ms", self.mode.name(), self.epoch_ms)),
+            ("epochs committed", self.epochs_committed.to_string()),
+            ("pause p50 / p99", format!("{} / {}", ms(self.pause_p50_us), ms(self.pause_p99_us))),
+            ("commit latency p50", ms(self.commit_latency_p50_us)),
+            ("dirty pages p50", count(self.dirty_pages_p50)),
+            ("replicated", self.replicated_bytes.map_or_else(|| "-".into(), |n| format!("{} MiB", n >> 20))),
+            ("guest to client", format!("{:.1} Mbit/s", self.throughput_mbit_s)),
+            ("client to guest", format!("{:.1} Mbit/s", self.upload_mbit_s)),
+            ("killed at epoch", number(self.killed_at_epoch)),
+            ("resumed from epoch", number(self.resumed_from_epoch)),
+            ("detect / resume", format!("{} / {}", plain(self.detect_ms), plain(self.resume_ms))),
+            ("longest silence at the client", format!("{:.0} ms", self.client_gap_ms)),
+            ("bytes of both streams", self.stream_bytes.to_string()),
+            ("streams exact", if self.stream_exact { "yes" } else { "NO" }.into()),
+            (
+                "frames released early",
+                format!("{} of {} joined", self.frames_released_early, self.frames_joined),
+            ),
+        ];
+        let mut out = String::new();
+        for (name, value) in rows {
+            writeln!(out, "  {name:<30} {value}").expect("a string takes all text");
+        }
+        out
+    }
+
+    /// Whether the promise was kept; what was broken otherwise.
+    pub(crate) fn verdict(&self) -> Result<(), Failure> {
+        let mut broken = Vec::new();
+        if !self.stream_exact {
+            broken.push(format!("the streams are not exact: {}", self.stream_ends.join(", ")));
+        }
+        if self.frames_released_early > 0 {
+            broken.push(format!("{} frames left before their commit", self.frames_released_early));
+        }
+        if self.kill != Kill::None && self.resumed_from_epoch.is_none() {
+            broken.push("the guest did not come up on host B".into());
+        }
+        if self.mode == DemoMode::Commit && self.frames_joined == 0 {
+            broken.push("the capture holds no frame of the guest, so nothing was checked".into());
+        }
+        if broken.is_empty() { Ok(()) } else { Err(Failure::Failed(broken.join("; "))) }
+    }
+}

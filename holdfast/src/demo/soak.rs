@@ -1,0 +1,67 @@
+//! `holdfast soak`: the story again and again, each time with another seed and another victim.
+
+use super::options::{DemoMode, DemoOptions, Kill, check_host};
+use super::story::tell;
+use crate::cli::Failure;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SoakOptions {
+    /// How many runs.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) runs: u64,
+    /// Seed of the first run; the next runs count up from it.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Milliseconds from one checkpoint to the next.
+    #[arg(long, default_value_t = 25)]
+    pub(crate) epoch_ms: u64,
+    /// Seconds for which the streams of a run go on.
+    #[arg(long, default_value_t = 6)]
+    pub(crate) duration: u64,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub(crate) qemu: PathBuf,
+}
+
+/// Runs all; a line a run, and an error when any of them broke the promise.
+pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
+    check_host()?;
+    let mut failed = 0;
+    for run in 0..options.runs {
+        let seed = options.seed + run;
+        let kill = [Kill::Host, Kill::Qemu, Kill::Holdfast][(seed % 3) as usize];
+        let one = DemoOptions {
+            mode: DemoMode::Commit,
+            epoch_ms: options.epoch_ms,
+            duration: options.duration,
+            kill,
+            seed: Some(seed),
+            qemu: options.qemu.clone(),
+            json: None,
+        };
+        let result = tell(&one, &mut |line| tracing::debug!("{line}"));
+        let line = match result.and_then(|outcome| outcome.verdict().map(|()| outcome)) {
+            Ok(outcome) => format!(
+                "exact, {} bytes, {} epochs, resumed from {}, silence {:.0} ms, 0 early of {}",
+                outcome.stream_bytes,
+                outcome.epochs_committed,
+                outcome.resumed_from_epoch.unwrap_or(0),
+                outcome.client_gap_ms,
+                outcome.frames_joined
+            ),
+            Err(fault) => {
+                failed += 1;
+                format!("FAILED: {fault}")
+            }
+        };
+        println!("run {:>3}  seed {seed}  kill {kill:?}  {line}", run + 1);
+    }
+    println!("{} runs, {failed} failed", options.runs);
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Failure::Failed(format!("{failed} of {} runs failed", options.runs)))
+    }
+}

@@ -1,0 +1,134 @@
+//! `holdfast run`: the appliance, composed of its parts.
+//!
+//! ```text
+//!   configuration --> EAL, pools, wires --> polling core <--- vhost-user devices (one a NIC)
+//!                                              ^  Handle
+//!                     control socket --> supervisors (one a protected VM) --> replication link, arbiter
+//! ```
+//!
+//! Threads: the polling core; a control thread for each device; for each protected VM a supervisor and
+//! a replication thread; the control socket's. The main thread waits for SIGTERM or SIGINT.
+
+mod dataplane;
+mod machine;
+
+use crate::cli::Failure;
+use crate::config::Config;
+use crate::control::{Answer, Request, Server};
+use dataplane::Dataplane;
+use holdfast_checkpoint::keys::Identity;
+use holdfast_checkpoint::transport::{Listener, Security};
+use machine::Machine;
+use nix::sys::signal::{SigSet, Signal};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Runs until SIGTERM or SIGINT.
+pub(crate) fn run(config: Config) -> Result<(), Failure> {
+    let signals = blocked_signals()?;
+    let dataplane = Dataplane::start(&config)?;
+    let link = Link::open(&config)?;
+    let mut machines = Vec::new();
+    let mut first_port = 0;
+    for vm in &config.vms {
+        machines.push(Machine::start(&config, vm, &dataplane, link.as_ref(), first_port)?);
+        first_port += vm.nics.len() as u16;
+    }
+    let appliance = Arc::new(Appliance { host: config.host.clone(), machines });
+    let asked = Arc::clone(&appliance);
+    let server = Server::open(&config.control_socket, move |request| asked.answer(request))
+        .map_err(|fault| Failure::Failed(fault.to_string()))?;
+    tracing::info!(
+        "host {}: {} VM(s), control socket {}",
+        config.host,
+        config.vms.len(),
+        config.control_socket.display()
+    );
+    let signal = signals.wait().map_err(Failure::failed)?;
+    tracing::info!("{signal}: ending");
+    drop(server);
+    for machine in &appliance.machines {
+        machine.end();
+    }
+    dataplane.stop();
+    Ok(())
+}
+
+/// Blocks the signals that end the appliance, in this thread and all that it starts.
+fn blocked_signals() -> Result<SigSet, Failure> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.add(Signal::SIGINT);
+    signals.thread_block().map_err(Failure::failed)?;
+    Ok(signals)
+}
+
+/// The replication link of this host.
+pub(crate) struct Link {
+    pub(crate) security: Security,
+    pub(crate) listener: Option<Listener>,
+}
+
+impl Link {
+    fn open(config: &Config) -> Result<Option<Self>, Failure> {
+        let Some(replication) = &config.replication else { return Ok(None) };
+        let security = match &replication.keys {
+            Some(folder) => {
+                let identity = Identity::load(folder).map_err(|fault| Failure::Usage(fault.to_string()))?;
+                Security::Tls(identity)
+            }
+            None => {
+                tracing::warn!("the replication link is NOT encrypted: laboratory_plaintext is set");
+                Security::LaboratoryPlaintext
+            }
+        };
+        let listener = replication
+            .listen
+            .map(|address| {
+                Listener::bind(address, security.clone()).map_err(|fault| {
+                    Failure::Failed(format!(
+                        "cannot listen on {address}: {fault}; mend: an address of this host in replication.listen, \
+                         on a port that nothing else uses"
+                    ))
+                })
+            })
+            .transpose()?;
+        Ok(Some(Self { security, listener }))
+    }
+}
+
+/// What the control socket speaks to.
+struct Appliance {
+    host: String,
+    machines: Vec<Machine>,
+}
+
+impl Appliance {
+    fn answer(&self, request: Request) -> Answer {
+        let result = match request {
+            Request::Status { vm } => self.status(vm.as_deref()),
+            Request::Failover { vm } => self.machine(&vm).and_then(Machine::fail_over),
+            Request::Protect { vm } => self.machine(&vm).and_then(|machine| machine.protect(true)),
+            Request::Unprotect { vm } => self.machine(&vm).and_then(|machine| machine.protect(false)),
+            Request::Epoch { vm, epoch_ms } => {
+                self.machine(&vm).and_then(|machine| machine.set_epoch(epoch_ms))
+            }
+        };
+        result.map_or_else(Answer::Error, Answer::Ok)
+    }
+
+    fn machine(&self, name: &str) -> Result<&Machine, String> {
+        self.machines.iter().find(|machine| machine.name() == name).ok_or_else(|| {
+            let known: Vec<_> = self.machines.iter().map(Machine::name).collect();
+            format!("there is no VM '{name}' on host {}; mend: one of {}", self.host, known.join(", "))
+        })
+    }
+
+    fn status(&self, vm: Option<&str>) -> Result<Value, String> {
+        let vms: Vec<Value> = match vm {
+            Some(name) => vec![self.machine(name)?.status()],
+            None => self.machines.iter().map(Machine::status).collect(),
+        };
+        Ok(json!({"host": self.host, "version": env!("CARGO_PKG_VERSION"), "vms": vms}))
+    }
+}
