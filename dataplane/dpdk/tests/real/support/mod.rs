@@ -57,8 +57,14 @@ pub(crate) fn alone<F: FnOnce()>(memory: Memory, body: F) {
                 },
             };
             let name = name_of::<F>();
-            let status = again(&name).stdin(Stdio::null()).status().expect("the test binary starts again");
-            assert!(status.success(), "the child of {name} failed: {status}");
+            let output = again(&name).stdin(Stdio::null()).output().expect("the test binary starts again");
+            let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+            assert!(output.status.success(), "{name}: {}\n{}\n{}", output.status, said[0], said[1]);
+            // What a case measured is for everybody to see.
+            said[0]
+                .lines()
+                .filter_map(|line| line.split_once("measured: "))
+                .for_each(|(_, figure)| println!("measured: {figure}"));
         }
     }
 }
