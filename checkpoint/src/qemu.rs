@@ -79,6 +79,8 @@ pub struct Qemu {
     receiver: Option<Receiver>,
     /// Size of the last device state: the next one is about as large.
     last_size: usize,
+    /// How long a stop or a continue may take.
+    step_limit: Duration,
 }
 
 impl Qemu {
@@ -93,7 +95,21 @@ impl Qemu {
             return Err(QemuError::NoPid { path: path.to_owned() });
         }
         let path = path.to_owned();
-        Ok(Self { qmp, path, pid, version, own_settings: None, receiver: None, last_size: 0 })
+        Ok(Self {
+            qmp,
+            path,
+            pid,
+            version,
+            own_settings: None,
+            receiver: None,
+            last_size: 0,
+            step_limit: STEP_LIMIT,
+        })
+    }
+
+    /// From now on QEMU may take so long to stop or to continue; longer, and it counts as hung.
+    pub const fn set_step_limit(&mut self, limit: Duration) {
+        self.step_limit = limit;
     }
 
     /// Process id of QEMU.
@@ -147,7 +163,7 @@ impl Qemu {
     pub fn stop(&mut self) -> Result<Stopped, QemuError> {
         self.forget_stops();
         let pending = self.qmp.begin("stop", Value::Null, None)?;
-        self.qmp.finish(&pending, STEP_LIMIT)?;
+        self.qmp.finish(&pending, self.step_limit)?;
         let ours = self.qmp.take_event(|event| event.name == "STOP").is_some();
         Ok(if ours { Stopped::ByUs } else { Stopped::Already })
     }
@@ -157,9 +173,9 @@ impl Qemu {
     /// # Errors
     /// When QEMU does not continue in time.
     pub fn cont(&mut self) -> Result<(), QemuError> {
-        let deadline = Instant::now() + STEP_LIMIT;
+        let deadline = Instant::now() + self.step_limit;
         loop {
-            match self.qmp.execute("cont", Value::Null) {
+            match self.qmp.execute_within("cont", Value::Null, self.step_limit) {
                 Ok(_) => {
                     self.forget_stops();
                     return Ok(());

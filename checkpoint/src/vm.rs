@@ -23,12 +23,15 @@ mod command;
 mod config;
 mod hypervisor;
 mod primary;
+mod process;
 mod protection;
+mod qemu;
 mod status;
 mod supervisor;
 
 pub use command::{CommandError, VmHandle};
 pub use config::{BackupConfig, FirstRole, Parts, SettingError, VmConfig};
 pub use hypervisor::{Fault, Guest, GuestError, Hypervisor, Standby};
+pub use qemu::{QemuHypervisor, QemuSettings};
 pub use status::{FailoverReport, LinkStatus, Role, State, Trouble, VmStatus};
 pub use supervisor::{SpawnError, spawn};

@@ -91,6 +91,9 @@ pub trait Guest: Send {
     /// A channel that closes when QEMU ends.
     fn ended(&self) -> Receiver<()>;
 
+    /// Gives QEMU back what was changed in it: Holdfast lets go of the guest, which runs on.
+    fn leave(&mut self);
+
     /// Halts the guest for good and ends its QEMU.
     fn retire(self: Box<Self>);
 }

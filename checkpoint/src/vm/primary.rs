@@ -380,6 +380,12 @@ impl Primary<'_> {
                 let handed_over = self.protected() && self.hand_over().is_ok();
                 self.end_session("the primary is shut down");
                 self.core.gate.lock().fence();
+                if handed_over {
+                    self.retire_guest();
+                } else {
+                    self.forget_tracking();
+                    self.leave_guest();
+                }
                 let text = if handed_over { "the machine was handed over" } else { "ended" };
                 command.answer(Ok(text.to_owned()));
                 Err(Lost::ShutDown)
@@ -409,6 +415,7 @@ impl Primary<'_> {
         self.idle = State::Native;
         self.end_session("unprotected by command");
         self.forget_tracking();
+        self.leave_guest();
         Ok(())
     }
 
@@ -418,6 +425,18 @@ impl Primary<'_> {
         self.confirmed = None;
         if let Some(found) = &mut self.found {
             found.tracked = false;
+        }
+    }
+
+    fn leave_guest(&mut self) {
+        if let Some(found) = &mut self.found {
+            found.guest.leave();
+        }
+    }
+
+    fn retire_guest(&mut self) {
+        if let Some(found) = self.found.take() {
+            found.guest.retire();
         }
     }
 
@@ -445,9 +464,7 @@ impl Primary<'_> {
             }
             Lost::HandedOver => {
                 self.end_session("handed over");
-                if let Some(found) = self.found.take() {
-                    found.guest.retire();
-                }
+                self.retire_guest();
                 Some(Next::Backup)
             }
             Lost::ShutDown => Some(Next::End),
@@ -466,9 +483,7 @@ impl Primary<'_> {
         self.core.board.trouble(Fault::Guest, format!("the guest's QEMU is lost: {text}"));
         self.end_session("the guest is lost");
         self.forget_tracking();
-        if let Some(found) = self.found.take() {
-            found.guest.retire();
-        }
+        self.retire_guest();
         if holding {
             return Some(Next::Backup);
         }

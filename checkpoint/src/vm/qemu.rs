@@ -1,0 +1,223 @@
+//! A stock QEMU as the supervisor's virtual machine monitor.
+
+use crate::gate::MemoryFacts;
+use crate::qemu::{InspectError, InspectSettings, Qemu, QemuError, StateError, Stopped};
+use crate::qmp::QmpError;
+use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
+use crate::tracker::{DirtyTracker, UffdTracker};
+use crate::vm::hypervisor::{Guest, GuestError, Hypervisor, Standby};
+use crate::vm::process::Watched;
+use crossbeam_channel::Receiver;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long a QEMU that is to end may take before it is killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
+
+/// How QEMU is reached on this host.
+#[derive(Clone, Debug)]
+pub struct QemuSettings {
+    /// QMP socket of the QEMU that the operator starts.
+    pub qmp: PathBuf,
+    /// How the standby is started; its guest is looked for there as well.
+    pub standby: Option<StandbyConfig>,
+    /// What is accepted of a guest.
+    pub inspect: InspectSettings,
+    /// How long QEMU may take to answer before it is taken for dead.
+    pub timeout: Duration,
+}
+
+/// The QEMUs of one machine on this host.
+#[derive(Debug)]
+pub struct QemuHypervisor {
+    settings: QemuSettings,
+}
+
+impl QemuHypervisor {
+    /// QEMU as these settings say.
+    #[must_use]
+    pub const fn new(settings: QemuSettings) -> Self {
+        Self { settings }
+    }
+
+    fn sockets(&self) -> impl Iterator<Item = &Path> {
+        let standby = self.settings.standby.as_ref().map(|standby| standby.qmp_socket.as_path());
+        std::iter::once(self.settings.qmp.as_path()).chain(standby)
+    }
+
+    fn connect(&self, path: &Path) -> Result<Qemu, GuestError> {
+        let mut qemu = Qemu::connect(path, self.settings.timeout).map_err(|fault| match fault {
+            QemuError::Qmp(QmpError::Connect { .. }) => GuestError::NotYet(fault.to_string()),
+            other => GuestError::Failed(other.to_string()),
+        })?;
+        qemu.set_step_limit(self.settings.timeout);
+        Ok(qemu)
+    }
+}
+
+impl Hypervisor for QemuHypervisor {
+    fn guest(&mut self, memory: &MemoryFacts) -> Result<Box<dyn Guest>, GuestError> {
+        let mut fault = GuestError::NotYet("no QMP socket is configured".to_owned());
+        for path in self.sockets() {
+            let mut qemu = match self.connect(path) {
+                Ok(qemu) => qemu,
+                Err(GuestError::NotYet(text)) => {
+                    if matches!(fault, GuestError::NotYet(_)) {
+                        fault = GuestError::NotYet(text);
+                    }
+                    continue;
+                }
+                Err(other) => return Err(other),
+            };
+            match qemu.inspect(&self.settings.inspect) {
+                Ok(facts) if facts.memory.file == memory.identity => {
+                    return Ok(Box::new(QemuGuest::new(qemu, None)?));
+                }
+                Ok(facts) => {
+                    fault = GuestError::Unfit(format!(
+                        "the QEMU at {} has its memory in {}, and the guest behind Holdfast's socket has \
+                         another one: give the machine the QMP socket of its own QEMU",
+                        path.display(),
+                        facts.memory.path.display()
+                    ));
+                }
+                Err(refused @ InspectError::Refused(_)) => fault = GuestError::Unfit(refused.to_string()),
+                Err(InspectError::Qemu(other)) => fault = GuestError::Failed(other.to_string()),
+            }
+        }
+        Err(fault)
+    }
+
+    fn standby(&mut self) -> Result<Box<dyn Standby>, GuestError> {
+        let config = self.settings.standby.as_ref().ok_or_else(|| {
+            GuestError::Unfit("no standby command is configured: add `command` to [vm.backup]".to_owned())
+        })?;
+        let standby = crate::standby::Standby::start(config).map_err(|fault| from_standby(&fault))?;
+        let watched = watch(standby.process().pid())?;
+        Ok(Box::new(QemuStandby { standby, watched, limit: self.settings.timeout }))
+    }
+
+    fn retire_old(&mut self) {
+        for path in self.sockets() {
+            let Ok(qemu) = self.connect(path) else { continue };
+            tracing::warn!(path = %path.display(), "ending a guest of an earlier term");
+            match QemuGuest::new(qemu, None) {
+                Ok(guest) => Box::new(guest).retire(),
+                Err(fault) => tracing::error!(%fault, "it could not be ended"),
+            }
+        }
+    }
+}
+
+fn watch(pid: i32) -> Result<Watched, GuestError> {
+    Watched::begin(pid).map_err(|error| GuestError::Lost(format!("process {pid} cannot be watched: {error}")))
+}
+
+struct QemuGuest {
+    qemu: Qemu,
+    watched: Watched,
+    /// Kept for its last words and its reaping.
+    _process: Option<QemuProcess>,
+    /// Whether the last stop was ours: what the operator stopped is not continued.
+    stopped: bool,
+}
+
+impl QemuGuest {
+    fn new(qemu: Qemu, process: Option<QemuProcess>) -> Result<Self, GuestError> {
+        let watched = watch(qemu.pid())?;
+        Ok(Self { qemu, watched, _process: process, stopped: false })
+    }
+}
+
+impl Guest for QemuGuest {
+    fn prepare(&mut self) -> Result<(), GuestError> {
+        self.qemu.prepare().map_err(|fault| from_qemu(&fault))
+    }
+
+    fn stop(&mut self) -> Result<(), GuestError> {
+        let stopped = self.qemu.stop().map_err(|fault| from_qemu(&fault))?;
+        self.stopped = stopped == Stopped::ByUs;
+        Ok(())
+    }
+
+    fn save_devices(&mut self) -> Result<Vec<u8>, GuestError> {
+        self.qemu.save_devices().map_err(|fault| from_qemu(&fault))
+    }
+
+    fn cont(&mut self) -> Result<(), GuestError> {
+        if std::mem::take(&mut self.stopped) {
+            self.qemu.cont().map_err(|fault| from_qemu(&fault))?;
+        }
+        Ok(())
+    }
+
+    fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError> {
+        let tracker = UffdTracker::attach(self.qemu.pid(), memory.identity, memory.len)
+            .map_err(|fault| GuestError::Unfit(fault.to_string()))?;
+        self.prepare()?;
+        Ok(Box::new(tracker))
+    }
+
+    fn ended(&self) -> Receiver<()> {
+        self.watched.ended()
+    }
+
+    fn leave(&mut self) {
+        if let Err(fault) = self.qemu.leave() {
+            tracing::warn!(%fault, "QEMU did not take its own migration settings back");
+        }
+    }
+
+    fn retire(mut self: Box<Self>) {
+        let asked = self.qemu.stop().map(drop).and_then(|()| self.qemu.quit());
+        if asked.is_err() || !self.watched.wait_for_end(END_LIMIT) {
+            self.watched.kill();
+            if !self.watched.wait_for_end(END_LIMIT) {
+                tracing::error!(pid = self.qemu.pid(), "a QEMU of an earlier term does not end");
+            }
+        }
+    }
+}
+
+struct QemuStandby {
+    standby: crate::standby::Standby,
+    watched: Watched,
+    limit: Duration,
+}
+
+impl Standby for QemuStandby {
+    fn ended(&self) -> Receiver<()> {
+        self.watched.ended()
+    }
+
+    fn go_live(self: Box<Self>, devices: &[u8]) -> Result<Box<dyn Guest>, GuestError> {
+        let Self { standby, watched, limit } = *self;
+        let (mut qemu, process) = standby.go_live(devices).map_err(|fault| from_standby(&fault))?;
+        qemu.set_step_limit(limit);
+        Ok(Box::new(QemuGuest { qemu, watched, _process: Some(process), stopped: false }))
+    }
+}
+
+fn from_qemu(fault: &QemuError) -> GuestError {
+    let text = fault.to_string();
+    match fault {
+        QemuError::Qmp(QmpError::Refused { .. })
+        | QemuError::NoPid { .. }
+        | QemuError::State(StateError::Failed { .. } | StateError::TooLarge { .. }) => {
+            GuestError::Failed(text)
+        }
+        _ => GuestError::Lost(text),
+    }
+}
+
+fn from_standby(fault: &StandbyError) -> GuestError {
+    let text = fault.to_string();
+    match fault {
+        StandbyError::Spawn { .. }
+        | StandbyError::NoMonitor { .. }
+        | StandbyError::Occupied { .. }
+        | StandbyError::NotExec { .. }
+        | StandbyError::NotWaiting { .. } => GuestError::Unfit(text),
+        StandbyError::Ended { .. } | StandbyError::Qemu { .. } => GuestError::Failed(text),
+    }
+}
