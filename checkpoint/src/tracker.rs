@@ -6,6 +6,7 @@
 mod inject;
 mod maps;
 mod uffd;
+mod watch;
 
 pub use inject::InjectError;
 pub(crate) use inject::in_process;

@@ -16,7 +16,8 @@
 #![expect(unsafe_code, reason = "ioctl requests on userfaultfd and pagemap")]
 
 use super::inject::{InjectError, Stopped, in_process, permission_mend};
-use super::maps::{FileIdentity, Mapping, mappings_of};
+use super::maps::{FileIdentity, Mapping};
+use super::watch::Watch;
 use super::{DirtyTracker, ScanStats, TrackError};
 use crate::pages::{PAGE_SIZE, PageSet};
 use nix::errno::Errno;
@@ -151,9 +152,8 @@ pub enum AttachError {
 #[derive(Debug)]
 pub struct UffdTracker {
     pid: i32,
-    file: FileIdentity,
     len: u64,
-    mappings: Vec<Mapping>,
+    watch: Watch,
     /// Holds the protection; closing it lifts it.
     _uffd: OwnedFd,
     pagemap: File,
@@ -167,25 +167,25 @@ impl UffdTracker {
     /// # Errors
     /// When the process cannot be traced, does not map the file, or the kernel is too old.
     pub fn attach(pid: i32, file: FileIdentity, len: u64) -> Result<Self, AttachError> {
-        let mappings = mappings_of_file(pid, file).map_err(|source| match source.kind() {
+        let watch = Watch::begin(pid, file).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::Inject(InjectError::Gone { pid }),
             _ => attach_fault(pid, "read its mappings")(source),
         })?;
-        if mappings.is_empty() {
+        if watch.mappings().is_empty() {
             return Err(AttachError::NotMapped { pid, file });
         }
         let uffd = take_uffd(pid)?;
         enable(&uffd, pid)?;
-        for mapping in &mappings {
+        for mapping in watch.mappings() {
             protect(&uffd, pid, mapping)?;
         }
         let pagemap =
             File::open(format!("/proc/{pid}/pagemap")).map_err(attach_fault(pid, "open its page map"))?;
         let found = vec![PageRegion::default(); RUNS];
-        let mut tracker = Self { pid, file, len, mappings, _uffd: uffd, pagemap, found };
+        let mut tracker = Self { pid, len, watch, _uffd: uffd, pagemap, found };
         // Whether the kernel can scan at all must come out now, and a mapping made meanwhile too.
         let mut none = PageSet::for_bytes(len);
-        tracker.check_mappings().map_err(|fault| first_scan_fault(pid, fault))?;
+        tracker.watch.check().map_err(|fault| first_scan_fault(pid, fault))?;
         tracker.probe(&mut none).map_err(|fault| first_scan_fault(pid, fault))?;
         Ok(tracker)
     }
@@ -193,31 +193,15 @@ impl UffdTracker {
     /// The mappings that are tracked.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {
-        &self.mappings
+        self.watch.mappings()
     }
 
     /// Tries a scan of one page without protecting anything.
     fn probe(&mut self, none: &mut PageSet) -> Result<(), TrackError> {
-        let mapping = self.mappings[0].clone();
+        let mapping = self.mappings()[0].clone();
         let end = mapping.end.min(mapping.start + PAGE_SIZE as u64);
         let mut stats = ScanStats::default();
         self.scan(&Mapping { end, ..mapping }, SCAN_CHECK_WPASYNC, none, &mut stats)
-    }
-
-    fn check_mappings(&self) -> Result<(), TrackError> {
-        let now = mappings_of_file(self.pid, self.file).map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound => TrackError::Gone { pid: self.pid },
-            _ => self.kernel("read its mappings", source),
-        })?;
-        if now == self.mappings {
-            return Ok(());
-        }
-        // A process that is ending has no mappings any more, a little before it has no process.
-        if now.is_empty() {
-            return Err(TrackError::Gone { pid: self.pid });
-        }
-        let change = format!("it had {} mappings of it and has {}", self.mappings.len(), now.len());
-        Err(TrackError::Remapped { pid: self.pid, change })
     }
 
     fn scan(
@@ -288,30 +272,15 @@ impl DirtyTracker for UffdTracker {
         );
         let start = Instant::now();
         let mut stats = ScanStats::default();
-        for number in 0..self.mappings.len() {
-            let mapping = self.mappings[number].clone();
+        for number in 0..self.mappings().len() {
+            let mapping = self.mappings()[number].clone();
             self.scan(&mapping, SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, into, &mut stats)?;
         }
         // After the scan: a mapping that was there before and after was there meanwhile.
-        self.check_mappings()?;
+        self.watch.check()?;
         stats.took = start.elapsed();
         Ok(stats)
     }
-}
-
-/// The mappings through which the process can write to the file, pieces that continue each other as one.
-fn mappings_of_file(pid: i32, file: FileIdentity) -> io::Result<Vec<Mapping>> {
-    let mut mappings = mappings_of(pid)?;
-    mappings.retain(|mapping| mapping.shared && mapping.file == file);
-    mappings.dedup_by(|next, before| {
-        let continues =
-            next.start == before.end && next.offset == before.offset + (before.end - before.start);
-        if continues {
-            before.end = next.end;
-        }
-        continues
-    });
-    Ok(mappings)
 }
 
 /// Makes a userfaultfd in the process and takes it over; the process keeps none.
