@@ -117,7 +117,8 @@ impl Pool {
     }
 
     /// A frame of `len` bytes of unspecified content; `None` when the pool is empty or `len` is
-    /// more than [`Pool::frame_max`].
+    /// more than [`Pool::frame_max`]. No other allocation; about 17 ns with the drop of the frame
+    /// (`tests/cost`, on a registered thread).
     #[must_use]
     pub fn alloc(&self, len: usize) -> Option<Mbuf> {
         let len = self.checked(len)?;

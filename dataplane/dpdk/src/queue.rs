@@ -65,8 +65,8 @@ impl RxQueue {
         self.port.name()
     }
 
-    /// Receives frames into what room `out` has left; how many. Never waits, allocates nothing but
-    /// mbufs of the port's pool.
+    /// Receives frames into what room `out` has left; how many. At most a burst; never waits; no
+    /// allocation. About 36 ns a frame together with sending it (`tests/cost`, `net_null`, full bursts).
     #[inline]
     pub fn burst(&mut self, out: &mut ArrayVec<Mbuf, BURST>) -> usize {
         let max = out.remaining_capacity();
@@ -175,7 +175,7 @@ impl TxQueue {
     /// than an Ethernet header or longer than [`TxQueue::frame_max`], leaves the queue too, is dropped
     /// and counted: it would block those behind it for good (RB-1).
     ///
-    /// Never waits, never allocates.
+    /// At most a burst; never waits; no allocation. Its cost is measured together with receiving.
     pub fn burst(&mut self, frames: &mut VecDeque<Mbuf>, max: usize) -> usize {
         let mut gone = 0;
         let frame_max = self.frame_max();
