@@ -35,3 +35,6 @@ pub use hypervisor::{Fault, Guest, GuestError, Hypervisor, Standby};
 pub use qemu::{QemuHypervisor, QemuSettings};
 pub use status::{FailoverReport, LinkStatus, Role, State, Trouble, VmStatus};
 pub use supervisor::{SpawnError, spawn};
+
+#[cfg(test)]
+mod tests;
