@@ -97,7 +97,7 @@ fn net_af_xdp_carries_frames_both_ways_without_huge_pages() {
 
 /// The client process sends frames and checks each echo; the server process echoes.
 fn memif(memory: Memory) {
-    let socket = std::env::temp_dir().join(format!("holdfast-dpdk-{memory:?}.sock"));
+    let socket = crate::support::scratch("sock");
     let socket = socket.to_str().expect("plain letters");
     let end = |role: &str| {
         wire("memif", |raw| {

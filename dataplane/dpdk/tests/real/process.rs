@@ -1,13 +1,12 @@
 //! One start in a process, several processes side by side, and ends without a goodbye.
 
-use crate::support::{Memory, Part, Station, alone, device, open, part, start, veth, wire};
+use crate::support::{Memory, Part, Station, alone, device, open, part, scratch, start, veth, wire};
 use holdfast_dpdk::{
     BURST, Eal, EalError, Mbuf, Pool, PoolError, Port, PortConfig, PortError, RegisteredThread,
 };
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::thread;
 
 fn affinity() -> CpuSet {
@@ -183,8 +182,7 @@ fn side_by_side(memory: Memory) {
 #[test]
 fn a_port_opens_again_after_its_process_was_killed() {
     alone(Memory::Ordinary, || {
-        let folder = std::env::temp_dir();
-        let socket = folder.join("holdfast-dpdk-killed.sock");
+        let (socket, pipe) = (scratch("sock"), scratch("pipe"));
         let kinds = |kind: &str| {
             wire(kind, |raw| match kind {
                 "memif" => {
@@ -201,13 +199,12 @@ fn a_port_opens_again_after_its_process_was_killed() {
                 return drop(opened);
             }
             // The parent waits for the word, then kills.
-            let mut word = std::fs::OpenOptions::new().write(true).open(fifo(&folder)).expect("a pipe");
+            let mut word = std::fs::OpenOptions::new().write(true).open(&pipe).expect("a pipe");
             word.write_all(b"open\n").expect("the parent reads");
             loop {
                 thread::park();
             }
         }
-        let pipe = fifo(&folder);
         for kind in ["tap", "af_packet", "af_xdp", "memif"] {
             if kind == "af_packet" {
                 veth("hfours", "hftheirs");
@@ -224,8 +221,4 @@ fn a_port_opens_again_after_its_process_was_killed() {
         std::fs::remove_file(&pipe).expect("our own pipe");
         assert!(!socket.exists());
     });
-}
-
-fn fifo(folder: &Path) -> std::path::PathBuf {
-    folder.join("holdfast-dpdk-killed.pipe")
 }

@@ -12,6 +12,7 @@ use holdfast_hugepages_setup::{Loan, Root};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::VecDeque;
 use std::env;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -120,6 +121,13 @@ impl Drop for Part {
             self.kill();
         }
     }
+}
+
+/// A path of this case's own, the same in all its parts, and no other running case's.
+pub(crate) fn scratch(kind: &str) -> PathBuf {
+    let namespace = std::fs::read_link("/proc/thread-self/ns/net").expect("a namespace");
+    let number: String = namespace.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
+    env::temp_dir().join(format!("holdfast-dpdk-{number}.{kind}"))
 }
 
 /// A wire, through the same configuration that users write.
