@@ -3,11 +3,27 @@
 use super::Link;
 use super::dataplane::Dataplane;
 use crate::cli::Failure;
-use crate::config::{Config, Nic, Socket, Vm};
+use crate::config::{Config, Mode, Nic, Role, Socket, Vm};
+use crate::gate::PortGate;
+use crate::memory::DeviceMemory;
+use holdfast_checkpoint::arbiter::FileArbiter;
+use holdfast_checkpoint::qemu::InspectSettings;
+use holdfast_checkpoint::standby::StandbyConfig;
+use holdfast_checkpoint::transport::{TcpTransport, Transport};
+use holdfast_checkpoint::vm::{
+    BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, VmConfig, VmHandle, spawn,
+};
 use holdfast_dataplane::{Handle, Limits, PortConfig, PortId};
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// Epochs' pages that the backup may have to hold beside the image, as a share of the guest's memory.
+const STAGING_SHARE: u64 = 2;
+
+/// How long a standby QEMU may take to start.
+const STANDBY_START: Duration = Duration::from_secs(10);
 
 /// A VM as the appliance runs it.
 pub(crate) struct Machine {
@@ -15,6 +31,8 @@ pub(crate) struct Machine {
     handle: Handle,
     ports: Vec<PortId>,
     devices: Vec<Arc<Device>>,
+    /// None for a VM that has neither peer nor arbiter: its output passes through.
+    supervisor: Option<VmHandle>,
 }
 
 impl Machine {
@@ -27,15 +45,35 @@ impl Machine {
         first_port: u16,
     ) -> Result<Self, Failure> {
         let files = MemoryFiles::default();
+        let supervised = config.replication.as_ref().zip(config.arbiter.as_ref()).zip(link);
         let mut devices = Vec::new();
         let mut ports = Vec::new();
         for (index, nic) in vm.nics.iter().enumerate() {
             let port = PortId(first_port + index as u16);
-            devices.push(Arc::new(plug(vm, index, nic, port, dataplane, &files, false)?));
+            devices.push(Arc::new(plug(vm, index, nic, port, dataplane, &files, supervised.is_some())?));
             ports.push(port);
         }
-        let _ = (config, link);
-        Ok(Self { vm: vm.clone(), handle: dataplane.handle.clone(), ports, devices })
+        let supervisor = supervised
+            .map(|((replication, arbiter), link)| {
+                let transport = replication.peer.map(|peer| {
+                    Arc::new(TcpTransport::new(peer, link.security.clone())) as Arc<dyn Transport>
+                });
+                let fault = |what: String| Failure::Failed(format!("VM {}: {what}", vm.name));
+                let parts = Parts {
+                    gate: Box::new(
+                        PortGate::new(&vm.name, &dataplane.handle, ports.clone())
+                            .map_err(|error| fault(error.to_string()))?,
+                    ),
+                    memory: Box::new(DeviceMemory::new(devices.clone())),
+                    hypervisor: Box::new(QemuHypervisor::new(qemu_settings(vm))),
+                    arbiter: Box::new(FileArbiter::open(arbiter).map_err(|error| fault(error.to_string()))?),
+                    transport,
+                    incoming: link.listener.as_ref().map(|listener| listener.route(&vm.name)),
+                };
+                spawn(vm_config(config, vm), parts).map_err(|error| fault(error.to_string()))
+            })
+            .transpose()?;
+        Ok(Self { vm: vm.clone(), handle: dataplane.handle.clone(), ports, devices, supervisor })
     }
 
     /// Name of the VM.
@@ -45,9 +83,49 @@ impl Machine {
 
     /// The VM's part of the status document.
     pub(crate) fn status(&self) -> Value {
-        let mut status = json!({"vm": self.vm.name, "role": "primary", "state": "native", "mode": "native"});
+        let mut status = match &self.supervisor {
+            Some(supervisor) => json!(supervisor.status()),
+            None => json!({"vm": self.vm.name, "role": "primary", "state": "native"}),
+        };
+        status["mode"] = json!(match self.vm.mode {
+            Mode::Native => "native",
+            Mode::Commit => "commit",
+        });
         status["nics"] = self.nics();
         status
+    }
+
+    /// Moves the VM to the other host, or takes it over.
+    pub(crate) fn fail_over(&self) -> Result<Value, String> {
+        self.told(self.supervisor()?.failover())
+    }
+
+    /// Protects the VM, or ends its protection.
+    pub(crate) fn protect(&self, wanted: bool) -> Result<Value, String> {
+        let supervisor = self.supervisor()?;
+        self.told(if wanted { supervisor.protect() } else { supervisor.unprotect() })
+    }
+
+    /// Changes the length of the VM's epochs.
+    pub(crate) fn set_epoch(&self, epoch_ms: u64) -> Result<Value, String> {
+        self.told(self.supervisor()?.set_epoch(Duration::from_millis(epoch_ms)))
+    }
+
+    fn told(&self, answer: Result<String, CommandError>) -> Result<Value, String> {
+        answer.map(Value::String).map_err(|refused| format!("VM '{}': {refused}", self.vm.name))
+    }
+
+    fn supervisor(&self) -> Result<&VmHandle, String> {
+        self.supervisor.as_ref().ok_or_else(|| {
+            format!("VM '{}' has no peer; mend: give this Holdfast [replication] and [arbiter]", self.vm.name)
+        })
+    }
+
+    /// Ends the supervisor; a protected guest moves to the backup first.
+    pub(crate) fn end(&self) {
+        if let Some(Err(fault)) = self.supervisor.as_ref().map(VmHandle::shutdown) {
+            tracing::warn!("VM {}: {fault}", self.vm.name);
+        }
     }
 
     fn nics(&self) -> Value {
@@ -81,28 +159,52 @@ impl Machine {
         });
         Value::Array(rows.collect())
     }
+}
 
-    pub(crate) fn fail_over(&self) -> Result<Value, String> {
-        Err(self.unprotected())
+/// The supervisor's settings of a VM.
+fn vm_config(config: &Config, vm: &Vm) -> VmConfig {
+    let first_role = match vm.role {
+        Role::Primary => FirstRole::Primary,
+        Role::Backup => FirstRole::Backup,
+    };
+    let mut settings = VmConfig::new(&vm.name, &config.host, first_role);
+    settings.protect = vm.mode == Mode::Commit;
+    settings.epoch = vm.epoch;
+    settings.in_flight = vm.epochs_in_flight;
+    settings.lease = vm.lease;
+    settings.lease_margin = vm.lease / 3;
+    settings.heartbeat = vm.lease / 6;
+    settings.qemu_timeout = vm.qemu_timeout;
+    settings.backup = vm.backup.as_ref().map(|backup| BackupConfig {
+        image: backup.image.clone(),
+        memory: backup.memory_bytes,
+        commit_log: backup.commit_log.clone(),
+        staging_limit: backup.memory_bytes * STAGING_SHARE,
+    });
+    settings
+}
+
+/// How the VM's QEMU is reached, and the standby started.
+fn qemu_settings(vm: &Vm) -> QemuSettings {
+    QemuSettings {
+        qmp: vm.qmp.clone().unwrap_or_default(),
+        standby: vm.backup.as_ref().map(|backup| StandbyConfig {
+            argv: backup.command.clone(),
+            qmp_socket: backup.qmp.clone(),
+            start_limit: STANDBY_START,
+        }),
+        inspect: InspectSettings {
+            accept_unreplicated_disks: vm.accept_unreplicated_disks,
+            vhost_user_sockets: vm
+                .nics
+                .iter()
+                .map(|nic| match &nic.socket {
+                    Socket::Listen(path) | Socket::Connect(path) => path.clone(),
+                })
+                .collect(),
+        },
+        timeout: vm.qemu_timeout,
     }
-
-    pub(crate) fn protect(&self, _wanted: bool) -> Result<Value, String> {
-        Err(self.unprotected())
-    }
-
-    pub(crate) fn set_epoch(&self, _epoch_ms: u64) -> Result<Value, String> {
-        Err(self.unprotected())
-    }
-
-    fn unprotected(&self) -> String {
-        format!(
-            "VM '{}' has no backup on this host's word; mend: give it [replication] and [arbiter]",
-            self.vm.name
-        )
-    }
-
-    /// Ends the supervisor.
-    pub(crate) fn end(&self) {}
 }
 
 /// Opens one NIC's vhost-user device and gives its endpoint to the polling core.
