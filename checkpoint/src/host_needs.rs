@@ -1,7 +1,10 @@
 //! What a test needs of its host: without it a test fails in CI and says so elsewhere.
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use std::fs;
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Says that a test cannot run here; to be returned from when it returns.
 ///
@@ -31,18 +34,61 @@ pub(crate) fn has_program(name: &str) -> bool {
     found
 }
 
-/// A hugetlbfs mount with so many bytes of 2 MiB pages free; says so if there is none.
-pub(crate) fn hugetlbfs_with_room(bytes: u64) -> Option<PathBuf> {
-    let info = fs::read_to_string("/proc/meminfo").unwrap();
-    let free = info.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse::<u64>().ok());
-    let mounts = fs::read_to_string("/proc/mounts").unwrap();
-    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("hugetlbfs"));
-    let found = mount.filter(|_| free.unwrap_or(0) * (2 << 20) >= bytes);
-    if found.is_none() {
-        cannot_run_here(
-            &format!("there is no hugetlbfs mount with {bytes} bytes free"),
-            "mount -t hugetlbfs none /dev/hugepages; sysctl vm.nr_hugepages=64",
-        );
+/// A hugetlbfs of a test's own, on a few huge pages that are reserved for it and given back.
+pub(crate) struct HugePages {
+    dir: tempfile::TempDir,
+    reserved: u64,
+    /// Tests that change the host's number of huge pages do it one after the other.
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl HugePages {
+    /// Room for `bytes` on 2 MiB pages; says so if there is none. Only the calling thread, and what it
+    /// starts from then on, sees it.
+    pub(crate) fn with_room(bytes: u64) -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        if !is_root() {
+            return None;
+        }
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let pages = bytes.div_ceil(2 << 20);
+        let dir = tempfile::tempdir().unwrap();
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
+        let mounted =
+            mount(Some("none"), dir.path(), Some("hugetlbfs"), MsFlags::empty(), Some("pagesize=2M"));
+        let own = Self { dir, reserved: pages, _turn: turn };
+        own.change_pages(|now| now + pages);
+        if mounted.is_ok() && free_huge_pages() >= pages {
+            return Some(own);
+        }
+        cannot_run_here("the host has no room for huge pages", "free some memory, or boot with hugepages=64");
+        None
     }
-    Some(found?.split(' ').nth(1).unwrap().into())
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn change_pages(&self, change: impl FnOnce(u64) -> u64) {
+        const NUMBER: &str = "/proc/sys/vm/nr_hugepages";
+        let now = fs::read_to_string(NUMBER).unwrap().trim().parse().unwrap();
+        fs::write(NUMBER, change(now).to_string()).unwrap();
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Err(error) = umount2(self.dir.path(), MntFlags::MNT_DETACH) {
+            println!("a hugetlbfs was not unmounted: {error}");
+        }
+        self.change_pages(|now| now.saturating_sub(self.reserved));
+    }
+}
+
+fn free_huge_pages() -> u64 {
+    let info = fs::read_to_string("/proc/meminfo").unwrap();
+    let free = info.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse().ok());
+    free.unwrap_or(0)
 }

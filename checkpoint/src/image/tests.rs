@@ -384,8 +384,8 @@ fn a_process_killed_amid_applying_leaves_one_whole_checkpoint() {
 
 #[test]
 fn an_image_on_huge_pages_works_alike() {
-    let Some(mount) = host_needs::hugetlbfs_with_room(LEN_HUGE) else { return };
-    let (huge, records) = (tempfile::tempdir_in(mount).unwrap(), tmpfs_dir());
+    let Some(mount) = host_needs::HugePages::with_room(LEN_HUGE) else { return };
+    let (huge, records) = (tempfile::tempdir_in(mount.path()).unwrap(), tmpfs_dir());
     let config = ImageConfig { memory: huge.path().join("memory"), ..config(records.path(), LEN_HUGE) };
     let odd = ImageConfig { len: LEN_HUGE + PAGE_SIZE as u64, ..config.clone() };
     assert!(matches!(Image::create(odd), Err(ImageError::Unit { .. })));

@@ -6,6 +6,7 @@ use crate::image::{Image, ImageConfig, StagedEpoch, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use crate::qemu::tests::{LIMIT, MEMORY, Primary, WRITTEN, command, has_qemu, place, wait_for_guest};
 use holdfast_epoch::{Digest, EpochId, Term};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -115,6 +116,26 @@ fn a_standby_is_ended_with_its_owner() {
     standby.check().unwrap();
     drop(standby);
     assert!(!is_there(pid));
+}
+
+#[test]
+fn a_standby_lives_in_the_network_of_the_thread_that_started_it() {
+    if !has_qemu() || !host_needs::is_root() {
+        return;
+    }
+    let dir = place();
+    let config = waiting(dir.path());
+    let network = |of: &str| fs::read_link(format!("/proc/{of}/ns/net")).unwrap();
+    let own = network("self");
+    std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let standby = Standby::start(&config).unwrap();
+        let its = network(&standby.process().pid().to_string());
+        assert_eq!(its, network("thread-self"));
+        assert_ne!(its, own);
+    })
+    .join()
+    .unwrap();
 }
 
 #[test]

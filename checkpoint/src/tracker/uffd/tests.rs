@@ -100,6 +100,7 @@ fn writing_process() {
             (offset, MmapOptions::new().offset(offset).len(len).map_raw(&file).unwrap())
         })
         .collect();
+    let mut guest = None;
     answer("ready");
     for line in stdin().lines() {
         let line = line.unwrap();
@@ -138,6 +139,10 @@ fn writing_process() {
             ("poll", &[]) => poll_stdin(),
             ("scribble", &[pages, millis]) => scribble(&maps[0].1, pages, Duration::from_millis(millis)),
             ("compute", &[rounds]) => compute(rounds),
+            ("kvm", &[seed, writes]) => {
+                let guest = guest.get_or_insert_with(|| KvmGuest::new(&maps[0].1));
+                answer(&guest.run(&maps[0].1, seed as u16, writes as u16));
+            }
             other => panic!("unknown command {other:?}"),
         }
         answer("done");
@@ -181,6 +186,71 @@ fn scribble(map: &MmapRaw, pages: u64, time: Duration) {
             // SAFETY: the offset is aligned and lies within the mapping.
             unsafe { at.write_volatile(random) };
         }
+    }
+}
+
+/// A guest of a few instructions under KVM, on the first mapping.
+struct KvmGuest {
+    vm: kvm_ioctls::VmFd,
+    vcpu: kvm_ioctls::VcpuFd,
+}
+
+/// Where the guest's program lies.
+const KVM_PROGRAM_AT: u64 = 0x1000;
+
+/// Writes to as many pages of the upper half of its 1 MiB as CX says, picked by the numbers that follow BX:
+/// ```text
+/// next: imul bx, bx, 0x6255; add bx, 0x3619
+///       mov ax, bx; and ax, 0x7f00; or ax, 0x8000; mov es, ax; mov [es:0], bx
+///       loop next; hlt
+/// ```
+const KVM_PROGRAM: [u8; 26] = [
+    0x69, 0xdb, 0x55, 0x62, 0x81, 0xc3, 0x19, 0x36, 0x89, 0xd8, 0x25, 0x00, 0x7f, 0x0d, 0x00, 0x80, 0x8e,
+    0xc0, 0x26, 0x89, 0x1e, 0x00, 0x00, 0xe2, 0xe7, 0xf4,
+];
+
+impl KvmGuest {
+    fn new(map: &MmapRaw) -> Self {
+        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
+        let region = kvm_bindings::kvm_userspace_memory_region {
+            slot: 0,
+            flags: kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
+            guest_phys_addr: 0,
+            memory_size: map.len() as u64,
+            userspace_addr: map.as_ptr() as u64,
+        };
+        // SAFETY: the mapping lives as long as this process serves commands, longer than the guest.
+        unsafe { vm.set_user_memory_region(region) }.unwrap();
+        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut sregs = vcpu.get_sregs().unwrap();
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        vcpu.set_sregs(&sregs).unwrap();
+        Self { vm, vcpu }
+    }
+
+    /// Runs the guest to its end; returns the pages that KVM's own log has.
+    fn run(&mut self, map: &MmapRaw, seed: u16, writes: u16) -> String {
+        // SAFETY: the program lies within the mapping, of which this is the only use now.
+        unsafe {
+            let at = map.as_mut_ptr().wrapping_add(KVM_PROGRAM_AT as usize);
+            std::ptr::copy_nonoverlapping(KVM_PROGRAM.as_ptr(), at, KVM_PROGRAM.len());
+        }
+        let mut regs = self.vcpu.get_regs().unwrap();
+        (regs.rip, regs.rflags) = (KVM_PROGRAM_AT, 2);
+        (regs.rbx, regs.rcx) = (seed.into(), writes.into());
+        self.vcpu.set_regs(&regs).unwrap();
+        loop {
+            match self.vcpu.run() {
+                Ok(kvm_ioctls::VcpuExit::Hlt) => break,
+                // The tracer's stop.
+                Ok(kvm_ioctls::VcpuExit::Intr) => {}
+                Err(error) if error.errno() == libc::EINTR => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let log = self.vm.get_dirty_log(0, map.len()).unwrap();
+        let pages = (0..map.len() / PAGE_SIZE).filter(|page| log[page / 64] >> (page % 64) & 1 == 1);
+        pages.map(|page| page.to_string()).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -542,8 +612,8 @@ fn writes_to_huge_pages_mark_whole_huge_pages() {
     if !can_track() {
         return;
     }
-    let Some(mount) = host_needs::hugetlbfs_with_room(8 << 20) else { return };
-    let memory = Tracked::in_dir(&mount, 2048);
+    let Some(mount) = host_needs::HugePages::with_room(8 << 20) else { return };
+    let memory = Tracked::in_dir(mount.path(), 2048);
     let mut writer = Writer::spawn(&memory.path, &memory.whole());
     writer.ask(&format!("write 0 {}", 600 * PAGE));
     let mut tracker = memory.attach(&writer).unwrap();
@@ -555,4 +625,75 @@ fn writes_to_huge_pages_mark_whole_huge_pages() {
     writer.ask(&format!("read-into {}", 5 * PAGE));
     assert_eq!(found(&mut tracker), (0..512).collect::<Vec<_>>(), "written by the kernel");
     assert_eq!(found(&mut tracker), NONE);
+}
+
+/// The kernel's rights belong to the thread, so a thread can give its own up.
+fn as_nobody<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: the raw system call takes three integers and changes this thread alone, which ends soon.
+            assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+            work()
+        });
+        thread.join().unwrap()
+    })
+}
+
+#[test]
+fn missing_rights_are_named_with_their_mend() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let (pid, identity) = (writer.pid(), memory.identity());
+    let fault = as_nobody(|| UffdTracker::attach(pid, identity, 64 * PAGE)).unwrap_err();
+    assert!(fault.to_string().contains("CAP_SYS_PTRACE"), "{fault}");
+    let fault = as_nobody(|| {
+        nix::sys::ptrace::seize(Pid::from_raw(1), nix::sys::ptrace::Options::empty()).unwrap_err()
+    });
+    assert_eq!(fault, Errno::EPERM, "the thread has no rights left");
+    // A debugger holds the process; the thread that is it ends with the scope.
+    let fault = std::thread::scope(|scope| {
+        let debugger = scope.spawn(|| {
+            nix::sys::ptrace::seize(Pid::from_raw(pid), nix::sys::ptrace::Options::empty()).unwrap();
+            memory.attach(&writer).unwrap_err()
+        });
+        debugger.join().unwrap()
+    });
+    assert!(fault.to_string().contains("traces it already"), "{fault}");
+    let mut tracker = memory.attach(&writer).unwrap();
+    writer.ask("write 0 0");
+    assert_eq!(found(&mut tracker), [0]);
+}
+
+/// CK-2: for a guest under KVM the pages found are those of KVM's own dirty log, page for page, and what the
+/// process itself writes is found as well.
+#[test]
+fn a_guest_under_kvm_is_tracked_as_kvm_itself_does() {
+    if !can_track() {
+        return;
+    }
+    if let Err(error) = kvm_ioctls::Kvm::new() {
+        host_needs::cannot_run_here(&format!("KVM: {error}"), "use a host with /dev/kvm");
+        return;
+    }
+    let memory = Tracked::new(256);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    // The guest is made, and has touched some pages, before the tracker comes.
+    writer.ask("kvm 1 50");
+    assert_eq!(writer.answer(), "done");
+    let mut tracker = memory.attach(&writer).unwrap();
+    let (program, mut total) = (KVM_PROGRAM_AT / PAGE, 0);
+    for (seed, writes) in [(1, 1), (2, 3), (3, 100), (4, 1), (5, 2000), (6, 1), (77, 30)] {
+        let logged = writer.ask(&format!("kvm {seed} {writes}"));
+        assert_eq!(writer.answer(), "done");
+        let logged: Vec<u64> = logged.split_whitespace().map(|page| page.parse().unwrap()).collect();
+        let mut ours = found(&mut tracker);
+        assert_eq!(ours.remove(0), program, "the process wrote the program, which KVM's log does not have");
+        assert_eq!(ours, logged);
+        assert!(!logged.is_empty() && logged.iter().all(|page| (128..256).contains(page)));
+        total += logged.len();
+    }
+    assert!(total > 150, "only {total} pages: the test proves little");
 }
