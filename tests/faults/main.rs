@@ -1,0 +1,1 @@
+//! Faults of the matrix, struck on a pair of hosts with a real guest.

@@ -1,0 +1,1 @@
+//! Whole guests on a pair of hosts.

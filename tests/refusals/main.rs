@@ -1,0 +1,1 @@
+//! Bad input: refused with a clear error, and nothing is lost.
