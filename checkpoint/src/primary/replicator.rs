@@ -146,6 +146,7 @@ enum Stop {
     /// The supervisor let go of the session.
     Abandoned,
     Refused(Refusal),
+    Goodbye(String),
     Confirmation(ConfirmationError),
     Unexpected(&'static str),
     Gate(GateError),
@@ -194,6 +195,7 @@ impl Replicator {
                 self.confirmed(&Confirmation { term, epoch, digest })
             }
             LinkEvent::Message { message: Message::Refuse(refusal), .. } => Err(Stop::Refused(refusal)),
+            LinkEvent::Message { message: Message::Goodbye { reason }, .. } => Err(Stop::Goodbye(reason)),
             LinkEvent::Message { message: Message::Summon { term }, .. } => {
                 self.report(Report::Summoned { term });
                 Ok(())
@@ -303,6 +305,7 @@ impl Replicator {
             }
             Stop::Abandoned => (Fault::Host, "the session was ended by this host".to_owned(), None),
             Stop::Refused(refusal) => (Fault::Peer, format!("the backup refuses: {refusal}"), Some(refusal)),
+            Stop::Goodbye(reason) => (Fault::Peer, reason, None),
             Stop::Confirmation(fault) => (Fault::Peer, fault.to_string(), None),
             Stop::Unexpected(name) => (Fault::Peer, format!("the backup sent {name} out of turn"), None),
             Stop::Gate(fault) => (Fault::Host, fault.to_string(), None),

@@ -76,7 +76,9 @@ pub(super) struct Primary<'a> {
     pub(super) lease_until: Instant,
     idle: State,
     look_at: Instant,
-    dial_at: Instant,
+    pub(super) dial_at: Instant,
+    /// Sessions that the backup refused since the last commit.
+    pub(super) refusals: u32,
     ask_at: Instant,
 }
 
@@ -96,6 +98,7 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         idle: start.idle,
         look_at: now,
         dial_at: now,
+        refusals: 0,
         ask_at: now,
     };
     let next = primary.run();
@@ -392,7 +395,9 @@ impl Primary<'_> {
             }
             setting => {
                 let answer = self.core.set(setting).unwrap_or_else(|| Ok(String::new()));
-                self.dial_at = Instant::now();
+                if setting == What::Protect {
+                    (self.dial_at, self.refusals) = (Instant::now(), 0);
+                }
                 if setting == What::Protect && self.core.transport.is_none() {
                     command.answer(Err(CommandError::new(
                         Fault::Operator,

@@ -220,6 +220,7 @@ impl Primary<'_> {
                     self.core.stats().synchronised(active.started.elapsed(), active.sent);
                 }
                 active.committed = true;
+                self.refusals = 0;
                 self.confirmed = Some((self.core.term, epoch));
                 self.core.capture.recycle(set);
                 self.core.board.edit().committed_epoch = Some(epoch.get());
@@ -245,11 +246,18 @@ impl Primary<'_> {
         self.core.board.trouble(ending.fault, format!("the session with the backup ended: {}", ending.text));
         let refused = ending.refusal.as_ref().map(|refusal| refusal.code);
         self.take_back(ending);
-        if matches!(refused, Some(RefusalCode::Digest | RefusalCode::NoRoom | RefusalCode::OutOfOrder)) {
+        if matches!(refused, Some(RefusalCode::NoRoom | RefusalCode::OutOfOrder)) {
             // Going on would only be refused again: begin anew.
             self.confirmed = None;
         }
         self.redial_later();
+        if refused.is_some() {
+            // A backup that refuses will do so again until somebody mends it. Each attempt costs terms and
+            // a synchronisation, so that they become rare.
+            let pause = self.core.config.retry * (1 << self.refusals.min(5));
+            self.dial_at = Instant::now() + pause;
+            self.refusals += 1;
+        }
     }
 
     fn take_back(&mut self, ending: Ending) {

@@ -1,16 +1,80 @@
 //! Two supervisors, real links, a real arbiter and real QEMUs: losses of every kind, and what must hold.
 
 mod lab;
+mod proxy;
 
 use super::*;
-use crate::arbiter::Arbiter;
 use crate::host_needs;
-use crate::qemu::tests::has_qemu;
+use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, RefusalCode};
+use crate::qemu::tests::{MEMORY, has_qemu};
+use crate::transport::{LinkEvent, Listener, TcpTransport, Transport};
+use holdfast_epoch::Term;
 use lab::*;
-use std::time::Duration;
+use nix::sys::signal::Signal;
+use proxy::Proxy;
+use std::fs;
+use std::time::{Duration, Instant};
 
 fn can_run() -> bool {
     has_qemu() && host_needs::is_root()
+}
+
+/// Two hosts in this process, with a proxy on the way from A to B; the guest runs on A.
+struct Couple {
+    vm_a: VmHandle,
+    vm_b: VmHandle,
+    a: Site,
+    b: Site,
+    qemu: Process,
+    way: Proxy,
+    listen_a: Listener,
+    listen_b: Listener,
+    lab: Lab,
+}
+
+impl Couple {
+    fn start() -> Self {
+        Self::start_with(|_| {}, |_| {})
+    }
+
+    fn start_with(tune_a: impl FnOnce(&mut VmConfig), tune_b: impl FnOnce(&mut VmConfig)) -> Self {
+        let lab = Lab::new();
+        let (a, b) = (lab.site("a"), lab.site("b"));
+        let qemu = a.start_qemu();
+        let (listen_a, listen_b) = (a.listen(), b.listen());
+        let way = Proxy::start(listen_b.address());
+        let (mut config_a, mut config_b) = (a.config(), b.config());
+        tune_a(&mut config_a);
+        tune_b(&mut config_b);
+        let vm_b = b.supervise(config_b, &listen_b, listen_a.address());
+        let vm_a = a.supervise(config_a, &listen_a, way.address);
+        Self { vm_a, vm_b, a, b, qemu, way, listen_a, listen_b, lab }
+    }
+
+    fn protected() -> Self {
+        let couple = Self::start();
+        wait_for(&couple.vm_a, Role::Primary, State::Protected);
+        wait_for_commits(&couple.vm_a, 5);
+        couple
+    }
+
+    /// Kills the guest's QEMU on A and checks what comes up on B.
+    fn fail_over(&mut self) -> FailoverReport {
+        let before = self.vm_b.status().failover;
+        self.qemu.kill();
+        let report = wait_to_go_live(&self.vm_b, before.as_ref());
+        assert_resumed_from_seal(&self.b, report.resumed_from_epoch);
+        assert_released_after_commit(&self.a);
+        report
+    }
+}
+
+impl Drop for Couple {
+    fn drop(&mut self) {
+        // A supervisor that the test ended already says so.
+        drop(self.vm_b.shutdown());
+        drop(self.vm_a.shutdown());
+    }
 }
 
 /// OC-1, CK-1, CK-2, FO-1: the guest goes on from the last commit when its QEMU dies, is protected anew on
@@ -20,33 +84,25 @@ fn a_guest_outlives_its_qemu_and_returns() {
     if !can_run() {
         return;
     }
-    let lab = Lab::new();
-    let (a, b) = (lab.site("a"), lab.site("b"));
-    let mut qemu = a.start_qemu();
-    let (listen_a, listen_b) = (a.listen(), b.listen());
-    let vm_b = b.supervise(b.config(), &listen_b, listen_a.address());
-    let vm_a = a.supervise(a.config(), &listen_a, listen_b.address());
-    wait_for(&vm_a, Role::Primary, State::Protected);
+    let mut couple = Couple::protected();
+    let Couple { vm_a, vm_b, .. } = &couple;
+    let (vm_a, vm_b, a, b) = (vm_a.clone(), vm_b.clone(), couple.a.clone(), couple.b.clone());
     wait_for_commits(&vm_a, 20);
-    qemu.kill();
-
-    let report = wait_to_go_live(&vm_b, None);
+    let report = couple.fail_over();
     assert_eq!(report.cause, "relinquished");
     assert!(report.detect_ms < LEASE.as_secs_f64() * 1e3, "no lease is waited for: {report:?}");
-    assert_resumed_from_seal(&b, report.resumed_from_epoch);
-    assert_eq!((lab.grant().holder.as_str(), report.term > 1), ("b", true));
+    assert_eq!(couple.lab.grant().holder, "b");
     assert!(assert_released_after_commit(&a) >= 20);
-    let fenced = a.gate_log();
-    assert_eq!(fenced.last().map(String::as_str), Some("fence"), "the old primary is silent");
+    assert_eq!(a.gate_log().last().map(String::as_str), Some("fence"), "the old primary is silent");
 
     // The old primary is the backup now, and takes a whole synchronisation by itself.
     wait_for(&vm_b, Role::Primary, State::Protected);
     wait_for_commits(&vm_b, 5);
     wait_for(&vm_a, Role::Backup, State::Ready);
-    vm_b.failover().expect("handed over");
+    vm_a.failover().expect("the primary is asked for the machine");
     let report = wait_to_go_live(&vm_a, None);
     assert_resumed_from_seal(&a, report.resumed_from_epoch);
-    assert_eq!(lab.grant().holder, "a");
+    assert_eq!(couple.lab.grant().holder, "a");
     assert!(assert_released_after_commit(&b) >= 5);
     wait_for(&vm_a, Role::Primary, State::Protected);
     // Shut down, it hands the machine over once more.
@@ -54,5 +110,357 @@ fn a_guest_outlives_its_qemu_and_returns() {
     vm_a.shutdown().expect("ended");
     let report = wait_to_go_live(&vm_b, before.as_ref());
     assert_resumed_from_seal(&b, report.resumed_from_epoch);
-    vm_b.shutdown().expect("ended");
+}
+
+/// CK-2: epochs that were in flight when the connection broke are aborted; the session goes on within the
+/// lease, without a synchronisation, and the next epoch carries their pages.
+#[test]
+fn an_aborted_epochs_pages_are_in_the_next_one() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    for _ in 0..3 {
+        let before = couple.vm_a.status();
+        couple.way.mute(false, true);
+        eventually("epochs in flight", || {
+            let stats = couple.vm_a.status().stats;
+            (stats.epochs_sealed >= before.stats.epochs_sealed + 2).then_some(())
+        });
+        couple.way.cut();
+        couple.way.heal();
+        eventually("another session", || {
+            (couple.vm_a.status().link.sessions > before.link.sessions).then_some(())
+        });
+        wait_for(&couple.vm_a, Role::Primary, State::Protected);
+        wait_for_commits(&couple.vm_a, 3);
+        let after = couple.vm_a.status();
+        assert!(after.stats.epochs_aborted > before.stats.epochs_aborted);
+        assert_eq!((after.term, after.stats.full_syncs), (before.term, 1), "same term, no synchronisation");
+    }
+    couple.fail_over();
+}
+
+/// FO-2: cut off from each other, both ask the arbiter; one wins, and the other one is silent.
+#[test]
+fn a_partition_has_one_winner() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    let term = couple.vm_a.status().term;
+    couple.way.mute(true, true);
+    wait_for(&couple.vm_a, Role::Primary, State::Solo);
+    eventually("the loser's word", || {
+        couple.vm_b.status().trouble.filter(|trouble| trouble.text.contains("does not come here"))
+    });
+    let grant = couple.lab.grant();
+    assert_eq!((grant.holder.as_str(), grant.solo, grant.term.get()), ("a", true, term + 1));
+    assert_eq!(couple.b.gate_log().iter().filter(|line| line.starts_with("admit")).count(), 0);
+    assert_eq!(couple.a.gate_log().last().map(String::as_str), Some("open"));
+
+    // Healed, the guest is protected again: in a new term, and from where the image was (CK-2).
+    couple.way.cut();
+    couple.way.heal();
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 3);
+    assert_eq!(couple.vm_a.status().stats.full_syncs, 1, "the image was kept");
+    assert_eq!(couple.vm_a.status().term, term + 2);
+    couple.fail_over();
+}
+
+/// FO-2, OC-1: with the peer and the arbiter gone nobody opens a gate; when the arbiter is back, one does.
+#[test]
+fn without_an_arbiter_output_is_held() {
+    if !can_run() {
+        return;
+    }
+    let couple = Couple::protected();
+    let (there, away) = (couple.lab.dir.path().join("arbiter"), couple.lab.dir.path().join("arbiter.away"));
+    fs::rename(&there, &away).expect("renamed");
+    couple.way.mute(true, true);
+    let lost = |vm: &VmHandle| {
+        let trouble = vm.status().trouble;
+        trouble.filter(|trouble| trouble.fault == Fault::Arbiter)
+    };
+    eventually("the primary's alarm", || lost(&couple.vm_a));
+    eventually("the backup's alarm", || lost(&couple.vm_b));
+    assert_eq!(couple.vm_a.status().state, State::Holding);
+    assert_ne!(couple.vm_b.status().role, Role::Primary);
+    let opened = || {
+        let opens =
+            |site: &Site, what: &str| site.gate_log().iter().filter(|line| line.starts_with(what)).count();
+        // A's first admission was at the start; its gate opens by "open", B's by "admit".
+        (opens(&couple.a, "open"), opens(&couple.b, "admit"))
+    };
+    assert_eq!(opened(), (0, 0));
+    fs::rename(&away, &there).expect("renamed");
+    eventually("a winner", || (opened() != (0, 0)).then_some(()));
+    let winner = couple.lab.grant().holder;
+    assert_eq!(opened(), if winner == "a" { (1, 0) } else { (0, 1) }, "{winner} won");
+}
+
+/// The backup's Holdfast ends and returns: the guest runs on alone meanwhile, and its image is continued.
+#[test]
+fn a_backup_that_returns_is_continued() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    couple.vm_b.shutdown().expect("ended");
+    wait_for(&couple.vm_a, Role::Primary, State::Solo);
+    couple.vm_b = couple.b.supervise(couple.b.config(), &couple.listen_b, couple.listen_a.address());
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 3);
+    assert_eq!(couple.vm_a.status().stats.full_syncs, 1);
+    couple.fail_over();
+}
+
+/// FO-1: a QEMU that hangs is taken for dead; it is silenced and ended before the backup goes live.
+#[test]
+fn a_qemu_that_hangs_is_given_up() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::start_with(|config| config.qemu_timeout = Duration::from_millis(300), |_| {});
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 5);
+    couple.qemu.signal(Signal::SIGSTOP);
+    let report = wait_to_go_live(&couple.vm_b, None);
+    assert_eq!(report.cause, "relinquished");
+    assert_resumed_from_seal(&couple.b, report.resumed_from_epoch);
+    eventually("the end of the hung QEMU", || couple.qemu.0.try_wait().expect("our child"));
+}
+
+/// Unprotected by command, the guest passes its output, and its loss moves nothing.
+#[test]
+fn an_unprotected_guest_does_not_move() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    couple.vm_a.unprotect().expect("the arbiter agrees");
+    wait_for(&couple.vm_a, Role::Primary, State::Native);
+    assert_eq!(couple.a.gate_log().last().map(String::as_str), Some("open"));
+    assert!(couple.lab.grant().solo);
+    couple.vm_a.protect().expect("wanted again");
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    couple.vm_a.unprotect().expect("the arbiter agrees");
+    couple.qemu.kill();
+    wait_for(&couple.vm_a, Role::Primary, State::Down);
+    // Longer than any silence that the backup would wait for.
+    std::thread::sleep(LEASE * 2);
+    assert_eq!(couple.vm_b.status().role, Role::Backup);
+    assert_eq!(couple.lab.grant().holder, "a");
+}
+
+/// The epoch's length is a setting that can be changed while it runs; nonsense is refused.
+#[test]
+fn the_length_of_an_epoch_is_changed_while_it_runs() {
+    if !can_run() {
+        return;
+    }
+    let couple = Couple::protected();
+    couple.vm_a.set_epoch(Duration::from_secs(20)).expect("a length");
+    assert!((couple.vm_a.status().epoch_ms - 20_000.0).abs() < 0.1);
+    let fault = couple.vm_a.set_epoch(Duration::ZERO).expect_err("no length");
+    assert_eq!(fault.fault, Fault::Operator);
+}
+
+/// A backup without room says so, and the guest does not stand still for it.
+#[test]
+fn a_backup_without_room_refuses_with_the_reason() {
+    if !can_run() {
+        return;
+    }
+    let couple =
+        Couple::start_with(|_| {}, |config| config.backup.as_mut().expect("there").staging_limit = 64 << 10);
+    let text = eventually("the refusal", || {
+        couple.vm_a.status().trouble.filter(|trouble| trouble.text.contains("staging limit"))
+    });
+    assert_eq!(text.fault, Fault::Peer);
+    wait_for(&couple.vm_a, Role::Primary, State::Solo);
+    assert!(couple.lab.grant().term.get() < 12, "attempts become rare");
+}
+
+fn hello(term: u64, host: &str) -> Hello {
+    Hello {
+        version: PROTOCOL_VERSION,
+        vm: VM.to_owned(),
+        host: host.to_owned(),
+        term: Term::new(term),
+        memory: MEMORY,
+        page_size: 4096,
+        session: 5,
+        lease_ms: 100,
+        devices: DeviceDigest::default(),
+    }
+}
+
+/// FO-1: a session of an older term, of a host that does not hold the term, or of another memory size is
+/// refused with the reason, and the session that stands is not harmed.
+#[test]
+fn sessions_of_an_older_term_are_refused() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    let term = couple.vm_a.status().term;
+    let dialer = TcpTransport::new(couple.listen_b.address(), couple.a.security());
+    for (hello, code, words) in [
+        (hello(term - 1, "a"), RefusalCode::StaleTerm, "is over"),
+        (hello(0, "a"), RefusalCode::StaleTerm, "is over"),
+        (hello(term, "c"), RefusalCode::StaleTerm, "belongs to host a"),
+        (Hello { memory: 4096, ..hello(term, "a") }, RefusalCode::MemorySize, "configured for"),
+    ] {
+        let link = dialer.dial(Duration::from_secs(5)).expect("dialled");
+        link.send(&Message::Hello(hello));
+        match link.events().recv_timeout(Duration::from_secs(5)) {
+            Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => {
+                assert_eq!(refusal.code, code);
+                assert!(refusal.text.contains(words), "{refusal}");
+            }
+            other => panic!("a refusal was due, not {other:?}"),
+        }
+    }
+    assert_eq!(couple.vm_a.status().link.sessions, 1, "the session stands");
+    wait_for_commits(&couple.vm_a, 2);
+    couple.fail_over();
+}
+
+/// The environment of [`host_a_in_a_process_of_its_own`]: folder and address of B.
+const HOST_A: &str = "HOLDFAST_TEST_HOST_A";
+
+/// Not a test by itself: host A as a process that can be killed and stopped.
+#[test]
+fn host_a_in_a_process_of_its_own() {
+    let Ok(setting) = std::env::var(HOST_A) else { return };
+    let (root, peer) = setting.split_once(' ').expect("two words");
+    let site = Site { root: root.into(), name: "a" };
+    let listener = site.listen();
+    let _vm = site.supervise(site.config(), &listener, peer.parse().expect("an address"));
+    let part = site.path("address.part");
+    fs::write(&part, listener.address().to_string()).expect("written");
+    fs::rename(part, site.path("address")).expect("renamed");
+    // Until the test ends, or is killed itself.
+    drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    std::process::exit(0);
+}
+
+/// Host A in a process, host B here.
+struct Apart {
+    vm_b: VmHandle,
+    holdfast: Process,
+    qemu: Process,
+    a: Site,
+    b: Site,
+    listen_b: Listener,
+    lab: Lab,
+}
+
+impl Apart {
+    fn start_holdfast(a: &Site, peer: &Listener) -> Process {
+        // A leftover of an earlier process would be taken for this one's.
+        drop(fs::remove_file(a.path("address")));
+        let test = concat!(module_path!(), "::host_a_in_a_process_of_its_own");
+        let test = test.split_once("::").expect("the crate's name comes first").1;
+        let child = std::process::Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", test, "--nocapture"])
+            .env(HOST_A, format!("{} {}", a.root.display(), peer.address()))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("another process of the tests");
+        Process(child)
+    }
+
+    fn address(a: &Site) -> std::net::SocketAddr {
+        eventually("A's address", || fs::read_to_string(a.path("address")).ok()).parse().expect("an address")
+    }
+
+    fn protected() -> Self {
+        let lab = Lab::new();
+        let (a, b) = (lab.site("a"), lab.site("b"));
+        let qemu = a.start_qemu();
+        let listen_b = b.listen();
+        let holdfast = Self::start_holdfast(&a, &listen_b);
+        let vm_b = b.supervise(b.config(), &listen_b, Self::address(&a));
+        eventually("commits", || (b.commits().len() >= 10).then_some(()));
+        Self { vm_b, holdfast, qemu, a, b, listen_b, lab }
+    }
+
+    fn lost_to_b(&self, since: Instant) -> FailoverReport {
+        let report = wait_to_go_live(&self.vm_b, None);
+        assert_eq!(report.cause, "silence");
+        let lease = LEASE.as_secs_f64() * 1e3;
+        assert!(report.detect_ms >= lease, "the lease was waited for: {report:?}");
+        assert!(since.elapsed() < LEASE * 4, "{report:?}");
+        assert_resumed_from_seal(&self.b, report.resumed_from_epoch);
+        let last = *self.b.commits().last().expect("commits");
+        assert_eq!(last.0, report.resumed_from_epoch, "from the last commit");
+        assert_eq!(self.lab.grant().holder, "b");
+        report
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        drop(self.vm_b.shutdown());
+    }
+}
+
+/// OC-1, CK-1, FO-1, FO-2: Holdfast is killed on the primary; the backup goes live once the lease has run
+/// out. Started again, the old primary ends its old guest and becomes the backup.
+#[test]
+fn a_guest_outlives_its_holdfast() {
+    if !can_run() {
+        return;
+    }
+    let mut apart = Apart::protected();
+    apart.holdfast.kill();
+    apart.lost_to_b(Instant::now());
+    assert_released_after_commit(&apart.a);
+    assert!(apart.qemu.0.try_wait().expect("our child").is_none(), "the old guest runs on, cut off");
+
+    // B dials the address that it knows; a returning A listens elsewhere in this laboratory, so that B is
+    // started anew as well: its guest lives on.
+    apart.vm_b.shutdown().expect("ended");
+    apart.holdfast = Apart::start_holdfast(&apart.a, &apart.listen_b);
+    eventually("the old guest's end", || apart.qemu.0.try_wait().expect("our child"));
+    let address = Apart::address(&apart.a);
+    apart.vm_b = apart.b.supervise(apart.b.config(), &apart.listen_b, address);
+    wait_for(&apart.vm_b, Role::Primary, State::Protected);
+    assert!(apart.a.gate_log().iter().filter(|line| *line == "fence").count() >= 1);
+}
+
+/// FO-1: a primary that stood still while the backup went live is fenced when it wakes; its guest ends.
+#[test]
+fn a_primary_that_wakes_too_late_is_silent() {
+    if !can_run() {
+        return;
+    }
+    let mut apart = Apart::protected();
+    apart.holdfast.signal(Signal::SIGSTOP);
+    apart.lost_to_b(Instant::now());
+    let before = apart.a.gate_log().len();
+    apart.holdfast.signal(Signal::SIGCONT);
+    eventually("the old guest's end", || apart.qemu.0.try_wait().expect("our child"));
+    let after = apart.a.gate_log().split_off(before);
+    assert!(after.iter().any(|line| line == "fence"), "{after:?}");
+    assert!(!after.iter().any(|line| line == "open" || line.starts_with("admit")), "{after:?}");
+    // It becomes the backup by itself.
+    wait_for(&apart.vm_b, Role::Primary, State::Protected);
+}
+
+/// Both QEMU and Holdfast of the primary are killed at once: the loss of the host.
+#[test]
+fn a_guest_outlives_its_host() {
+    if !can_run() {
+        return;
+    }
+    let mut apart = Apart::protected();
+    apart.holdfast.kill();
+    apart.qemu.kill();
+    apart.lost_to_b(Instant::now());
+    assert_released_after_commit(&apart.a);
 }

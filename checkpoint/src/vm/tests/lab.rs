@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub(super) const VM: &str = "web";
-pub(super) const LEASE: Duration = Duration::from_millis(600);
+/// Long, so that a machine that is busy with other things is not taken for a dead one.
+pub(super) const LEASE: Duration = Duration::from_secs(2);
 /// The page that Holdfast itself writes before each pause (CK-2).
 const OWN_PAGE: u64 = 0x300;
 
@@ -105,6 +106,7 @@ impl Site {
         let mut config = VmConfig::new(VM, self.name, role);
         config.epoch = Duration::from_millis(30);
         config.lease = LEASE;
+        config.lease_margin = LEASE / 2;
         config.heartbeat = Duration::from_millis(50);
         config.retry = Duration::from_millis(100);
         config.qemu_timeout = Duration::from_secs(3);
@@ -373,7 +375,9 @@ fn hash_of(memory: &File) -> blake3::Hash {
 impl Hypervisor for Watching {
     fn guest(&mut self, memory: &MemoryFacts) -> Result<Box<dyn Guest>, GuestError> {
         let inner = self.inner.guest(memory)?;
-        Ok(self.guest_of(inner, &self.site.path("memory")))
+        let own = self.site.path("memory");
+        let is_own = fs::metadata(&own).is_ok_and(|meta| meta.ino() == memory.identity.ino);
+        Ok(self.guest_of(inner, &if is_own { own } else { self.site.path("image") }))
     }
 
     fn standby(&mut self) -> Result<Box<dyn Standby>, GuestError> {
