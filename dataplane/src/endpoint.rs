@@ -20,7 +20,10 @@ impl GuestFrame for GuestBytes<'_> {
 
 impl GuestPort for Endpoint {
     fn poll_control(&mut self) {
-        Self::poll_control(self);
+        // A ring that starts asks for notifications, which a core that polls has no use for.
+        if Self::poll_control(self) {
+            self.disarm();
+        }
     }
 
     fn is_running(&self) -> bool {

@@ -56,6 +56,6 @@ pub trait Wire {
     /// Called when the core polls again.
     fn disarm(&mut self) {}
 
-    /// About how many frames [`Wire::alloc`] could still hand out.
+    /// About how many frames [`Wire::alloc`] could still hand out; asked once a burst.
     fn free_frames(&self) -> usize;
 }

@@ -51,20 +51,25 @@ fn capture_port<W: Wire>(
     mut audit: Option<&mut Audit>,
     core: &Block<CoreCounter>,
 ) -> usize {
-    if !port.egress.has_room() || wire.free_frames() < RESERVED_FRAMES {
+    if !port.egress.has_room() {
         return 0;
     }
     let mtu = wire.mtu();
-    let Port { id, guest, egress, identity, last, counters, .. } = port;
+    let Port { id, guest, egress, identity, last, counters, starved, .. } = port;
+    *starved = false;
     let mut made = 0;
+    // Asked once a burst, and only when there is one: wires may have to count.
+    let mut memory = None;
     let taken = guest.capture(GUEST_BURST, &mut |header, frame| {
-        if made >= SEGMENT_BUDGET || !egress.has_room() {
+        *starved |= !*memory.get_or_insert_with(|| wire.free_frames() >= RESERVED_FRAMES);
+        if made >= SEGMENT_BUDGET || *starved || !egress.has_room() {
             counters.events.add(PortCounter::Refusals, 1);
             return Verdict::Refused;
         }
         match cut(header, frame, wire, scratch) {
             Ok(()) => {}
             Err(Obstacle::Wait) => {
+                *starved = true;
                 counters.events.add(PortCounter::Refusals, 1);
                 return Verdict::Refused;
             }

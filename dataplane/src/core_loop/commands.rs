@@ -143,6 +143,7 @@ impl<W: Wire> Core<W> {
             last: None,
             counters,
             announcing: None,
+            starved: false,
         });
         Ok(())
     }

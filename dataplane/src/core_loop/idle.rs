@@ -28,7 +28,7 @@ const BLIND_LONG: Duration = Duration::from_millis(1);
 /// For how long after the last frame a wire counts as having traffic.
 const RECENT_NS: u64 = 10_000_000;
 
-/// Wait for a wire or a guest that is full.
+/// Wait for a wire or a guest that is full, or for memory.
 const FULL: Duration = Duration::from_micros(200);
 
 /// Wait for a lease to be extended: nobody tells when it is.
@@ -46,7 +46,9 @@ impl<W: Wire> Core<W> {
     pub(super) fn sleep(&mut self, idle_ns: u64) {
         let mut awake = false;
         for port in &mut self.ports {
-            let (takes, gives) = (port.egress.has_room(), port.inbound.is_blocked());
+            // What a starved guest has to send is known; memory that comes back is told by nobody.
+            let takes = port.egress.has_room() && !port.starved;
+            let gives = port.inbound.is_blocked();
             awake |= port.guest.arm(takes, gives);
         }
         for attached in &mut self.wires {
@@ -98,7 +100,7 @@ impl<W: Wire> Core<W> {
             patience = if idle_ns < RECENT_NS { BLIND_SHORT } else { BLIND_LONG };
         }
         for port in &self.ports {
-            if port.inbound.is_blocked() || !port.egress.to_wire.is_empty() {
+            if port.inbound.is_blocked() || port.starved || !port.egress.to_wire.is_empty() {
                 patience = patience.min(FULL);
             }
             if port.egress.waiting().frames > 0 {

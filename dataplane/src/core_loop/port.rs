@@ -37,6 +37,8 @@ pub(super) struct Port<F> {
     pub(super) last: Option<Station>,
     pub(super) counters: Arc<PortCounters>,
     pub(super) announcing: Option<Announcing>,
+    /// The guest had to wait in the last burst, as memory for frames ran low.
+    pub(super) starved: bool,
 }
 
 /// Repetitions of an announcement that are still to come.

@@ -436,14 +436,14 @@ fn a_removed_port_leaves_the_others_where_they_were() {
 #[test]
 fn a_command_for_several_ports_holds_for_all_or_none() {
     let core = Running::new();
-    let (_a, b) = (core.port(1, PortConfig::default()), core.port(2, PortConfig::default()));
+    let (a, _b) = (core.port(1, PortConfig::default()), core.port(2, PortConfig::default()));
     let both = [PortId(1), PortId(2)];
     core.handle.set_mode(&both, COMMIT).expect("protected");
-    b.send(frame(2, 1));
-    wait_until(|| core.count(2, PortCounter::Captured) == 1);
-    core.handle.cut(&[PortId(2)], EpochId::new(1)).expect("cut");
-    let error = core.handle.release(&both, token(1, 1)).expect_err("port 1 has nothing sealed");
-    assert!(matches!(error, GateError::Escrow { port: PortId(1), .. }), "{error}");
+    a.send(frame(1, 1));
+    wait_until(|| core.count(1, PortCounter::Captured) == 1);
+    core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    let error = core.handle.release(&both, token(1, 1)).expect_err("port 2 has nothing sealed");
+    assert!(matches!(error, GateError::Escrow { port: PortId(2), .. }), "{error}");
     core.settle();
     assert!(core.peer.take().is_empty());
 }
