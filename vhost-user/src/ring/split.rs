@@ -183,12 +183,13 @@ impl SplitQueue {
         self.used_log = used_log.map(Gpa);
     }
 
-    /// Makes the next publish notify the guest whatever it asked for. Needed where notifications may
-    /// have been lost: at the start, and when the guest's descriptor was exchanged.
+    /// Notifies the guest whatever it asked for, now or with what is pending. Needed where
+    /// notifications may have been lost: at the start, and when the guest's descriptor was exchanged.
     pub fn notify_once(&mut self) {
-        self.notify_always = true;
         if self.pending.is_empty() {
             self.notify();
+        } else {
+            self.notify_always = true;
         }
     }
 

@@ -196,3 +196,23 @@ fn a_stock_qemu_stops_goes_on_migrates_and_comes_back() {
         assert!(snapshot.faults.is_empty() && snapshot.peer_faults == 0, "{snapshot:?}");
     }
 }
+
+/// Fault 13 from this side: Holdfast dies and comes back, the guest and its QEMU stay.
+#[test]
+fn a_stock_qemu_takes_a_device_that_comes_back() {
+    let Some(binary) = qemu_binary() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let socket = format!("path={},reconnect=1", path.display());
+    let mut qemu = None;
+    for _ in 0..3 {
+        let mut core = Core::new();
+        let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+        core.run(vec![endpoint]);
+        qemu.get_or_insert_with(|| Qemu::start(&binary, dir.path(), "only", &socket, &[]));
+        guest_speaks(&core, &device);
+        let snapshot = device.snapshot();
+        assert!(snapshot.faults.is_empty() && snapshot.peer_faults == 0, "{snapshot:?}");
+    }
+    assert!(qemu.expect("started").execute("query-status").contains("running"));
+}

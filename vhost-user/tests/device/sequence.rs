@@ -3,9 +3,10 @@
 use crate::core::Core;
 use crate::driver::GuestRam;
 use crate::machine::{Machine, RX, TX, device, wait_event, wait_signal};
-use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole};
+use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole, Verdict};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::TryRecvError;
 
 #[test]
 fn frames_flow_both_ways_and_wake_both_sides() {
@@ -67,6 +68,37 @@ fn a_stop_is_answered_when_the_core_has_left_the_rings() {
     assert_eq!(usize::from(machine.stop()[TX]), sent as usize);
     let seen = wait_event(&device, |event| *event == DeviceEvent::Stopped);
     assert!(!seen.contains(&DeviceEvent::MemoryChanged), "{seen:?}");
+}
+
+/// CK-2: a burst that was taken and not yet flushed is shown to the guest before the ring is left.
+#[test]
+fn a_ring_is_left_with_its_last_burst_published() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let core = Core::new();
+    let (_device, mut endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    let (frames, taken) = std::sync::mpsc::channel();
+    let (alive, test) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        // Dropped at the end of the test, however it ends.
+        let _alive = alive;
+        scope.spawn(move || {
+            while test.try_recv() == Err(TryRecvError::Empty) {
+                endpoint.poll_control();
+                let count = endpoint.tx_rings()[0].poll(8, |_, _| Verdict::Taken);
+                (0..count.expect("a sound ring")).for_each(|_| frames.send(()).expect("the test listens"));
+                std::thread::yield_now();
+            }
+        });
+        let mut machine = Machine::connect(&path, &ram);
+        machine.start();
+        (0..5).for_each(|byte| machine.send(&[byte; 80]));
+        (0..5).for_each(|_| taken.recv().expect("the core takes the frame"));
+        assert_eq!(machine.queues[TX].used_index(), 0, "this core does not flush");
+        assert_eq!(machine.stop()[TX], 5);
+        assert_eq!(machine.queues[TX].used_index(), 5);
+    });
 }
 
 /// CK-2: the answer waits for the core, however long that takes.
@@ -139,6 +171,8 @@ fn an_exchanged_call_descriptor_loses_no_interrupt() {
         let fresh =
             vmm_sys_util::eventfd::EventFd::new(vmm_sys_util::eventfd::EFD_NONBLOCK).expect("an eventfd");
         vhost::VhostBackend::set_vring_call(&machine.frontend, RX, &fresh).expect("call");
+        // Whatever was signalled by the old descriptor, the new one has been signalled once.
+        assert!(wait_signal(&fresh).is_some());
         machine.calls[RX] = fresh;
         assert_eq!(machine.receive(), u32::to_be_bytes(number).repeat(20));
     }
@@ -172,8 +206,10 @@ fn a_dropped_device_leaves_its_rings_and_removes_its_socket() {
     let (device, mut endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
     let (done, finished) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
+        // Dropped at the end of the test, however it ends.
+        let done = done;
         let turning = scope.spawn(move || {
-            while finished.try_recv().is_err() {
+            while finished.try_recv() == Err(TryRecvError::Empty) {
                 endpoint.poll_control();
                 std::thread::yield_now();
             }

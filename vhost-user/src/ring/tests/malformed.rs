@@ -281,6 +281,15 @@ proptest! {
     }
 }
 
+/// Ends the liar however the test ends.
+struct RaiseOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for RaiseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// RB-1: a guest that rewrites its descriptors while they are read gets frames or a fault.
 #[test]
 fn descriptors_that_change_while_they_are_read_do_no_harm() {
@@ -301,6 +310,7 @@ fn descriptors_that_change_while_they_are_read_do_no_harm() {
     std::thread::scope(|scope| {
         let ram = &ram;
         let over = &over;
+        let _end = RaiseOnDrop(over);
         scope.spawn(move || {
             let liar = DriverQueue { ram, at: 0x1000, size: 8, available: 0, seen: 0 };
             while !over.load(Ordering::Relaxed) {
@@ -325,7 +335,6 @@ fn descriptors_that_change_while_they_are_read_do_no_harm() {
             }
             ring.flush().expect("the ring itself is sound");
         }
-        over.store(true, Ordering::Relaxed);
     });
     assert!(frames > 0 && faults > 0, "both happened: {frames} frames, {faults} faults");
 }
