@@ -148,6 +148,21 @@ impl fmt::Display for Step {
     }
 }
 
+impl Step {
+    const fn mend(self) -> &'static str {
+        match self {
+            Self::Configure | Self::Rings | Self::RxQueue | Self::TxQueue => {
+                "raise `frames` of this wire and memory_mb under [dpdk], or give it fewer queues"
+            }
+            Self::Start => "the interface must be there and nobody else may hold it (`ip link`)",
+            Self::Mtu => "set `mtu` of this wire to what its interface takes (`ip -d link`)",
+            Self::Inspect | Self::Promiscuous | Self::Address | Self::Link | Self::Counters => {
+                "the driver is at fault: try another kind of wire for the same interface"
+            }
+        }
+    }
+}
+
 /// Why a port could not be opened or asked.
 #[derive(Debug, Error)]
 pub enum PortError {
@@ -165,7 +180,7 @@ pub enum PortError {
         mend: &'static str,
     },
     /// A step of the driver's failed.
-    #[error("port {port}: {step}: {errno}; DPDK said: {log}")]
+    #[error("port {port}: {step}: {errno}; DPDK said: {log}\n  mend: {}", step.mend())]
     Driver {
         /// Name of the port's device.
         port: String,
@@ -196,6 +211,9 @@ pub(crate) struct OpenPort {
 
 impl Port {
     /// Plugs `device` in, sets it up with queues that receive into `pool`, and starts it.
+    ///
+    /// A port that closes gives its frames back to the pool, but for `net_af_xdp`: that driver keeps the
+    /// 2048 of its fill ring for good, so that a pool bears few openings of it.
     ///
     /// # Errors
     /// [`PortError`]; whatever was done until then is undone.

@@ -91,5 +91,9 @@ fn bursts_in_both_directions_allocate_nothing() {
         });
         println!("measured: {ns:.1} ns a frame allocated alone and dropped");
         assert_eq!(allocations, 0);
+
+        let (allocations, ns) = cost(|| pool.free_frames().min(1));
+        println!("measured: {ns:.1} ns to count the free frames of a pool");
+        assert_eq!(allocations, 0);
     });
 }
