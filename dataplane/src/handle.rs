@@ -309,7 +309,8 @@ impl Handle {
     /// dropped, and nothing more is taken from their guests, until [`Handle::unfence`] (FO-1).
     ///
     /// # Errors
-    /// [`GateError`]. After [`GateError::NoAnswer`] the fence still falls when the core goes on.
+    /// [`GateError`]. After [`GateError::NoAnswer`] the fence still falls when the core goes on, and
+    /// after [`GateError::UnknownPort`] it has fallen for the ports that are known.
     pub fn fence(&self, ports: &[PortId]) -> Result<(), GateError> {
         self.call(ports, Action::Fence).map(drop)
     }

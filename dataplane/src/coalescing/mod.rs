@@ -111,7 +111,7 @@ impl<F: Frame> Burst<F> {
     /// Takes up to [`BURST`] frames, for a guest that negotiated `offloads`. The burst must be empty.
     ///
     /// Bound: [`BURST`] frames, each compared with the open groups of the burst. Allocations: none.
-    /// Cost: see the bench `coalesce`; most of it is the checksum.
+    /// Cost: about 150 ns a segment of 1448 bytes (bench `coalesce`); most of it is the checksum.
     pub fn fill(&mut self, offloads: Offloads, frames: &mut dyn Iterator<Item = F>) {
         assert!(self.is_empty(), "a burst is delivered before the next begins");
         self.offloads = offloads;

@@ -1,7 +1,7 @@
 //! Commands of the control threads, carried out between bursts.
 //!
 //! A command names the ports that it is for, and holds for all of them or for none: it is checked for
-//! each before anything changes. Its answer is sent when it is done, so that a caller of *fence*
+//! each before anything changes. (The fence alone falls wherever it can.) Its answer is sent when it is done, so that a caller of *fence*
 //! knows that nothing is transmitted any more. Commands may allocate; they are few.
 
 use super::capture::RESERVED_FRAMES;
@@ -80,9 +80,12 @@ impl<W: Wire> Core<W> {
         if let Action::Add(new) = action {
             return self.add(*new).map(|()| Answer::Done);
         }
+        if matches!(action, Action::Fence) {
+            return self.fence(ids).map(|()| Answer::Done);
+        }
         let mut slots = self.slots(ids)?;
         match action {
-            Action::Add(_) => unreachable!("handled above"),
+            Action::Add(_) | Action::Fence => unreachable!("handled above"),
             Action::Remove => {
                 // From the end, as the places behind a removed port move up.
                 slots.sort_unstable_by(|a, b| b.cmp(a));
@@ -91,7 +94,6 @@ impl<W: Wire> Core<W> {
             Action::Cut { epoch, state } => return self.cut(&slots, epoch, state),
             Action::Release(token) => return self.release(&slots, &token),
             Action::SetMode(mode) => self.set_mode(&slots, mode)?,
-            Action::Fence => self.fence(&slots),
             Action::Unfence(term) => self.unfence(&slots, term)?,
             Action::Lease(lease) => self.lease(&slots, &lease),
             Action::Restore(state) => self.restore(&slots, &state)?,
@@ -218,10 +220,16 @@ impl<W: Wire> Core<W> {
         Ok(())
     }
 
-    /// FO-1: when this returns, nothing of these ports is transmitted any more.
-    fn fence(&mut self, slots: &[Slot]) {
-        slots.iter().for_each(|&slot| self.silence(slot));
+    /// FO-1: when this returns, nothing of these ports is transmitted any more. The one command that
+    /// is done as far as it goes: a port that is not there keeps no other from being silent.
+    fn fence(&mut self, ids: &[PortId]) -> Result<(), GateError> {
+        for slot in 0..self.ports.len() {
+            if ids.contains(&self.ports[slot].id) {
+                self.silence(slot);
+            }
+        }
         self.flush_wires();
+        self.slots(ids).map(drop)
     }
 
     fn silence(&mut self, slot: Slot) {

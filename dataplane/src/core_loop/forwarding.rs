@@ -10,7 +10,7 @@ use crate::headers::Link;
 use crate::switch::{Destination, Slot};
 
 /// Bursts to the wire for one port in one turn, so that others get theirs.
-const BURSTS_A_TURN: usize = 8;
+const BURSTS_A_TURN: usize = 16;
 
 impl<W: Wire> Core<W> {
     /// Takes what came on the wires and queues it for the guests; returns how many frames.
@@ -71,10 +71,11 @@ impl<W: Wire> Core<W> {
                     self.ports[slot].counters.events.add(PortCounter::LeaseHolds, 1);
                     break;
                 }
-                moved += self.route(slot);
-                let (sent, stuck) = self.send(slot);
-                moved += sent;
-                if stuck {
+                let routed = self.route(slot);
+                let sent = self.send(slot);
+                moved += routed + sent;
+                // Nothing moved: the wire is full.
+                if routed + sent == 0 {
                     break;
                 }
             }
@@ -82,7 +83,7 @@ impl<W: Wire> Core<W> {
         moved
     }
 
-    /// Routes up to a burst of what may go; returns how many frames went to other ports.
+    /// Routes up to a burst of what may go; returns how many frames left the port's queues by that.
     fn route(&mut self, slot: Slot) -> usize {
         let Self { ports, wires, .. } = self;
         let place = ports[slot].wire;
@@ -95,12 +96,13 @@ impl<W: Wire> Core<W> {
             let Some(frame) = ports[slot].egress.next() else { break };
             let Some(link) = Link::parse(frame.bytes()) else { continue };
             match switch.destination(link.destination) {
-                Destination::Port(other) if other == slot => {
-                    ports[slot].counters.drops.add(DropReason::NotHere, 1);
-                }
                 Destination::Port(other) => {
                     local += 1;
-                    ports[other].receive(frame);
+                    if other == slot {
+                        ports[slot].counters.drops.add(DropReason::NotHere, 1);
+                    } else {
+                        ports[other].receive(frame);
+                    }
                 }
                 Destination::All => {
                     let sender: PortId = ports[slot].id;
@@ -115,24 +117,18 @@ impl<W: Wire> Core<W> {
         local
     }
 
-    /// Hands what is routed to the wire; returns how many frames it took, and whether it left any.
-    fn send(&mut self, slot: Slot) -> (usize, bool) {
+    /// Hands one burst of what is routed to the wire; returns how many frames it took.
+    fn send(&mut self, slot: Slot) -> usize {
         let port = &mut self.ports[slot];
         let attached = &mut self.wires[port.wire];
-        let sent = port.egress.hand_over(|queue| {
-            let mut sent = 0;
-            while !queue.is_empty() {
-                match attached.wire.tx_burst(queue, BURST) {
-                    0 => break,
-                    taken => sent += taken,
-                }
-            }
-            sent
+        let sent = port.egress.hand_over(|queue| match queue.is_empty() {
+            true => 0,
+            false => attached.wire.tx_burst(queue, BURST),
         });
         attached.unflushed |= sent.frames > 0;
         port.counters.events.add(PortCounter::Sent, sent.frames);
         port.counters.events.add(PortCounter::SentBytes, sent.bytes);
-        (sent.frames as usize, !port.egress.to_wire.is_empty())
+        sent.frames as usize
     }
 
     /// Says once more where announced guests are, if it is time; returns how many frames.

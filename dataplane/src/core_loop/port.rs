@@ -1,4 +1,9 @@
 //! One guest's port: what goes out, what comes in, and who it is.
+//!
+//! Every frame of the guest comes in by [`Egress::accept`], every frame for it by [`Port::receive`]:
+//! whoever wants to treat a flow in its own way does it at these two places.
+//!
+//! Owned by the polling core.
 
 use super::PortId;
 use crate::announcement::REPETITIONS;
@@ -214,8 +219,8 @@ impl<F: Frame> Port<F> {
 
     /// Gives the guest what waits for it; returns how many frames it took.
     ///
-    /// Bound: [`BURSTS_A_TURN`] bursts. Allocations and system calls: none. Cost: see the bench
-    /// `coalesce`, and one copy.
+    /// Bound: [`BURSTS_A_TURN`] bursts. Allocations and system calls: none. Cost: about 600 ns a
+    /// segment of 1448 bytes from the wire to the guest (bench `deliver`); one checksum and one copy.
     pub(super) fn deliver(&mut self, clock: impl FnOnce() -> u64) -> usize {
         if !self.guest.is_running() {
             self.wait_for_guest(clock());

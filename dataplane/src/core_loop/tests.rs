@@ -240,7 +240,8 @@ fn a_fenced_port_is_silent_until_a_newer_term() {
     core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
     core.peer.set_room(Some(0));
     core.handle.release(&ONE, token(3, 1)).expect("released");
-    core.handle.fence(&ONE).expect("fenced");
+    let stranger = core.handle.fence(&[PortId(7), PortId(1)]).expect_err("there is no port 7");
+    assert_eq!(stranger, GateError::UnknownPort { port: PortId(7) }, "and port 1 is fenced all the same");
     core.peer.set_room(None);
     guest.send(frame(1, 3));
     core.peer.put(&sample::opaque(mac(1), sample::CLIENT, 64, 5));
