@@ -79,7 +79,7 @@ pub struct Qemu {
     receiver: Option<Receiver>,
     /// Size of the last device state: the next one is about as large.
     last_size: usize,
-    /// How long a stop or a continue may take.
+    /// How long a stop, a save or a continue may take.
     step_limit: Duration,
 }
 
@@ -107,7 +107,7 @@ impl Qemu {
         })
     }
 
-    /// From now on QEMU may take so long to stop or to continue; longer, and it counts as hung.
+    /// From now on QEMU may take so long to stop, to save or to continue; longer, and it counts as hung.
     pub const fn set_step_limit(&mut self, limit: Duration) {
         self.step_limit = limit;
     }

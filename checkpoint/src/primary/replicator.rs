@@ -61,6 +61,8 @@ pub(crate) struct Ending {
     pub(crate) text: String,
     /// What the backup said, if it refused.
     pub(crate) refusal: Option<Refusal>,
+    /// Whether the backup ended the session in so many words.
+    pub(crate) parted: bool,
     /// Page sets of the epochs that were not confirmed.
     pub(crate) unconfirmed: Vec<PageSet>,
     /// What was not looked at any more: seals in it are not confirmed either.
@@ -298,6 +300,7 @@ impl Replicator {
     }
 
     fn end(mut self, stop: Stop) {
+        let parted = matches!(stop, Stop::Refused(_) | Stop::Goodbye(_));
         let (fault, text, refusal) = match stop {
             Stop::LinkEnded => {
                 let end = self.link.end();
@@ -315,7 +318,7 @@ impl Replicator {
         let Self { work, free, reports, .. } = self;
         // The capture thread may wait for a chunk: it learns that none will come.
         drop(free);
-        let ending = Ending { fault, text, refusal, unconfirmed, work };
+        let ending = Ending { fault, text, refusal, parted, unconfirmed, work };
         drop(reports.send(Report::Ended(Box::new(ending))));
     }
 

@@ -111,13 +111,13 @@ impl Qemu {
 
     /// Reads until QEMU closed its end and said that it is done.
     fn receive(&mut self, start: &Pending, pipe: &File) -> Result<Vec<u8>, QemuError> {
-        let deadline = Instant::now() + STEP_LIMIT;
+        let deadline = Instant::now() + self.step_limit;
         let mut state = Vec::with_capacity(self.last_size.max(FIRST_SIZE) + (64 << 10));
         let (mut open, mut completed) = (true, false);
         while open || !completed {
             let also = open.then(|| (pipe.as_fd(), PollFlags::POLLIN));
             if !self.qmp.pump(deadline, also)? {
-                return Err(StateError::Timeout { what: "save", limit: STEP_LIMIT }.into());
+                return Err(StateError::Timeout { what: "save", limit: self.step_limit }.into());
             }
             if open {
                 open = read_some(pipe, &mut state)?;

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 const GREETING_LIMIT: usize = 32;
 /// How long a handshake and a Hello may take.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// Pause after a connection could not be taken, in milliseconds.
+const ACCEPT_PAUSE: u8 = 100;
 /// Sessions that may wait for their supervisor to look.
 const WAITING: usize = 4;
 
@@ -136,7 +138,20 @@ fn accept(socket: &TcpListener, security: &Security, shared: &Arc<Shared>, stop:
         if fds[1].revents().is_some_and(|seen| !seen.is_empty()) {
             return;
         }
-        let Ok((connection, from)) = socket.accept() else { continue };
+        let (connection, from) = match socket.accept() {
+            Ok(accepted) => accepted,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                // Mostly a lack of descriptors, which passes; the connection stays in the queue.
+                tracing::error!(%error, "a connection to the replication port cannot be taken");
+                shared.dropped.fetch_add(1, Ordering::Relaxed);
+                let mut stopped = [PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+                match poll(&mut stopped, ACCEPT_PAUSE) {
+                    Ok(1) => return,
+                    _ => continue,
+                }
+            }
+        };
         if shared.greeting.fetch_add(1, Ordering::AcqRel) >= GREETING_LIMIT {
             shared.greeting.fetch_sub(1, Ordering::AcqRel);
             shared.dropped.fetch_add(1, Ordering::Relaxed);

@@ -56,6 +56,7 @@ pub(super) fn run_backup(core: &mut Core) -> Next {
         span: core.config.lease + core.config.lease_margin,
         undecided: None,
         retry_at: Instant::now(),
+        second_look: None,
         image,
         log,
         config,
@@ -120,6 +121,8 @@ struct Backup<'a> {
     /// The arbiter has not answered our claim yet.
     undecided: Option<Claim>,
     retry_at: Instant,
+    /// When to look again after this host stood still.
+    second_look: Option<Instant>,
 }
 
 impl Backup<'_> {
@@ -173,7 +176,8 @@ impl Backup<'_> {
 
     fn deadline(&self) -> Instant {
         let far = Instant::now() + Duration::from_secs(60);
-        let silence = self.candidate.map_or(far, |_| self.grants.last() + self.span);
+        let due = self.second_look.unwrap_or_else(|| self.grants.last() + self.span);
+        let silence = self.candidate.map_or(far, |_| due);
         let claim = if self.undecided.is_some() { self.retry_at } else { silence };
         let standby = if self.standby.is_some() { far } else { self.standby_retry };
         claim.min(standby).min(far)
@@ -185,9 +189,30 @@ impl Backup<'_> {
         }
         self.candidate?;
         let since = self.grants.last();
+        if self.overslept(since + self.span, now) {
+            return None;
+        }
         match self.grants.close_after(self.span, now) {
             Err(_left) => None,
             Ok(()) => self.claim(Claim { cause: "silence", since }),
+        }
+    }
+
+    /// A host that stood still itself must not take its own absence for the primary's: what the primary
+    /// sent meanwhile is looked at first. Says whether to wait for that.
+    fn overslept(&mut self, due: Instant, now: Instant) -> bool {
+        if now < due {
+            self.second_look = None;
+            return false;
+        }
+        let pause = self.core.config.heartbeat;
+        match self.second_look {
+            Some(at) => now < at,
+            None if now > due + pause => {
+                self.second_look = Some(now + 2 * pause);
+                true
+            }
+            None => false,
         }
     }
 
@@ -453,7 +478,7 @@ impl Backup<'_> {
                     detect_ms: decided.saturating_duration_since(claim.since).as_secs_f64() * 1e3,
                     resume_ms: decided.elapsed().as_secs_f64() * 1e3,
                 });
-                self.core.next_epoch = held.epoch.next();
+                self.core.next_epoch = self.core.next_epoch.max(held.epoch.next());
                 Next::Primary(PrimaryStart { guest: Some(guest), idle: State::Solo })
             }
             Err((fault, text)) => {

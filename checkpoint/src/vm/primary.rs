@@ -80,6 +80,8 @@ pub(super) struct Primary<'a> {
     /// Sessions that the backup refused since the last commit.
     pub(super) refusals: u32,
     ask_at: Instant,
+    /// The backup ended the session in so many words: the lease need not run out first.
+    pub(super) abandoned: bool,
 }
 
 /// Runs this host as primary; it holds the current term and its gate is open.
@@ -100,6 +102,7 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         dial_at: now,
         refusals: 0,
         ask_at: now,
+        abandoned: false,
     };
     let next = primary.run();
     primary.core.capture.call_off();
@@ -156,11 +159,8 @@ impl Primary<'_> {
         if matches!(self.way, Way::None) && self.wants_backup() && now >= self.dial_at {
             self.dial();
         }
-        let outcome = if self.holding && now >= self.lease_until && now >= self.ask_at {
-            self.backup_lost()
-        } else {
-            self.seal_if_due(now)
-        };
+        let outcome =
+            if self.holding && now >= self.ask_time() { self.backup_lost() } else { self.seal_if_due(now) };
         match outcome {
             Ok(()) => None,
             Err(lost) => self.lost(lost),
@@ -176,7 +176,7 @@ impl Primary<'_> {
             due = due.min(self.dial_at);
         }
         if self.holding {
-            due = due.min(self.lease_until.max(self.ask_at));
+            due = due.min(self.ask_time());
         }
         // Without a lease nothing is sealed; the report of one wakes us.
         if let Way::Open(active) = &self.way {
@@ -185,6 +185,11 @@ impl Primary<'_> {
             }
         }
         due
+    }
+
+    /// When the arbiter is to be asked for a solo term, while the gate holds.
+    fn ask_time(&self) -> Instant {
+        if self.abandoned { self.ask_at } else { self.lease_until.max(self.ask_at) }
     }
 
     fn wants_backup(&self) -> bool {

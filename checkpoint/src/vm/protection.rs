@@ -66,11 +66,16 @@ impl Active {
 impl Primary<'_> {
     /// The backup took the session: watch the memory, agree on where to begin, and send the first round.
     pub(super) fn welcomed(&mut self, link: Arc<Link>, welcome: &Welcome) -> Result<(), Lost> {
+        self.abandoned = false;
         let goes_on = self.goes_on_from(welcome.held);
         if self.holding && !goes_on {
             // The backup has lost what it held: nobody could take over, and the guest shall not wait for
             // a whole synchronisation.
             self.go_solo()?;
+        }
+        if !goes_on && !self.watch()? {
+            self.redial_later();
+            return Ok(());
         }
         if self.solo {
             // From here on the record says that a backup may ask.
@@ -79,10 +84,6 @@ impl Primary<'_> {
                 Cas::Lost(text) => return Err(Lost::Term(text)),
                 Cas::Unknown(text) => return Err(Lost::Arbiter(text)),
             }
-        }
-        if !goes_on && !self.watch()? {
-            self.redial_later();
-            return Ok(());
         }
         let first = self.core.next_epoch;
         self.open = Some(Epoch::open(self.core.term, first));
@@ -225,17 +226,11 @@ impl Primary<'_> {
                 self.core.capture.recycle(set);
                 self.core.board.edit().committed_epoch = Some(epoch.get());
             }
-            Some(Report::Summoned { term }) => {
-                if term == self.core.term {
-                    return match self.hand_over() {
-                        Ok(()) => Err(Lost::HandedOver),
-                        Err(fault) => {
-                            self.core.board.trouble(fault.fault, fault.text);
-                            Ok(())
-                        }
-                    };
-                }
-            }
+            Some(Report::Summoned { term }) if term == self.core.term => match self.hand_over() {
+                Ok(()) => return Err(Lost::HandedOver),
+                Err(fault) => self.core.board.trouble(fault.fault, fault.text),
+            },
+            Some(Report::Summoned { term }) => tracing::debug!(%term, "summoned in an old term"),
             Some(Report::Ended(ending)) => self.session_ended(*ending),
         }
         Ok(())
@@ -245,6 +240,8 @@ impl Primary<'_> {
     fn session_ended(&mut self, ending: Ending) {
         self.core.board.trouble(ending.fault, format!("the session with the backup ended: {}", ending.text));
         let refused = ending.refusal.as_ref().map(|refusal| refusal.code);
+        // A backup that says so will not answer: there is nothing to wait for.
+        self.abandoned = ending.parted;
         self.take_back(ending);
         if matches!(refused, Some(RefusalCode::NoRoom | RefusalCode::OutOfOrder)) {
             // Going on would only be refused again: begin anew.
