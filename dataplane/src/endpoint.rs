@@ -64,8 +64,13 @@ impl GuestPort for Endpoint {
         taken
     }
 
-    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
-        let pushed = self.rx_rings().first_mut().map_or(Ok(false), |ring| ring.push(header, parts));
+    fn receive_queues(&mut self) -> usize {
+        self.rx_rings().iter().filter(|ring| ring.is_running()).count()
+    }
+
+    fn deliver(&mut self, queue: usize, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+        let mut running = self.rx_rings().iter_mut().filter(|ring| ring.is_running());
+        let pushed = running.nth(queue).map_or(Ok(false), |ring| ring.push(header, parts));
         let done = *pushed.as_ref().unwrap_or(&false);
         self.stop_at(pushed.err());
         done
@@ -88,7 +93,7 @@ impl GuestPort for Endpoint {
                 Err(found) => fault = Some(found),
             }
         }
-        for ring in rx.iter_mut().take(1).filter(|_| delivering) {
+        for ring in rx.iter_mut().filter(|_| delivering) {
             fault = ring.want_kick(true).err().or(fault);
         }
         self.stop_at(fault);

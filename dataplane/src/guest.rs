@@ -52,8 +52,12 @@ pub trait GuestPort: Send {
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> usize;
 
-    /// Gives the guest one frame, made of `parts` in order; false when it has no buffers for it now.
-    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
+    /// Queues by which the guest receives now.
+    fn receive_queues(&mut self) -> usize;
+
+    /// Gives the guest one frame, made of `parts` in order, by the queue of this number; false when
+    /// there are no buffers for it now.
+    fn deliver(&mut self, queue: usize, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
 
     /// Publishes what was captured and delivered since the last call; at most one notification each.
     fn flush(&mut self);

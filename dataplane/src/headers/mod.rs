@@ -46,6 +46,32 @@ impl Layout {
         let transport = Transport::parse(head, &network);
         Some(Self { link, network, transport })
     }
+
+    /// A number that is the same for all frames of a flow, to spread flows over queues. Fragments go
+    /// by their addresses alone, and what is no IP packet by its MACs.
+    #[must_use]
+    pub fn flow_hash(&self) -> u32 {
+        let mut hash = 0x811c_9dc5u32;
+        let mut mix = |bytes: &[u8]| {
+            for &byte in bytes {
+                hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+            }
+        };
+        match &self.network {
+            Network::V4(ip) => [ip.source, ip.destination].iter().for_each(|address| mix(address)),
+            Network::V6(ip) => [ip.source, ip.destination].iter().for_each(|address| mix(address)),
+            _ => [self.link.source, self.link.destination].iter().for_each(|mac| mix(&mac.0)),
+        }
+        let ports = match &self.transport {
+            Transport::Tcp(tcp) => (tcp.source_port, tcp.destination_port),
+            Transport::Udp(udp) => (udp.source_port, udp.destination_port),
+            Transport::Icmpv6 { .. } | Transport::Opaque => (0, 0),
+        };
+        mix(&ports.0.to_be_bytes());
+        mix(&ports.1.to_be_bytes());
+        // The low bits choose the queue: let all of it have its part in them.
+        hash ^ (hash >> 16)
+    }
 }
 
 /// The `N` bytes at `offset`, if they are there.
@@ -93,6 +119,24 @@ mod tests {
             bytes.push(first);
             bytes.extend(rest);
             check(&bytes);
+        }
+    }
+
+    #[test]
+    fn frames_of_a_flow_have_one_hash_and_flows_are_spread() {
+        use crate::sample;
+        for v6 in [false, true] {
+            let mut queues = [0; 4];
+            for port in 0..400 {
+                let mut segment = sample::Tcp::data(v6, vec![1; 10]);
+                segment.ports.0 = port;
+                let first = Layout::parse(&segment.bytes()).expect("a whole header").flow_hash();
+                segment.sequence += 10;
+                segment.payload.push(7);
+                assert_eq!(Layout::parse(&segment.bytes()).expect("a whole header").flow_hash(), first);
+                queues[first as usize % 4] += 1;
+            }
+            assert!(queues.iter().all(|&flows| flows > 50), "{queues:?}");
         }
     }
 
