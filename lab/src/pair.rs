@@ -119,6 +119,13 @@ pub struct PairOptions {
     pub topology: TopologyOptions,
     /// Lines added to the `[[vm]]` section of each VM.
     pub vm_lines: String,
+    /// Whether QEMU listens on the vhost-user sockets and Holdfast connects, instead of the reverse.
+    pub qemu_listens: bool,
+    /// Whether the hosts know each other. Without it each Holdfast stands alone: no replication, no
+    /// arbiter, no standby.
+    pub paired: bool,
+    /// A last hand on each guest, before it is started and the standby's command is made of it.
+    pub shape: fn(&mut GuestSpec),
 }
 
 impl PairOptions {
@@ -134,7 +141,16 @@ impl PairOptions {
             audit: true,
             topology: TopologyOptions::default(),
             vm_lines: String::new(),
+            qemu_listens: false,
+            paired: true,
+            shape: |_| {},
         }
+    }
+}
+
+impl PairOptions {
+    fn backend(&self, socket: PathBuf) -> Backend {
+        if self.qemu_listens { Backend::VhostUserServer { socket } } else { Backend::VhostUser { socket } }
     }
 }
 
@@ -201,11 +217,9 @@ impl Pair {
             spec.memory_mib = options.memory_mib;
             for _ in 0..vm.nics {
                 next += 1;
-                spec = spec.nic(Nic::numbered(
-                    next,
-                    Backend::VhostUser { socket: socket(&scratch, "host-a", next) },
-                ));
+                spec = spec.nic(Nic::numbered(next, options.backend(socket(&scratch, "host-a", next))));
             }
+            (options.shape)(&mut spec);
             guests.push(spec);
         }
         let (a, b) = (topology.a.clone(), topology.b.clone());
@@ -237,7 +251,27 @@ impl Pair {
 
     /// The commit log of a VM, as host B wrote it.
     pub fn commit_log(&self, vm: &str) -> Result<CommitLog, PairError> {
-        Ok(CommitLog::read(&commit_log(&self.scratch, "host-b", vm))?)
+        self.commit_log_on(&self.b, vm)
+    }
+
+    /// The commit log of a VM, as that host wrote it while it was the backup.
+    pub fn commit_log_on(&self, host: &Appliance, vm: &str) -> Result<CommitLog, PairError> {
+        Ok(CommitLog::read(&commit_log(&self.scratch, host.name, vm))?)
+    }
+
+    /// The vhost-user socket of the `n`-th NIC of all VMs (from 1) on that host.
+    pub fn nic_socket(&self, host: &Appliance, n: u8) -> PathBuf {
+        socket(&self.scratch, host.name, n)
+    }
+
+    /// The copy of a VM's memory on that host, while it is the backup.
+    pub fn image(&self, host: &Appliance, vm: &str) -> PathBuf {
+        image(&self.scratch, host.name, vm)
+    }
+
+    /// The directory of the arbiter.
+    pub fn arbiter(&self) -> PathBuf {
+        self.scratch.file("arbiter")
     }
 
     /// Kills with SIGKILL; `vm` says whose QEMU.
@@ -291,25 +325,33 @@ impl Appliance {
             "[host]\nname = {name:?}\ncontrol_socket = {:?}\n{}\n\
              [cores]\nidle = \"adaptive\"\n\n\
              [dpdk]\nhuge_pages = \"auto\"\nfile_prefix = \"{name}-{}\"\n\n\
-             [[wire]]\nname = \"wire0\"\nkind = \"af_packet\"\niface = \"{}\"\nmtu = {}\n\n\
-             [replication]\nlisten = \"{own}:{REPLICATION_PORT}\"\npeer = \"{peer}:{REPLICATION_PORT}\"\nkeys = {:?}\n\n\
-             [arbiter]\ndirectory = {:?}\n",
+             [[wire]]\nname = \"wire0\"\nkind = \"af_packet\"\niface = \"{}\"\nmtu = {}\n",
             self.control,
             if options.audit { format!("frame_audit = {:?}\n", self.audit) } else { String::new() },
             std::process::id(),
             crate::topology::WIRE,
             options.topology.mtu,
-            scratch.file(keys),
-            scratch.file("arbiter"),
         );
+        if options.paired {
+            write!(
+                text,
+                "\n[replication]\nlisten = \"{own}:{REPLICATION_PORT}\"\npeer = \"{peer}:{REPLICATION_PORT}\"\n\
+                 keys = {:?}\n\n[arbiter]\ndirectory = {:?}\n",
+                scratch.file(keys),
+                scratch.file("arbiter"),
+            )
+            .expect("a string takes all text");
+        }
         let mut next = 0;
         for (vm, guest) in options.vms.iter().zip(guests) {
-            let image = scratch.memory(&format!("{name}.{}.image", vm.name));
+            let image = image(scratch, name, &vm.name);
             let first = next + 1;
             next += vm.nics;
-            let sockets = (first..=next).map(|n| Backend::VhostUser { socket: socket(scratch, name, n) });
+            let sockets = (first..=next).map(|n| options.backend(socket(scratch, name, n)));
             let standby = guest.standby(&format!("{name}-{}-standby", vm.name), &image, sockets.collect());
             let command: Vec<String> = standby.command().iter().map(|word| toml_text(word)).collect();
+            // A host that stands alone is nobody's backup.
+            let role = if options.paired { role } else { "primary" };
             write!(
                 text,
                 "\n[[vm]]\nname = {:?}\nrole = \"{role}\"\nmode = {:?}\nepoch_ms = {}\nlease_ms = {}\nqmp = {:?}\n{}\n",
@@ -317,8 +359,13 @@ impl Appliance {
             )
             .expect("a string takes all text");
             for n in first..=next {
-                write!(text, "\n[[vm.nic]]\nsocket = {:?}\nwire = \"wire0\"\n", socket(scratch, name, n))
+                let listens = if options.qemu_listens { "qemu" } else { "holdfast" };
+                let socket = socket(scratch, name, n);
+                write!(text, "\n[[vm.nic]]\nsocket = {socket:?}\nwire = \"wire0\"\nlistens = {listens:?}\n")
                     .expect("a string takes all text");
+            }
+            if !options.paired {
+                continue;
             }
             write!(
                 text,
@@ -447,6 +494,10 @@ impl Appliance {
 
 fn socket(scratch: &Scratch, host: &str, nic: u8) -> PathBuf {
     scratch.file(&format!("{host}.nic{nic}"))
+}
+
+fn image(scratch: &Scratch, host: &str, vm: &str) -> PathBuf {
+    scratch.memory(&format!("{host}.{vm}.image"))
 }
 
 fn commit_log(scratch: &Scratch, host: &str, vm: &str) -> PathBuf {
