@@ -26,6 +26,9 @@ pub type Waker = Arc<dyn Fn() + Send + Sync>;
 /// How long the core may stay away before the log says so.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a device that is dropped waits for the core to leave a ring.
+const LAST_WAIT: Duration = Duration::from_millis(200);
+
 /// What the control thread asks of the core.
 #[derive(Debug)]
 pub(crate) enum Command {
@@ -57,7 +60,7 @@ pub(crate) enum Reply {
 #[error("the polling core of the device is gone")]
 pub(crate) struct CoreGone;
 
-/// The control thread's end.
+/// The control thread's end. Dropping it tells the core to leave all rings for good.
 pub(crate) struct ControlSide {
     commands: Option<Sender<Command>>,
     replies: Receiver<Reply>,
@@ -80,7 +83,8 @@ impl ControlSide {
         loop {
             select! {
                 recv(self.replies) -> reply => return reply.map_err(|_| CoreGone),
-                recv(self.stop) -> _ => return Err(CoreGone),
+                // Dropped: by the core's own thread perhaps, which then cannot answer.
+                recv(self.stop) -> _ => return self.replies.recv_timeout(LAST_WAIT).map_err(|_| CoreGone),
                 recv(impatient) -> _ => {
                     tracing::warn!(device = self.name, "the polling core has not answered: is it stuck?");
                 }

@@ -27,10 +27,20 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A device at `path` whose rings `core` is to run.
 pub(crate) fn device(core: &Core, socket: SocketRole, files: &MemoryFiles) -> (Device, Endpoint) {
+    device_of_pairs(core, socket, files, 1)
+}
+
+/// The same with so many queue pairs.
+pub(crate) fn device_of_pairs(
+    core: &Core,
+    socket: SocketRole,
+    files: &MemoryFiles,
+    queue_pairs: u16,
+) -> (Device, Endpoint) {
     let config = DeviceConfig {
         name: "net0".to_owned(),
         socket,
-        queue_pairs: 1,
+        queue_pairs,
         offloads: true,
         mtu: Some(1500),
         files: files.clone(),

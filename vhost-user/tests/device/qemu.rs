@@ -2,7 +2,7 @@
 //! address, which is all the guest this needs. `HOLDFAST_QEMU` names another QEMU to try.
 
 use crate::core::Core;
-use crate::machine::{SOON, device, wait_event};
+use crate::machine::{SOON, device, device_of_pairs, wait_event};
 use holdfast_vhost_user::features::bits;
 use holdfast_vhost_user::{Device, DeviceEvent, MemoryFiles, SocketRole};
 use std::io::{BufRead, BufReader, Write};
@@ -24,17 +24,31 @@ struct Qemu {
 
 impl Qemu {
     fn start(binary: &str, dir: &Path, name: &str, socket: &str, more: &[&str]) -> Self {
+        Self::start_with_pairs(binary, dir, name, socket, 1, more)
+    }
+
+    fn start_with_pairs(
+        binary: &str,
+        dir: &Path,
+        name: &str,
+        socket: &str,
+        pairs: u16,
+        more: &[&str],
+    ) -> Self {
+        let mq = if pairs > 1 { "on" } else { "off" };
         let at = |file: &str| dir.join(format!("{name}.{file}")).display().to_string();
         let process = Command::new(binary)
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"])
-            .args(["-machine", "pc,memory-backend=m", "-m", "64", "-boot", "n"])
+            .args(["-machine", "pc,memory-backend=m", "-m", "64"])
+            // The ROM gives up some time: then the machine boots again.
+            .args(["-boot", "order=n,reboot-timeout=500"])
             .args([
                 "-object",
                 &format!("memory-backend-file,share=on,id=m,size=64M,mem-path={}", at("memory")),
             ])
             .args(["-chardev", &format!("socket,id=c,{socket}")])
-            .args(["-netdev", "vhost-user,id=n,chardev=c"])
-            .args(["-device", "virtio-net-pci,netdev=n,mac=52:54:00:12:34:56,vectors=0"])
+            .args(["-netdev", &format!("vhost-user,id=n,chardev=c,queues={pairs}")])
+            .args(["-device", &format!("virtio-net-pci,netdev=n,mac=52:54:00:12:34:56,vectors=0,mq={mq}")])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", at("qmp"))])
             .args(more)
             .stdin(Stdio::null())
@@ -215,4 +229,26 @@ fn a_stock_qemu_takes_a_device_that_comes_back() {
         assert!(snapshot.faults.is_empty() && snapshot.peer_faults == 0, "{snapshot:?}");
     }
     assert!(qemu.expect("started").execute("query-status").contains("running"));
+}
+
+/// Several queue pairs, of which the guest uses one: the others are negotiated and never run.
+#[test]
+fn a_stock_qemu_takes_several_queue_pairs() {
+    let Some(binary) = qemu_binary() else { return };
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let mut core = Core::new();
+    let (device, endpoint) =
+        device_of_pairs(&core, SocketRole::Server(path.clone()), &MemoryFiles::default(), 2);
+    core.run(vec![endpoint]);
+    let socket = format!("path={}", path.display());
+    let mut qemu = Qemu::start_with_pairs(&binary, dir.path(), "two", &socket, 2, &[]);
+    guest_speaks(&core, &device);
+    assert_eq!(device.snapshot().rings_running, [true, true, false, false]);
+    qemu.execute("stop");
+    wait_running(&device, true);
+    wait_running(&device, false);
+    qemu.execute("cont");
+    wait_running(&device, true);
+    assert_eq!(device.snapshot().peer_faults, 0);
 }
