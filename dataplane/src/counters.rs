@@ -100,6 +100,8 @@ counted! {
         NoFrames => "no_memory_frames",
         /// Guest: it did not take what came in, until its queue was full.
         InboundFull => "inbound_full_frames",
+        /// Guest: it had no buffers for the frame for a long time, or never has any that large.
+        NoBuffers => "no_buffers_frames",
         /// Operator: the port is fenced (FO-1).
         Fenced => "fenced_frames",
         /// Guest: its driver went away with frames queued for it.

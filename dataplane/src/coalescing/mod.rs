@@ -108,6 +108,17 @@ impl<F: Frame> Burst<F> {
         left
     }
 
+    /// Drops the group that is next to be delivered; returns how many frames it was.
+    pub fn skip(&mut self) -> usize {
+        let Some(group) = self.groups.get(self.delivered) else { return 0 };
+        let count = usize::from(group.count);
+        self.delivered += 1;
+        if self.delivered == self.groups.len() {
+            self.clear();
+        }
+        count
+    }
+
     /// Takes up to [`BURST`] frames, for a guest that negotiated `offloads`. The burst must be empty.
     ///
     /// Bound: [`BURST`] frames, each compared with the open groups of the burst. Allocations: none.

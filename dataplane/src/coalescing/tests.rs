@@ -178,6 +178,22 @@ fn a_burst_that_the_guest_has_no_room_for_goes_on_where_it_stopped() {
 }
 
 #[test]
+fn a_group_that_is_skipped_does_not_block_those_behind_it() {
+    let mut frames = bytes(&train(false, 4, 100));
+    frames.push(sample::arp(sample::CLIENT, [10, 0, 0, 8]));
+    let mut burst = Burst::new();
+    burst.fill(ALL, &mut frames.into_iter().map(Owned));
+    burst.deliver(&mut |_, _, _| false);
+    assert_eq!(burst.skip(), 4);
+    let mut seen = 0;
+    burst.deliver(&mut |_, _, frames| {
+        seen += frames;
+        true
+    });
+    assert_eq!((seen, burst.is_empty(), burst.skip()), (1, true, 0));
+}
+
+#[test]
 fn padding_behind_the_packet_is_not_merged_into_the_stream() {
     let mut segments = train(false, 2, 4);
     segments[0].options.clear();

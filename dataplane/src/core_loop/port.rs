@@ -27,6 +27,10 @@ const NATIVE_BACKLOG: usize = 512;
 /// that stays away longer wants nothing old.
 const PATIENCE_NS: u64 = 2_000_000_000;
 
+/// For how long a frame waits for buffers of a guest that runs. It may be larger than any that the
+/// guest will ever have, and must not block those behind it for good.
+const STUCK_NS: u64 = 1_000_000_000;
+
 /// Bursts delivered to one guest in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 4;
 
@@ -165,6 +169,8 @@ pub(super) struct Inbound<F> {
     stopped_since_ns: Option<u64>,
     /// It has stood still for too long: nothing is kept for it.
     away: bool,
+    /// Since when a running guest has had no buffers for what comes next.
+    stuck_since_ns: Option<u64>,
 }
 
 impl<F: Frame> Inbound<F> {
@@ -175,6 +181,7 @@ impl<F: Frame> Inbound<F> {
             limit: limits.inbound,
             stopped_since_ns: None,
             away: false,
+            stuck_since_ns: None,
         }
     }
 
@@ -244,12 +251,29 @@ impl<F: Frame> Port<F> {
                 self.counters.drops.add(DropReason::Stale, inbound.burst.clear() as u64);
                 continue;
             }
-            delivered += self.deliver_burst();
+            let taken = self.deliver_burst();
+            delivered += taken;
             if self.inbound.is_blocked() {
+                self.wait_for_buffers(taken > 0, clock);
                 break;
             }
+            self.inbound.stuck_since_ns = None;
         }
         delivered
+    }
+
+    fn wait_for_buffers(&mut self, progress: bool, clock: impl FnOnce() -> u64) {
+        if progress {
+            self.inbound.stuck_since_ns = None;
+            return;
+        }
+        let now_ns = clock();
+        let since = *self.inbound.stuck_since_ns.get_or_insert(now_ns);
+        if now_ns.saturating_sub(since) > STUCK_NS {
+            self.inbound.stuck_since_ns = None;
+            let dropped = self.inbound.burst.skip();
+            self.counters.drops.add(DropReason::NoBuffers, dropped as u64);
+        }
     }
 
     /// Offers the burst at hand; returns how many frames of it the guest took.
@@ -300,6 +324,7 @@ const _: () = assert!(NATIVE_BACKLOG + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESS
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::heap::HeapGuest;
 
     struct Owned(Vec<u8>);
 
@@ -326,6 +351,36 @@ mod tests {
         assert_eq!(egress.waiting(), Amount { frames: 1, bytes: 3 });
         assert_eq!(egress.discard(), 1);
         assert_eq!(egress.waiting(), Amount::default());
+    }
+
+    /// RB-1: a frame that the guest has no buffers for does not block its port for good.
+    #[test]
+    fn a_frame_that_no_buffer_holds_is_dropped_in_the_end() {
+        let (guest, driver) = HeapGuest::new().expect("a guest");
+        let mut port = Port {
+            id: PortId(1),
+            wire: 0,
+            guest: Box::new(guest),
+            egress: Egress::new(Limits::default(), false),
+            inbound: Inbound::new(Limits::default()),
+            identity: Identity::default(),
+            last: None,
+            counters: Arc::default(),
+            announcing: None,
+            starved: false,
+        };
+        port.guest.poll_control();
+        driver.set_room(Some(0));
+        port.receive(Owned(vec![1; 9000]));
+        port.receive(Owned(vec![2; 60]));
+        for now in [0, STUCK_NS, STUCK_NS + 1] {
+            assert_eq!(port.counters.drops.get(DropReason::NoBuffers), 0);
+            assert_eq!(port.deliver(|| now), 0);
+        }
+        assert_eq!(port.counters.drops.get(DropReason::NoBuffers), 1);
+        driver.set_room(None);
+        assert_eq!(port.deliver(|| 0), 1);
+        assert_eq!(driver.take()[0].1, [2; 60]);
     }
 
     /// FO-1: a lease that has run out, and a fence, keep frames back.
