@@ -1,6 +1,6 @@
 //! Merging of received TCP segments into large frames, for a guest that takes them.
 //!
-//! A burst of frames for one guest becomes a list of [`Group`]s: in-order segments of one flow whose
+//! A burst of frames for one guest becomes a list of groups: in-order segments of one flow whose
 //! headers differ in nothing but sequence number, PSH and lengths make one group, up to 64 KiB; every
 //! other frame is a group of its own. A guest then handles one frame where there were up to 45. Only
 //! segments whose checksums were verified are merged; a frame that does not add up is passed on as it
