@@ -74,6 +74,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// Write the initramfs of the demonstration guest, to attach a guest by hand.
+    GuestImage {
+        /// Where to write it.
+        file: PathBuf,
+    },
     /// Make the keys of a pair of hosts: one folder for each.
     Keys {
         /// Folder for the first host's keys; made when it is not there.
@@ -161,6 +166,9 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Demo(options) => demo::run(&options),
         Command::Soak(options) => demo::soak(&options),
         Command::Bench { bench } => bench::run(&bench),
+        Command::GuestImage { file } => holdfast_lab::artifacts::Artifacts::locate()
+            .and_then(|artifacts| artifacts.write_initramfs(&file))
+            .map_err(|fault| Failure::HostLacks(fault.to_string())),
         Command::Keys { first, second } => keys::run(&first, &second),
     }
 }

@@ -5,6 +5,7 @@
 
 mod checked;
 mod raw;
+mod reader;
 
 pub(crate) use checked::{Config, Mode, Nic, Replication, Role, Socket, Standby, Vm};
 
@@ -29,9 +30,9 @@ impl fmt::Display for Fault {
 /// Why a configuration was not taken. The operator is at fault.
 #[derive(Debug, Error)]
 pub(crate) enum ConfigError {
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}: {source}; mend: name a file that is there and may be read, with -c")]
     Read { path: String, source: std::io::Error },
-    #[error("{path} is not a Holdfast configuration: {message}")]
+    #[error("{path} is no TOML: {message}")]
     Parse { path: String, message: String },
     #[error("{path} has {} fault(s):\n  {}", faults.len(), list(faults))]
     Faults { path: String, faults: Vec<Fault> },
@@ -51,9 +52,21 @@ pub(crate) fn load(path: &Path) -> Result<Config, ConfigError> {
 
 /// Checks the text of a configuration; `name` is what errors call it.
 pub(crate) fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
-    let raw: raw::RawConfig = toml::from_str(text)
-        .map_err(|fault| ConfigError::Parse { path: name.to_owned(), message: fault.to_string() })?;
-    Config::check(raw).map_err(|faults| ConfigError::Faults { path: name.to_owned(), faults })
+    let document = text.parse().map_err(|fault: toml::de::Error| ConfigError::Parse {
+        path: name.to_owned(),
+        message: fault.to_string(),
+    })?;
+    let reader::Read { raw, mut faults } = reader::read(document);
+    match raw.map(Config::check) {
+        Some(Ok(config)) if faults.is_empty() => return Ok(config),
+        Some(Err(more)) => {
+            // What follows from a key that was not understood is no news.
+            let known: Vec<String> = faults.iter().map(|fault| fault.key.clone()).collect();
+            faults.extend(more.into_iter().filter(|fault| !known.contains(&fault.key)));
+        }
+        _ => {}
+    }
+    Err(ConfigError::Faults { path: name.to_owned(), faults })
 }
 
 #[cfg(test)]
@@ -93,7 +106,58 @@ mod tests {
     fn an_unknown_key_is_refused_by_name() {
         let text = GOOD.replace("role = \"primary\"", "rol = \"primary\"");
         let fault = parse("test", &text).expect_err("refused").to_string();
-        assert!(fault.contains("rol") && fault.contains("unknown field"), "{fault}");
+        assert!(fault.contains("vm[0].rol: there is no such key") && fault.contains("`role`"), "{fault}");
+    }
+
+    /// Keys that are unknown, missing or of the wrong kind, wherever they are, and what is out of range
+    /// beside them: all in one answer.
+    #[test]
+    fn faults_of_the_keys_are_reported_together_and_with_the_others() {
+        let text = GOOD
+            .replace("name = \"a\"", "name = \"a\"\n        colour = \"red\"")
+            .replace("iface = \"eth1\"", "iface = \"eth1\"\n        ifcae = \"eth2\"")
+            .replace("role = \"primary\"", "role = \"primry\"\n        epoch_ms = \"soon\"\n        lease_ms = 1")
+            .replace("10.0.1.1:7400", "here")
+            + "[extra]\n        key = 1\n";
+        let ConfigError::Faults { faults, .. } = parse("test", &text).expect_err("refused") else {
+            panic!("faults were due")
+        };
+        let keys: Vec<_> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        for key in [
+            "host.colour",
+            "wire[0].ifcae",
+            "vm[0].role",
+            "vm[0].epoch_ms",
+            "vm[0].lease_ms",
+            "replication.listen",
+            "extra",
+        ] {
+            assert_eq!(keys.iter().filter(|found| **found == key).count(), 1, "{key} in {keys:?}");
+        }
+        assert_eq!(keys.len(), 7, "{faults:?}");
+        assert!(faults.iter().all(|fault| !fault.mend.is_empty()));
+    }
+
+    #[test]
+    fn missing_keys_are_reported_together() {
+        let text = GOOD
+            .replace("name = \"a\"", "")
+            .replace("directory = \"/srv/arbiter\"", "")
+            .replace("socket = \"/run/holdfast/web-0.sock\"", "sokcet = \"/run/holdfast/web-0.sock\"");
+        let ConfigError::Faults { faults, .. } = parse("test", &text).expect_err("refused") else {
+            panic!("faults were due")
+        };
+        let mut keys: Vec<_> = faults.iter().map(|fault| fault.key.as_str()).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["arbiter.directory", "host.name", "vm[0].nic[0].socket", "vm[0].nic[0].sokcet"]);
+        let empty = parse("test", "").expect_err("refused").to_string();
+        assert!(empty.contains("host") && empty.contains("missing"), "{empty}");
+    }
+
+    #[test]
+    fn what_is_no_toml_is_refused_with_its_line() {
+        let fault = parse("test", "[host]\nname = \"a\nx").expect_err("refused").to_string();
+        assert!(fault.contains("no TOML") && fault.contains("line 2"), "{fault}");
     }
 
     #[test]

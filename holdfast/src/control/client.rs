@@ -10,6 +10,8 @@ use thiserror::Error;
 /// Why a request was not carried out.
 #[derive(Debug, Error)]
 pub(crate) enum ClientError {
+    #[error("{path} may not be opened: {source}; mend: ask as root, or as the user who runs Holdfast")]
+    NotAllowed { path: PathBuf, source: std::io::Error },
     #[error(
         "no Holdfast answers on {path}: {source}; mend: start `holdfast run -c FILE`, or name its socket with --socket"
     )]
@@ -26,8 +28,13 @@ pub(crate) enum ClientError {
 
 /// Asks the Holdfast at `path` and waits for its answer.
 pub(crate) fn ask(path: &Path, request: &Request) -> Result<serde_json::Value, ClientError> {
-    let mut stream =
-        UnixStream::connect(path).map_err(|source| ClientError::Connect { path: path.to_owned(), source })?;
+    let mut stream = UnixStream::connect(path).map_err(|source| {
+        let path = path.to_owned();
+        match source.kind() {
+            std::io::ErrorKind::PermissionDenied => ClientError::NotAllowed { path, source },
+            _ => ClientError::Connect { path, source },
+        }
+    })?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let mut text = serde_json::to_vec(request)?;
     text.push(b'\n');

@@ -43,7 +43,10 @@ impl Dataplane {
             .as_ref()
             .map(|path| {
                 Audit::create(path, AUDIT_RECORDS).map_err(|fault| {
-                    Failure::Failed(format!("host.frame_audit: {}: {fault}", path.display()))
+                    Failure::Usage(format!(
+                        "host.frame_audit: {}: {fault}; mend: name a file that can be written",
+                        path.display()
+                    ))
                 })
             })
             .transpose()?;

@@ -14,7 +14,7 @@ use holdfast_checkpoint::vm::{
     BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, VmConfig, VmHandle, spawn,
 };
 use holdfast_dataplane::{Handle, Limits, PortConfig, PortId};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole};
+use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole, SpawnError};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,7 +66,10 @@ impl Machine {
                     ),
                     memory: Box::new(DeviceMemory::new(devices.clone())),
                     hypervisor: Box::new(QemuHypervisor::new(qemu_settings(vm))),
-                    arbiter: Box::new(FileArbiter::open(arbiter).map_err(|error| fault(error.to_string()))?),
+                    arbiter: Box::new(
+                        FileArbiter::open(arbiter)
+                            .map_err(|error| Failure::Usage(format!("arbiter.directory: {error}")))?,
+                    ),
                     transport,
                     incoming: link.listener.as_ref().map(|listener| listener.route(&vm.name)),
                 };
@@ -229,8 +232,16 @@ fn plug(
         mtu: dataplane.mtu(wire),
         files: files.clone(),
     };
-    let (device, endpoint) = Device::spawn(config, dataplane.handle.waker())
-        .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
+    let (device, endpoint) = Device::spawn(config, dataplane.handle.waker()).map_err(|fault| {
+        let text = format!("VM {}, NIC {index}: {fault}", vm.name);
+        match fault {
+            SpawnError::QueuePairs(_)
+            | SpawnError::SocketInUse(_)
+            | SpawnError::NotASocket(_)
+            | SpawnError::Listen { .. } => Failure::Usage(text),
+            SpawnError::Host(_) => Failure::Failed(text),
+        }
+    })?;
     let limits = Limits { bytes: nic.escrow_bytes, ..Limits::default() };
     dataplane
         .handle

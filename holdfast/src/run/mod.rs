@@ -26,6 +26,7 @@ use std::sync::Arc;
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> Result<(), Failure> {
     let signals = blocked_signals()?;
+    make_folder(&config)?;
     let dataplane = Dataplane::start(&config)?;
     let link = Link::open(&config)?;
     let mut machines = Vec::new();
@@ -52,6 +53,17 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     }
     dataplane.stop();
     Ok(())
+}
+
+/// Makes the folder of the control socket, in which the devices' sockets usually lie too.
+fn make_folder(config: &Config) -> Result<(), Failure> {
+    let Some(folder) = config.control_socket.parent() else { return Ok(()) };
+    std::fs::create_dir_all(folder).map_err(|fault| {
+        Failure::Failed(format!(
+            "host.control_socket: cannot make {}: {fault}; mend: a folder that can be made or is there",
+            folder.display()
+        ))
+    })
 }
 
 /// Blocks the signals that end the appliance, in this thread and all that it starts.
