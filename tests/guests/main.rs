@@ -1,1 +1,16 @@
-//! Whole guests on a pair of hosts.
+//! Whole guests on a pair of hosts: stock QEMU, a stock kernel, the program as it is shipped.
+//!
+//! Every test makes hosts, client and guests of its own and leaves nothing behind. Needs root and what
+//! `make guest` provides.
+
+mod attachment;
+mod memory;
+mod native;
+mod survival;
+
+use holdfast_lab::requirements::{Need, can_run};
+
+/// What all of these tests need.
+fn can() -> bool {
+    can_run(&[Need::Root, Need::Guest])
+}

@@ -1,0 +1,98 @@
+//! What of the guest's memory reaches the backup: all of it.
+
+use crate::can;
+use holdfast_guest_init::protocol::READY_LINE;
+use holdfast_lab::client::Dirty;
+use holdfast_lab::pair::{PairOptions, Victim};
+use holdfast_lab::topology::{guest_ip, guest_mac};
+use holdfast_tests::oracles::{
+    GAP_BUDGET, all_is_well, halt_and_commit, image_is_the_memory, nothing_left_early, one_transmitter,
+};
+use holdfast_tests::program::seed;
+use holdfast_tests::scene::{READY, Scene, VM, options, wait_epochs, wait_until};
+use serde_json::{Value, json};
+use std::fs;
+
+const SOME: u64 = 1 << 20;
+
+/// Streams and a guest that dirties its memory; then the guest is halted, its image compared, and its
+/// host killed: what comes up on host B is that image.
+fn image_is_exact_and_comes_to_life(options: PairOptions, seed: u64, pages: u32) {
+    let mut scene = Scene::ready(options, seed);
+    let streams = scene.streams(guest_ip(1), 0);
+    scene
+        .client()
+        .dirty(guest_ip(1).into(), Dirty { pages, interval_us: 20_000 })
+        .expect("a guest that dirties");
+    streams.flow(SOME);
+
+    let mut qemu = scene.pair.guests[0].monitor().expect("a monitor");
+    halt_and_commit(&scene.pair.a, VM, &mut qemu);
+    let memory = &scene.pair.guests[0].spec.memory_file;
+    let written = image_is_the_memory(memory, &scene.pair.image(&scene.pair.b, VM));
+    println!("{written} bytes that are not zero, all of them equal");
+
+    scene.pair.kill(Victim::Qemu, 0).expect("killed");
+    scene.taken_over(VM);
+    streams.flow(SOME);
+    assert!(streams.finish_exact() < GAP_BUDGET);
+    let (a, b) = scene.wires();
+    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
+    one_transmitter(guest_mac(1), &a, &b, 0);
+    all_is_well(&mut scene);
+}
+
+/// CK-2: what the vCPU, QEMU's devices and Holdfast's rings wrote is in the image, byte for byte. CK-1:
+/// what comes up on host B is that image.
+#[test]
+fn the_image_is_the_memory_whoever_wrote_it() {
+    if !can() {
+        return;
+    }
+    image_is_exact_and_comes_to_life(options("commit"), seed(109), 500);
+}
+
+/// CK-2: memory above 4 GiB, which lies in another region than that below, is copied and tracked as well.
+#[test]
+fn memory_above_four_gib_is_protected_too() {
+    if !can() {
+        return;
+    }
+    let mut options = options("commit");
+    options.memory_mib = 5 * 1024;
+    image_is_exact_and_comes_to_life(options, seed(110), 500);
+}
+
+/// CK-2: a reset of the machine, in which QEMU itself writes to the guest's memory and the driver comes
+/// up anew, is carried like all else. OC-1 before and after.
+#[test]
+fn a_guest_that_reboots_stays_protected() {
+    if !can() {
+        return;
+    }
+    let mut scene = Scene::ready(options("commit"), seed(111));
+    let old = scene.streams(guest_ip(1), 0);
+    old.flow(SOME / 2);
+    let mut qemu = scene.pair.guests[0].monitor().expect("a monitor");
+    // The laboratory's guests end instead of rebooting, unless told otherwise.
+    qemu.execute("set-action", json!({ "reboot": "reset" })).expect("a setting");
+    qemu.execute("system_reset", Value::Null).expect("a reset");
+    let console = scene.pair.guests[0].spec.console();
+    wait_until("the guest's second boot", READY, || {
+        fs::read_to_string(&console).is_ok_and(|text| text.matches(READY_LINE).count() == 2)
+    });
+    old.abandon();
+    let status = wait_epochs(&scene.pair.a, VM, 5);
+    assert_eq!((&status["state"], &status["link"]["sessions"]), (&json!("protected"), &json!(1)), "{status}");
+
+    let streams = scene.streams(guest_ip(1), 1);
+    streams.flow(SOME);
+    scene.pair.kill(Victim::Host, 0).expect("killed");
+    scene.taken_over(VM);
+    streams.flow(SOME);
+    assert!(streams.finish_exact() < GAP_BUDGET);
+    let (a, b) = scene.wires();
+    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
+    one_transmitter(guest_mac(1), &a, &b, 0);
+    all_is_well(&mut scene);
+}

@@ -1,0 +1,190 @@
+//! What must hold after every run.
+
+use crate::scene::{Scene, wait_status};
+use holdfast_lab::audit::{AuditRecord, CommitLog, read_audit};
+use holdfast_lab::capture::Captured;
+use holdfast_lab::join::{JoinReport, join};
+use holdfast_lab::monitor::Monitor;
+use holdfast_lab::pair::{Appliance, Pair};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What the client may miss of a guest that moves: the lease and its margin, the standby's start under
+/// translation on a busy machine, and the client's own retransmission.
+pub const GAP_BUDGET: Duration = Duration::from_secs(12);
+/// Frames of a burst that may be under way when a process is stopped between its look at the lease and
+/// its sending: `docs/decisions/0005-lease-beside-arbiter.md`.
+pub const BURST: usize = 32;
+
+/// What one host sent.
+pub struct Wire {
+    captured: Captured,
+}
+
+impl Wire {
+    pub(crate) fn new(captured: Captured) -> Self {
+        Self { captured }
+    }
+
+    /// When frames of a NIC were sent, in nanoseconds of CLOCK_REALTIME.
+    pub fn sent_by(&self, mac: [u8; 6]) -> Vec<u64> {
+        let mut capture = self.captured.open().expect("a capture");
+        let mut times = Vec::new();
+        while let Some(frame) = capture.next_frame().expect("a frame") {
+            if frame.bytes.get(6..12) == Some(&mac[..]) {
+                times.push(frame.realtime_ns);
+            }
+        }
+        times
+    }
+
+    fn join(&self, audit: &[AuditRecord], commits: &CommitLog) -> JoinReport {
+        assert_eq!(self.captured.dropped, 0, "the capture lost frames: the join would say nothing");
+        let mut capture = self.captured.open().expect("a capture");
+        join(audit, commits, &mut capture).expect("a join")
+    }
+}
+
+/// O3, OC-1: of what `host` sent, no frame left before `backup` had committed its epoch, and such frames
+/// there were. Frames that were held when the arbiter granted a solo term may leave from then on.
+pub fn nothing_left_early(
+    pair: &Pair,
+    vm: &str,
+    host: &Appliance,
+    backup: &Appliance,
+    wire: &Wire,
+) -> JoinReport {
+    let audit = read_audit(&host.audit).expect("the audit of frames");
+    let mut commits = pair.commit_log_on(backup, vm).expect("the commit log");
+    if let Some(solo_ns) = granted_solo_at(pair, vm, host) {
+        commits = with_solo(&commits, &audit, solo_ns);
+    }
+    let report = wire.join(&audit, &commits);
+    println!(
+        "{}: {} frames left, {} of them held until their commit, {} too early",
+        host.name, report.frames_matched, report.frames_protected, report.frames_released_early
+    );
+    assert_eq!(report.frames_released_early, 0, "{:?}", report.early);
+    assert!(report.frames_protected > 0, "no frame was held: nothing was tried: {report:?}");
+    report
+}
+
+/// When the arbiter last let that host run alone after it had been protected (its first term is solo too:
+/// nothing was held before it).
+fn granted_solo_at(pair: &Pair, vm: &str, host: &Appliance) -> Option<u64> {
+    let mut last = None;
+    for entry in fs::read_dir(pair.arbiter().join(vm)).ok()? {
+        let path = entry.expect("an entry of the arbiter").path();
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let Ok(grant) = serde_json::from_str::<Value>(&text) else { continue };
+        let Some(term) = grant["term"].as_u64() else { continue };
+        if term > 1 && grant["solo"] == true && grant["holder"] == host.name {
+            // The link to its name, which is the grant, is the file's last change.
+            let meta = path.metadata().expect("the grant's file");
+            let at = meta.ctime() as u64 * 1_000_000_000 + meta.ctime_nsec() as u64;
+            last = last.max(Some(at));
+        }
+    }
+    last
+}
+
+/// The log with a line for each epoch that was never committed: its frames were free at `solo_ns`.
+fn with_solo(commits: &CommitLog, audit: &[AuditRecord], solo_ns: u64) -> CommitLog {
+    let held: BTreeSet<u64> =
+        audit.iter().filter(|record| record.protected).map(|record| record.epoch).collect();
+    let mut text = String::new();
+    for commit in commits.commits() {
+        writeln!(text, "{} {} {}", commit.epoch, commit.term, commit.realtime_ns).expect("text");
+    }
+    for epoch in held.into_iter().filter(|epoch| commits.committed_at(*epoch).is_none()) {
+        writeln!(text, "{epoch} 0 {solo_ns}").expect("text");
+    }
+    CommitLog::parse(&text).expect("a log")
+}
+
+/// O5, FO-1: once `new` has sent for the guest, `old` sends nothing more, but for `excused` frames.
+pub fn one_transmitter(mac: [u8; 6], old: &Wire, new: &Wire, excused: usize) {
+    let (old, new) = (old.sent_by(mac), new.sent_by(mac));
+    let first = *new.first().expect("the new host sent");
+    let late = old.iter().filter(|at| **at >= first).count();
+    println!("{} frames of the old host, {} of the new one, {late} late", old.len(), new.len());
+    assert!(!old.is_empty(), "the old host sent nothing at all");
+    assert!(late <= excused, "{late} frames left the old host after the new one spoke");
+}
+
+/// O7: no panic in what the hosts logged, and those that were not killed still run.
+pub fn all_is_well(scene: &mut Scene) {
+    for host in [&mut scene.pair.a, &mut scene.pair.b] {
+        let log = host.log_tail(10_000);
+        assert!(!log.contains("panicked"), "{} panicked:\n{log}", host.name);
+        if let Some(process) = &mut host.process {
+            assert!(process.is_running(), "{} has ended by itself", host.name);
+        }
+    }
+}
+
+/// Halts the guest as its operator would (and keeps it halted), and waits until that is committed.
+pub fn halt_and_commit(primary: &Appliance, vm: &str, qemu: &mut Monitor) {
+    // A halt that falls into a pause of Holdfast's own ends with it: halt until it stays so over several
+    // epochs.
+    let until = Instant::now() + crate::scene::SOON;
+    let mut quiet = 0;
+    while quiet < 10 {
+        assert!(Instant::now() < until, "the guest does not stay halted");
+        let last = primary.vm(vm).expect("a status")["committed_epoch"].as_u64();
+        wait_status(primary, vm, "at a later epoch", |status| status["committed_epoch"].as_u64() > last);
+        let running = qemu.execute("query-status", Value::Null).expect("a state")["running"] == true;
+        quiet = if running { 0 } else { quiet + 1 };
+        if running {
+            qemu.execute("stop", Value::Null).expect("halted");
+        }
+    }
+}
+
+/// O6, CK-1, CK-2: the image on the backup is the halted guest's memory, byte for byte. Gives the number
+/// of bytes that were not zero.
+pub fn image_is_the_memory(memory: &Path, image: &Path) -> u64 {
+    const PIECE: usize = 1 << 20;
+    let open = |path: &Path| File::open(path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
+    let (mut memory, mut image) = (open(memory), open(image));
+    let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
+    let (mut offset, mut written) = (0u64, 0u64);
+    let mut differing = Vec::new();
+    loop {
+        let read = memory.read(&mut left).expect("the memory");
+        if read == 0 {
+            break;
+        }
+        image.read_exact(&mut right[..read]).expect("the image");
+        if left[..read] != right[..read] {
+            let pages = left[..read].chunks(4096).zip(right[..read].chunks(4096)).enumerate();
+            differing.extend(pages.filter(|(_, (a, b))| a != b).map(|(page, _)| offset + page as u64 * 4096));
+        }
+        written += left[..read].iter().filter(|byte| **byte != 0).count() as u64;
+        offset += read as u64;
+    }
+    assert_eq!(image.read(&mut right).expect("the image"), 0, "the image is longer than the memory");
+    assert!(
+        differing.is_empty(),
+        "{} pages differ, at {:x?} first",
+        differing.len(),
+        &differing[..differing.len().min(8)]
+    );
+    written
+}
+
+/// Asks QEMU for a live migration to `uri` and waits for its end.
+pub fn migrate(source: &mut Monitor, uri: &str, patience: Duration) {
+    source.execute("migrate", json!({ "uri": uri })).expect("a migration that begins");
+    crate::scene::wait_until("the live migration", patience, || {
+        let state = source.execute("query-migrate", Value::Null).expect("a state");
+        assert_ne!(state["status"], "failed", "{state}");
+        state["status"] == "completed"
+    });
+}
