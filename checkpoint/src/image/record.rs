@@ -10,11 +10,14 @@
 use super::memory::Identity;
 use super::{ImageConfig, ImageError, STATE_LIMIT, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 const MAGIC: &[u8; 8] = b"HFCKPT01";
 const HEADER_LIMIT: u32 = 64 << 10;
@@ -81,7 +84,7 @@ impl Record {
     pub(super) fn write(&self, path: &Path) -> Result<(), ImageError> {
         let next = next_path(path);
         match self.write_to(&next) {
-            Ok(()) => fs::rename(&next, path).map_err(|source| fault("rename", path, source)),
+            Ok(()) => exchange(&next, path),
             Err(source) => {
                 // What was written of it takes room; the fault to tell is the first one.
                 if let Err(error) = fs::remove_file(&next) {
@@ -93,7 +96,9 @@ impl Record {
     }
 
     fn write_to(&self, path: &Path) -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        // Not truncated: the memory of the record before last is written over, which is faster than memory
+        // that the kernel must find and clear.
+        let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
         let header = serde_json::to_vec(&Header {
             vm: self.vm.clone(),
             device: self.device,
@@ -117,10 +122,9 @@ impl Record {
         head.extend_from_slice(&length.to_le_bytes());
         head.extend_from_slice(&header);
         head.extend_from_slice(&digest);
-        for part in [&head, &self.device_state, &self.gate_state, &index] {
-            file.write_all(part)?;
-        }
-        file.write_all(self.pages.bytes())
+        let parts: [&[u8]; 5] = [&head, &self.device_state, &self.gate_state, &index, self.pages.bytes()];
+        file.set_len(parts.iter().map(|part| part.len() as u64).sum())?;
+        parts.into_iter().try_for_each(|part| file.write_all(part))
     }
 
     /// Reads the record of a memory of `len` bytes.
@@ -161,9 +165,26 @@ impl Record {
 
 /// Removes a record, so that the memory beside it counts as nothing.
 pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(fault("remove", path, source)),
-        _ => Ok(()),
+    for path in [path, &next_path(path)] {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(fault("remove", path, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Makes `next` the record, in one step, and keeps the old one's memory for the one after.
+fn exchange(next: &Path, path: &Path) -> Result<(), ImageError> {
+    match renameat2(AT_FDCWD, next, AT_FDCWD, path, RenameFlags::RENAME_EXCHANGE) {
+        Ok(()) => Ok(()),
+        // There is none yet, or this file system cannot exchange.
+        Err(Errno::ENOENT | Errno::EINVAL | Errno::ENOSYS) => {
+            fs::rename(next, path).map_err(|source| fault("rename", path, source))
+        }
+        Err(errno) => Err(fault("rename", path, errno.into())),
     }
 }
 
@@ -245,7 +266,9 @@ fn digest<const N: usize>(parts: [&[u8]; N]) -> [u8; 32] {
 
 /// Names this boot of the host: memory does not outlive it.
 fn boot_id() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    static BOOT: OnceLock<String> = OnceLock::new();
+    let read = || fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
+    BOOT.get_or_init(read).clone()
 }
 
 fn next_path(path: &Path) -> PathBuf {

@@ -320,7 +320,7 @@ fn an_epoch_without_room_for_its_record_is_refused_and_harms_nothing() {
 }
 
 const VICTIM_DIR: &str = "HOLDFAST_TEST_IMAGE_DIR";
-const VICTIM_PAGES: u64 = 4096;
+const VICTIM_PAGES: u64 = 1024;
 
 fn victim_pages(epoch: u64) -> impl Iterator<Item = u64> {
     (0..VICTIM_PAGES).filter(move |page| (page ^ epoch).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 62 != 0)
@@ -352,7 +352,7 @@ fn a_process_killed_amid_applying_leaves_one_whole_checkpoint() {
     image.apply(staged(1, pages_of(1, 0..VICTIM_PAGES))).unwrap();
     drop(image);
     let (mut writer, mut held, mut amid) = (vec![1; VICTIM_PAGES as usize], 1, 0);
-    for kill in 0..30u64 {
+    for kill in 0..24u64 {
         let mut victim = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "image::tests::applying_process", "--nocapture"])
             .env(VICTIM_DIR, dir.path())
@@ -362,7 +362,7 @@ fn a_process_killed_amid_applying_leaves_one_whole_checkpoint() {
         let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
         while lines.next().unwrap().unwrap() != "ready" {}
         // Busy waiting, for the moments differ by less than a sleep can tell.
-        let strike = std::time::Instant::now() + std::time::Duration::from_micros(700 * kill);
+        let strike = std::time::Instant::now() + std::time::Duration::from_micros(500 * kill);
         while std::time::Instant::now() < strike {
             std::hint::spin_loop();
         }
