@@ -37,7 +37,11 @@ pub enum MonitorError {
 pub struct Monitor {
     path: PathBuf,
     reader: BufReader<UnixStream>,
+    events: Vec<String>,
 }
+
+/// Events kept until they are asked for, at most.
+const MOST_EVENTS: usize = 10_000;
 
 impl Monitor {
     /// Connects and negotiates.
@@ -45,13 +49,13 @@ impl Monitor {
         let failed = |source| MonitorError::Io { path: path.into(), source };
         let stream = UnixStream::connect(path).map_err(failed)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
-        let mut monitor = Self { path: path.into(), reader: BufReader::new(stream) };
+        let mut monitor = Self { path: path.into(), reader: BufReader::new(stream), events: Vec::new() };
         monitor.line()?;
         monitor.execute("qmp_capabilities", Value::Null)?;
         Ok(monitor)
     }
 
-    /// Executes a command and gives what it returns; events in between are dropped.
+    /// Executes a command and gives what it returns; see [`Monitor::events`] for what comes in between.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, MonitorError> {
         let mut message = json!({ "execute": command });
         if !arguments.is_null() {
@@ -69,7 +73,17 @@ impl Monitor {
             if let Some(error) = answer.get("error") {
                 return Err(MonitorError::Refused { command: command.into(), answer: error.to_string() });
             }
+            if let Some(name) = answer["event"].as_str().filter(|_| self.events.len() < MOST_EVENTS) {
+                self.events.push(name.to_owned());
+            }
         }
+    }
+
+    /// Names of the events that QEMU has reported since they were asked for last.
+    pub fn events(&mut self) -> Result<Vec<String>, MonitorError> {
+        // What was reported before is read before the answer.
+        self.execute("query-status", Value::Null)?;
+        Ok(std::mem::take(&mut self.events))
     }
 
     fn line(&mut self) -> Result<Value, MonitorError> {

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// Port on which each host takes the other's epochs, inside its namespace.
-const REPLICATION_PORT: u16 = 7400;
+pub const REPLICATION_PORT: u16 = 7400;
 /// A status request answers within this.
 const PATIENCE: Duration = Duration::from_secs(10);
 
