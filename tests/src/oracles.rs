@@ -1,11 +1,12 @@
 //! What must hold after every run.
 
-use crate::scene::{Scene, wait_status};
+use crate::scene::{SOON, Scene, wait_epochs, wait_until};
 use holdfast_lab::audit::{AuditRecord, CommitLog, read_audit};
 use holdfast_lab::capture::Captured;
 use holdfast_lab::join::{JoinReport, join};
 use holdfast_lab::monitor::Monitor;
 use holdfast_lab::pair::{Appliance, Pair};
+use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -62,8 +63,8 @@ pub fn nothing_left_early(
 ) -> JoinReport {
     let audit = read_audit(&host.audit).expect("the audit of frames");
     let mut commits = pair.commit_log_on(backup, vm).expect("the commit log");
-    if let Some(solo_ns) = granted_solo_at(pair, vm, host) {
-        commits = with_solo(&commits, &audit, solo_ns);
+    for granted in solo_grants(pair, vm, host) {
+        commits = with_solo(&commits, &audit, granted);
     }
     let report = wire.join(&audit, &commits);
     println!(
@@ -75,37 +76,55 @@ pub fn nothing_left_early(
     report
 }
 
-/// When the arbiter last let that host run alone after it had been protected (its first term is solo too:
-/// nothing was held before it).
-fn granted_solo_at(pair: &Pair, vm: &str, host: &Appliance) -> Option<u64> {
-    let mut last = None;
-    for entry in fs::read_dir(pair.arbiter().join(vm)).ok()? {
+/// When the arbiter let that host run alone, in nanoseconds of CLOCK_REALTIME, in order.
+fn solo_grants(pair: &Pair, vm: &str, host: &Appliance) -> Vec<u64> {
+    let mut granted = Vec::new();
+    for entry in fs::read_dir(pair.arbiter().join(vm)).expect("the arbiter's directory") {
         let path = entry.expect("an entry of the arbiter").path();
-        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let text = fs::read_to_string(&path).expect("a grant");
         let Ok(grant) = serde_json::from_str::<Value>(&text) else { continue };
-        let Some(term) = grant["term"].as_u64() else { continue };
-        if term > 1 && grant["solo"] == true && grant["holder"] == host.name {
+        if grant["solo"] == true && grant["holder"] == host.name {
             // The link to its name, which is the grant, is the file's last change.
             let meta = path.metadata().expect("the grant's file");
-            let at = meta.ctime() as u64 * 1_000_000_000 + meta.ctime_nsec() as u64;
-            last = last.max(Some(at));
+            granted.push(meta.ctime() as u64 * 1_000_000_000 + meta.ctime_nsec() as u64);
         }
     }
-    last
+    granted.sort_unstable();
+    granted
 }
 
-/// The log with a line for each epoch that was never committed: its frames were free at `solo_ns`.
-fn with_solo(commits: &CommitLog, audit: &[AuditRecord], solo_ns: u64) -> CommitLog {
-    let held: BTreeSet<u64> =
-        audit.iter().filter(|record| record.protected).map(|record| record.epoch).collect();
+/// The log with a line for each epoch that was never committed and was under way when a solo term was
+/// granted: its frames were free from then on.
+fn with_solo(commits: &CommitLog, audit: &[AuditRecord], granted_ns: u64) -> CommitLog {
+    let ahead_ns = realtime_ahead_ns();
+    let held: BTreeSet<u64> = audit
+        .iter()
+        .filter(|record| record.protected && record.monotonic_ns + ahead_ns <= granted_ns)
+        .map(|record| record.epoch)
+        .collect();
     let mut text = String::new();
     for commit in commits.commits() {
         writeln!(text, "{} {} {}", commit.epoch, commit.term, commit.realtime_ns).expect("text");
     }
     for epoch in held.into_iter().filter(|epoch| commits.committed_at(*epoch).is_none()) {
-        writeln!(text, "{epoch} 0 {solo_ns}").expect("text");
+        writeln!(text, "{epoch} 0 {granted_ns}").expect("text");
     }
     CommitLog::parse(&text).expect("a log")
+}
+
+/// CLOCK_REALTIME now, in nanoseconds.
+pub fn realtime_ns() -> u64 {
+    nanoseconds(ClockId::CLOCK_REALTIME)
+}
+
+/// By how much CLOCK_REALTIME is ahead of CLOCK_MONOTONIC.
+fn realtime_ahead_ns() -> u64 {
+    realtime_ns() - nanoseconds(ClockId::CLOCK_MONOTONIC)
+}
+
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock).expect("a clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 /// O5, FO-1: once `new` has sent for the guest, `old` sends nothing more, but for `excused` frames.
@@ -116,6 +135,15 @@ pub fn one_transmitter(mac: [u8; 6], old: &Wire, new: &Wire, excused: usize) {
     println!("{} frames of the old host, {} of the new one, {late} late", old.len(), new.len());
     assert!(!old.is_empty(), "the old host sent nothing at all");
     assert!(late <= excused, "{late} frames left the old host after the new one spoke");
+}
+
+/// O5, FO-1: between the first and the last frame that `guest_of` sent for the guest, `other` sent none.
+pub fn silent_meanwhile(mac: [u8; 6], other: &Wire, guest_of: &Wire) {
+    let (other, turn) = (other.sent_by(mac), guest_of.sent_by(mac));
+    let (first, last) = (turn.first().expect("frames"), turn.last().expect("frames"));
+    let amid = other.iter().filter(|at| (first..=last).contains(at)).count();
+    println!("{} frames of one host amid {} of the other, {amid} at the same time", other.len(), turn.len());
+    assert_eq!(amid, 0, "both hosts sent at the same time");
 }
 
 /// O7: no panic in what the hosts logged, and those that were not killed still run.
@@ -129,21 +157,19 @@ pub fn all_is_well(scene: &mut Scene) {
     }
 }
 
-/// Halts the guest as its operator would (and keeps it halted), and waits until that is committed.
+/// Halts the guest as its operator would, and waits until that is committed. It stays halted.
 pub fn halt_and_commit(primary: &Appliance, vm: &str, qemu: &mut Monitor) {
-    // A halt that falls into a pause of Holdfast's own ends with it: halt until it stays so over several
-    // epochs.
-    let until = Instant::now() + crate::scene::SOON;
-    let mut quiet = 0;
-    while quiet < 10 {
-        assert!(Instant::now() < until, "the guest does not stay halted");
-        let last = primary.vm(vm).expect("a status")["committed_epoch"].as_u64();
-        wait_status(primary, vm, "at a later epoch", |status| status["committed_epoch"].as_u64() > last);
-        let running = qemu.execute("query-status", Value::Null).expect("a state")["running"] == true;
-        quiet = if running { 0 } else { quiet + 1 };
-        if running {
-            qemu.execute("stop", Value::Null).expect("halted");
+    let until = Instant::now() + SOON;
+    loop {
+        qemu.execute("stop", Value::Null).expect("halted");
+        qemu.events().expect("events");
+        // More than may be in flight: the last of them began after the halt.
+        wait_epochs(primary, vm, 6);
+        // A halt that falls into a pause of Holdfast's own ends with it.
+        if !qemu.events().expect("events").iter().any(|event| event == "RESUME") {
+            return;
         }
+        assert!(Instant::now() < until, "the guest does not stay halted");
     }
 }
 
@@ -182,7 +208,7 @@ pub fn image_is_the_memory(memory: &Path, image: &Path) -> u64 {
 /// Asks QEMU for a live migration to `uri` and waits for its end.
 pub fn migrate(source: &mut Monitor, uri: &str, patience: Duration) {
     source.execute("migrate", json!({ "uri": uri })).expect("a migration that begins");
-    crate::scene::wait_until("the live migration", patience, || {
+    wait_until("the live migration", patience, || {
         let state = source.execute("query-migrate", Value::Null).expect("a state");
         assert_ne!(state["status"], "failed", "{state}");
         state["status"] == "completed"

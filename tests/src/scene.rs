@@ -5,8 +5,9 @@ use crate::program::holdfast;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::capture::{Capture, Flow};
 use holdfast_lab::client::{Amount, Client, Direction, Session, SessionReport, SessionSpec};
-use holdfast_lab::pair::{Appliance, Pair, PairOptions};
-use serde_json::Value;
+use holdfast_lab::pair::{Appliance, Pair, PairError, PairOptions};
+use holdfast_lab::topology::REPLICATION;
+use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -87,6 +88,18 @@ impl Scene {
         }
     }
 
+    /// Asks a Holdfast for something about a VM.
+    pub fn ask(host: &Appliance, command: &str, vm: &str) -> Result<Value, PairError> {
+        host.ask(&json!({"command": command, "vm": vm}))
+    }
+
+    /// Makes what a host sends on the replication link slow, as `rate` in tc's words says.
+    pub fn throttle(&self, host: &Appliance, rate: &str) {
+        let words = format!("qdisc replace dev {REPLICATION} root tbf rate {rate} burst 32kb latency 500ms");
+        let words: Vec<&str> = words.split(' ').collect();
+        host.host.namespace.tool("tc", &words).expect("a slow link");
+    }
+
     /// Waits until host B has taken the VM over; gives its word on that.
     pub fn taken_over(&self, vm: &str) -> Value {
         wait_status(&self.pair.b, vm, "taken over", |status| status["failover"].is_object())["failover"]
@@ -148,6 +161,11 @@ impl Streams {
             assert!(done || !ended, "a stream ended by itself after {:?} bytes", self.bytes());
             done
         });
+    }
+
+    /// Whether both still run.
+    pub fn alive(&self) -> bool {
+        !self.download.is_finished() && !self.upload.is_finished()
     }
 
     /// Bytes to and from the client so far.
