@@ -1,7 +1,7 @@
 //! A stock QEMU as the supervisor's virtual machine monitor.
 
 use crate::gate::MemoryFacts;
-use crate::qemu::{InspectError, InspectSettings, Qemu, QemuError, StateError, Stopped};
+use crate::qemu::{InspectError, InspectSettings, Qemu, QemuError, RunState, StateError, Stopped};
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
 use crate::tracker::{DirtyTracker, UffdTracker};
@@ -120,12 +120,15 @@ struct QemuGuest {
     _process: Option<QemuProcess>,
     /// Whether the last stop was ours: what the operator stopped is not continued.
     stopped: bool,
+    /// State of the devices of a guest that its operator halted. QEMU saves it once and refuses from then
+    /// on ("paused due to previous migration"); until the guest has run again it stays the same.
+    halted: Option<Vec<u8>>,
 }
 
 impl QemuGuest {
     fn new(qemu: Qemu, process: Option<QemuProcess>) -> Result<Self, GuestError> {
         let watched = watch(qemu.pid())?;
-        Ok(Self { qemu, watched, _process: process, stopped: false })
+        Ok(Self { qemu, watched, _process: process, stopped: false, halted: None })
     }
 }
 
@@ -137,11 +140,23 @@ impl Guest for QemuGuest {
     fn stop(&mut self) -> Result<(), GuestError> {
         let stopped = self.qemu.stop().map_err(|fault| from_qemu(&fault))?;
         self.stopped = stopped == Stopped::ByUs;
+        if self.stopped {
+            self.halted = None;
+        }
         Ok(())
     }
 
     fn save_devices(&mut self) -> Result<Vec<u8>, GuestError> {
-        self.qemu.save_devices().map_err(|fault| from_qemu(&fault))
+        if !self.stopped {
+            // Halted, continued and halted once more since: then QEMU calls it paused, not migrated.
+            let saved = self.qemu.run_state().map_err(|fault| from_qemu(&fault))? == RunState::Migrating;
+            if let Some(state) = self.halted.as_ref().filter(|_| saved) {
+                return Ok(state.clone());
+            }
+        }
+        let state = self.qemu.save_devices().map_err(|fault| from_qemu(&fault))?;
+        self.halted = (!self.stopped).then(|| state.clone());
+        Ok(state)
     }
 
     fn cont(&mut self) -> Result<(), GuestError> {
@@ -194,7 +209,7 @@ impl Standby for QemuStandby {
         let Self { standby, watched, limit } = *self;
         let (mut qemu, process) = standby.go_live(devices).map_err(|fault| from_standby(&fault))?;
         qemu.set_step_limit(limit);
-        Ok(Box::new(QemuGuest { qemu, watched, _process: Some(process), stopped: false }))
+        Ok(Box::new(QemuGuest { qemu, watched, _process: Some(process), stopped: false, halted: None }))
     }
 }
 
