@@ -361,8 +361,16 @@ fn a_process_killed_amid_applying_leaves_one_whole_checkpoint() {
             .unwrap();
         let mut lines = BufReader::new(victim.stdout.take().unwrap()).lines();
         while lines.next().unwrap().unwrap() != "ready" {}
-        // Busy waiting, for the moments differ by less than a sleep can tell.
-        let strike = std::time::Instant::now() + std::time::Duration::from_micros(500 * kill);
+        // Some records later, and a little: busy waiting, for the moments differ by less than a sleep can tell.
+        let record = || fs::metadata(&config.record).unwrap().ino();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(60);
+        for _ in 0..=kill % 6 {
+            let before = record();
+            while record() == before && std::time::Instant::now() < deadline {
+                std::hint::spin_loop();
+            }
+        }
+        let strike = std::time::Instant::now() + std::time::Duration::from_micros(40 * kill);
         while std::time::Instant::now() < strike {
             std::hint::spin_loop();
         }
