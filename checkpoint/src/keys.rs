@@ -35,7 +35,7 @@ const NAME: &str = "holdfast";
 #[derive(Debug, Error)]
 pub enum KeyError {
     /// A file cannot be read or written.
-    #[error("{}: {source}; make a pair's keys with `holdfast keys`", path.display())]
+    #[error("{}: {source}; {}", path.display(), mend_of(source))]
     File {
         /// The file.
         path: PathBuf,
@@ -67,7 +67,11 @@ pub enum KeyError {
         reason: String,
     },
     /// The key and the certificate do not belong together.
-    #[error("the key and the certificate in {} cannot be used: {reason}", dir.display())]
+    #[error(
+        "the key and the certificate in {} cannot be used: {reason}; \
+         copy the whole folder that `holdfast keys` made for this host",
+        dir.display()
+    )]
     Mismatch {
         /// The folder.
         dir: PathBuf,
@@ -83,6 +87,14 @@ pub enum KeyError {
     /// Making a key failed.
     #[error("a key cannot be made: {0}")]
     Generation(String),
+}
+
+fn mend_of(fault: &io::Error) -> &'static str {
+    match fault.kind() {
+        io::ErrorKind::NotFound => "make a pair's keys with `holdfast keys`, and name this host's folder",
+        io::ErrorKind::PermissionDenied => "be root, or the user to whom the keys belong",
+        _ => "name a folder that can be used",
+    }
 }
 
 /// Makes the keys of a pair: one folder for each host. Existing keys are left alone.

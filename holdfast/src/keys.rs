@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Makes both folders; refuses to overwrite keys that are there.
 pub(crate) fn run(first: &Path, second: &Path) -> Result<(), Failure> {
-    holdfast_checkpoint::keys::make_pair(first, second).map_err(Failure::failed)?;
+    holdfast_checkpoint::keys::make_pair(first, second).map_err(|fault| Failure::Usage(fault.to_string()))?;
     println!(
         "Made the keys of a pair. Each folder holds one host's own key and certificate and its peer's certificate.\n\
          Copy {} to the first host and {} to the second, as the folder that replication.keys names;\n\

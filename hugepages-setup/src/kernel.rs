@@ -41,10 +41,15 @@ pub(crate) fn has_capability(root: &Root, bit: u32) -> bool {
         .is_some_and(|effective| effective >> bit & 1 == 1)
 }
 
+/// Names of the capabilities that Holdfast may need and this process does not have.
+#[must_use]
+pub fn lacking_capabilities(root: &Root) -> Vec<&'static str> {
+    CAPABILITIES.iter().filter(|(bit, _)| !has_capability(root, *bit)).map(|(_, name)| *name).collect()
+}
+
 pub(crate) fn privileges(root: &Root) -> Row {
     const NEEDED: &str = "`holdfast run`: ports, tracking, network namespaces";
-    let lacking: Vec<&str> =
-        CAPABILITIES.iter().filter(|(bit, _)| !has_capability(root, *bit)).map(|(_, name)| *name).collect();
+    let lacking = lacking_capabilities(root);
     if lacking.is_empty() {
         return Row::ok("privileges", "privileges", "all capabilities needed", NEEDED);
     }

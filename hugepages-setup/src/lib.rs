@@ -21,6 +21,7 @@ mod reserve;
 mod root;
 mod versions;
 
+pub use kernel::lacking_capabilities;
 pub use loan::Loan;
 pub use pages::{HugePages, huge_pages};
 pub use report::{Report, Row, State};

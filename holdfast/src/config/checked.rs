@@ -3,9 +3,9 @@
 use super::Fault;
 use super::raw::{RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawVm};
 use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A checked configuration.
@@ -109,6 +109,27 @@ impl Faults {
     }
 }
 
+/// Which key of which VM has a path. A VM may use one path twice, as for the monitor of its guest and of
+/// its standby, of which a host has one at a time; only its NICs may not share one.
+#[derive(Default)]
+struct Paths(HashMap<PathBuf, (usize, String)>);
+
+impl Paths {
+    fn claim(&mut self, vm: usize, key: String, path: &Path, faults: &mut Faults) {
+        let is_nic = key.ends_with(".socket");
+        match self.0.get(path) {
+            Some((other, used)) if *other != vm || is_nic => {
+                let mend = "give each its own path";
+                faults.add(key, format!("{} is {used} already", path.display()), mend);
+            }
+            Some(_) => {}
+            None => {
+                self.0.insert(path.to_owned(), (vm, key));
+            }
+        }
+    }
+}
+
 impl Config {
     /// Checks `raw`; on failure every fault found.
     pub(super) fn check(raw: RawConfig) -> Result<Self, Vec<Fault>> {
@@ -128,7 +149,7 @@ impl Config {
         };
         let replication = raw.replication.map(|part| check_replication(part, &mut faults));
         let arbiter = raw.arbiter.map(|part| part.directory);
-        let mut sockets = HashSet::new();
+        let mut paths = Paths::default();
         let mut names = HashSet::new();
         let mut vms = Vec::new();
         for (index, vm) in raw.vms.into_iter().enumerate() {
@@ -144,7 +165,8 @@ impl Config {
                 check_protection(&key, &vm.name, replication.as_ref(), arbiter.is_some(), &mut faults);
             }
             let wires = dpdk.is_some().then_some(&wires);
-            vms.push(check_vm(&key, vm, wires, &mut sockets, &mut faults));
+            claim_paths(index, &key, &vm, &mut paths, &mut faults);
+            vms.push(check_vm(&key, vm, wires, &mut faults));
         }
         match dpdk {
             Some(dpdk) if faults.0.is_empty() => Ok(Self {
@@ -222,13 +244,23 @@ fn check_protection(
     }
 }
 
-fn check_vm(
-    key: &str,
-    raw: RawVm,
-    wires: Option<&HashSet<String>>,
-    sockets: &mut HashSet<PathBuf>,
-    faults: &mut Faults,
-) -> Vm {
+/// No two VMs may share a path.
+fn claim_paths(vm: usize, key: &str, raw: &RawVm, paths: &mut Paths, faults: &mut Faults) {
+    if let Some(qmp) = &raw.qmp {
+        paths.claim(vm, format!("{key}.qmp"), qmp, faults);
+    }
+    if let Some(backup) = &raw.backup {
+        let log = backup.commit_log.as_ref().map(|path| ("commit_log", path));
+        for (name, path) in [("image", &backup.image), ("qmp", &backup.qmp)].into_iter().chain(log) {
+            paths.claim(vm, format!("{key}.backup.{name}"), path, faults);
+        }
+    }
+    for (index, nic) in raw.nics.iter().enumerate() {
+        paths.claim(vm, format!("{key}.nic[{index}].socket"), &nic.socket, faults);
+    }
+}
+
+fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut Faults) -> Vm {
     check_name(&format!("{key}.name"), &raw.name, faults);
     faults.range(format!("{key}.epoch_ms"), raw.epoch_ms, 5, 10_000);
     faults.range(format!("{key}.epochs_in_flight"), raw.epochs_in_flight as u64, 1, 64);
@@ -264,7 +296,7 @@ fn check_vm(
         .nics
         .into_iter()
         .enumerate()
-        .map(|(index, nic)| check_nic(&format!("{key}.nic[{index}]"), nic, wires, sockets, faults))
+        .map(|(index, nic)| check_nic(&format!("{key}.nic[{index}]"), nic, wires, faults))
         .collect();
     Vm {
         name: raw.name,
@@ -318,20 +350,7 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Sta
     Standby { image: raw.image, memory_bytes, qmp: raw.qmp, command: raw.command, commit_log }
 }
 
-fn check_nic(
-    key: &str,
-    raw: RawNic,
-    wires: Option<&HashSet<String>>,
-    sockets: &mut HashSet<PathBuf>,
-    faults: &mut Faults,
-) -> Nic {
-    if !sockets.insert(raw.socket.clone()) {
-        faults.add(
-            format!("{key}.socket"),
-            format!("{} is another NIC's socket already", raw.socket.display()),
-            "give each NIC its own socket",
-        );
-    }
+fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &mut Faults) -> Nic {
     if raw.socket.as_os_str().len() > 107 {
         faults.add(format!("{key}.socket"), "a unix socket's path has at most 107 bytes", "a shorter path");
     }

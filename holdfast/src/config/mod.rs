@@ -7,7 +7,7 @@ mod checked;
 mod raw;
 mod reader;
 
-pub(crate) use checked::{Config, Mode, Nic, Replication, Role, Socket, Standby, Vm};
+pub(crate) use checked::{Config, Mode, Nic, Replication, Role, Socket, Vm};
 
 use std::fmt;
 use std::path::Path;
@@ -116,7 +116,10 @@ mod tests {
         let text = GOOD
             .replace("name = \"a\"", "name = \"a\"\n        colour = \"red\"")
             .replace("iface = \"eth1\"", "iface = \"eth1\"\n        ifcae = \"eth2\"")
-            .replace("role = \"primary\"", "role = \"primry\"\n        epoch_ms = \"soon\"\n        lease_ms = 1")
+            .replace(
+                "role = \"primary\"",
+                "role = \"primry\"\n        epoch_ms = \"soon\"\n        lease_ms = 1",
+            )
             .replace("10.0.1.1:7400", "here")
             + "[extra]\n        key = 1\n";
         let ConfigError::Faults { faults, .. } = parse("test", &text).expect_err("refused") else {
@@ -152,6 +155,24 @@ mod tests {
         assert_eq!(keys, ["arbiter.directory", "host.name", "vm[0].nic[0].socket", "vm[0].nic[0].sokcet"]);
         let empty = parse("test", "").expect_err("refused").to_string();
         assert!(empty.contains("host") && empty.contains("missing"), "{empty}");
+    }
+
+    #[test]
+    fn a_path_serves_one_purpose() {
+        let second = GOOD[GOOD.find("[[vm]]").expect("there")..].replace("\"web\"", "\"mail\"");
+        let third = second.replace("mail", "news").replace("/run/", "/run/3/")
+            + "[[vm.nic]]\n socket = \"/run/3/holdfast/web-0.sock\"\n wire = \"wire0\"\n";
+        let fault = parse("test", &format!("{GOOD}{second}{third}")).expect_err("refused");
+        let ConfigError::Faults { faults, .. } = fault else { panic!("{fault}") };
+        let told: Vec<_> = faults.iter().map(|fault| format!("{}: {}", fault.key, fault.problem)).collect();
+        assert_eq!(
+            told,
+            [
+                "vm[1].qmp: /run/web.qmp is vm[0].qmp already",
+                "vm[1].nic[0].socket: /run/holdfast/web-0.sock is vm[0].nic[0].socket already",
+                "vm[2].nic[1].socket: /run/3/holdfast/web-0.sock is vm[2].nic[0].socket already",
+            ]
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@
 mod client;
 mod server;
 
-pub(crate) use client::{ClientError, ask};
-pub(crate) use server::{Server, ServerError};
+pub(crate) use client::ask;
+pub(crate) use server::Server;
 
 use serde::{Deserialize, Serialize};
 

@@ -17,7 +17,9 @@ pub(crate) enum ServerError {
         "another Holdfast answers on {0}; mend: give this one its own host.control_socket, or stop the other"
     )]
     InUse(PathBuf),
-    #[error("{0} exists and is not a socket; mend: give host.control_socket another path, or remove the file")]
+    #[error(
+        "{0} exists and is not a socket; mend: give host.control_socket another path, or remove the file"
+    )]
     NotASocket(PathBuf),
     #[error("cannot open the control socket {path}: {source}; mend: a folder that exists and is writable")]
     Open { path: PathBuf, source: std::io::Error },
@@ -68,8 +70,9 @@ fn remove_stale(path: &Path) -> Result<(), ServerError> {
         return Err(ServerError::NotASocket(path.to_owned()));
     }
     match UnixStream::connect(path) {
-        Err(fault) if fault.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)
-            .map_err(|source| ServerError::Open { path: path.to_owned(), source }),
+        Err(fault) if fault.kind() == std::io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(|source| ServerError::Open { path: path.to_owned(), source })
+        }
         _ => Err(ServerError::InUse(path.to_owned())),
     }
 }

@@ -11,24 +11,25 @@
 
 mod dataplane;
 mod machine;
+mod preflight;
 
 use crate::cli::Failure;
-use crate::config::Config;
-use crate::control::{Answer, Request, Server};
+use crate::config::{Config, Replication};
+use crate::control::{Answer, Request};
 use dataplane::Dataplane;
 use holdfast_checkpoint::keys::Identity;
 use holdfast_checkpoint::transport::{Listener, Security};
 use machine::Machine;
 use nix::sys::signal::{SigSet, Signal};
+use preflight::Ready;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> Result<(), Failure> {
     let signals = blocked_signals()?;
-    make_folder(&config)?;
+    let Ready { server, link } = preflight::check(&config)?;
     let dataplane = Dataplane::start(&config)?;
-    let link = Link::open(&config)?;
     let mut machines = Vec::new();
     let mut first_port = 0;
     for vm in &config.vms {
@@ -37,8 +38,7 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     }
     let appliance = Arc::new(Appliance { host: config.host.clone(), machines });
     let asked = Arc::clone(&appliance);
-    let server = Server::open(&config.control_socket, move |request| asked.answer(request))
-        .map_err(|fault| Failure::Failed(fault.to_string()))?;
+    server.serve(move |request| asked.answer(request)).map_err(Failure::failed)?;
     tracing::info!(
         "host {}: {} VM(s), control socket {}",
         config.host,
@@ -53,17 +53,6 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     }
     dataplane.stop();
     Ok(())
-}
-
-/// Makes the folder of the control socket, in which the devices' sockets usually lie too.
-fn make_folder(config: &Config) -> Result<(), Failure> {
-    let Some(folder) = config.control_socket.parent() else { return Ok(()) };
-    std::fs::create_dir_all(folder).map_err(|fault| {
-        Failure::Failed(format!(
-            "host.control_socket: cannot make {}: {fault}; mend: a folder that can be made or is there",
-            folder.display()
-        ))
-    })
 }
 
 /// Blocks the signals that end the appliance, in this thread and all that it starts.
@@ -82,30 +71,27 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    fn open(config: &Config) -> Result<Option<Self>, Failure> {
-        let Some(replication) = &config.replication else { return Ok(None) };
+    /// Loads the keys and takes the address to listen on; what the operator must mend otherwise.
+    fn open(replication: &Replication) -> Result<Self, String> {
         let security = match &replication.keys {
             Some(folder) => {
-                let identity = Identity::load(folder).map_err(|fault| Failure::Usage(fault.to_string()))?;
-                Security::Tls(identity)
+                Security::Tls(Identity::load(folder).map_err(|fault| format!("replication.keys: {fault}"))?)
             }
             None => {
                 tracing::warn!("the replication link is NOT encrypted: laboratory_plaintext is set");
                 Security::LaboratoryPlaintext
             }
         };
-        let listener = replication
-            .listen
-            .map(|address| {
-                Listener::bind(address, security.clone()).map_err(|fault| {
-                    Failure::Failed(format!(
-                        "cannot listen on {address}: {fault}; mend: an address of this host in replication.listen, \
-                         on a port that nothing else uses"
-                    ))
-                })
+        let bind = |address| {
+            Listener::bind(address, security.clone()).map_err(|fault| {
+                format!(
+                    "replication.listen: cannot listen on {address}: {fault}; mend: an address of this host, on a \
+                     port that nothing else uses"
+                )
             })
-            .transpose()?;
-        Ok(Some(Self { security, listener }))
+        };
+        let listener = replication.listen.map(bind).transpose()?;
+        Ok(Self { security, listener })
     }
 }
 

@@ -2,21 +2,36 @@
 //!
 //! The parts check again for themselves when they start, as what is seen here may change until then.
 
+use super::Link;
 use crate::cli::Failure;
 use crate::config::{Config, Fault, Mode, Socket};
-use holdfast_dpdk_config::WireKind;
+use crate::control::Server;
+use holdfast_dpdk_config::{Problems, WireKind};
 use holdfast_hugepages_setup::{Root, lacking_capabilities};
 use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Refuses a configuration that names what is not there, or is taken, with all that is found; and a user
-/// who may not do what the configuration asks for.
-pub(super) fn check(config: &Config) -> Result<(), Failure> {
+/// What was opened on the way.
+pub(super) struct Ready {
+    pub(super) server: Server,
+    pub(super) link: Option<Link>,
+}
+
+/// Opens the control socket and the replication link. Refuses a configuration that names what is not there
+/// or is taken, with all that is found; and a user who may not do what the configuration asks for.
+pub(super) fn check(config: &Config) -> Result<Ready, Failure> {
     check_privileges(config)?;
+    // First, as it makes the folder in which other sockets may lie too.
+    let server =
+        Server::open(&config.control_socket).map_err(|fault| format!("host.control_socket: {fault}"));
+    let link = config.replication.as_ref().map(Link::open).transpose();
     let mut faults = Vec::new();
+    check_cores(config, &mut faults);
     check_wires(config, &mut faults);
     if let Some(directory) = &config.arbiter {
         check_arbiter(directory, &mut faults);
@@ -28,14 +43,15 @@ pub(super) fn check(config: &Config) -> Result<(), Failure> {
             }
         }
     }
-    match faults.as_slice() {
-        [] => Ok(()),
-        [only] => Err(Failure::Usage(only.to_string())),
-        several => {
-            let list: Vec<String> = several.iter().map(|fault| format!("  {fault}")).collect();
-            Err(Failure::Usage(format!("{} faults:\n{}", several.len(), list.join("\n"))))
-        }
+    let mut lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    match (server, link) {
+        (Ok(server), Ok(link)) if lines.is_empty() => return Ok(Ready { server, link }),
+        (server, link) => lines.extend(server.err().into_iter().chain(link.err())),
     }
+    Err(Failure::Usage(match lines.as_slice() {
+        [only] => only.clone(),
+        several => format!("{} faults:\n  {}", several.len(), several.join("\n  ")),
+    }))
 }
 
 fn fault(key: impl Into<String>, problem: impl Into<String>, mend: impl Into<String>) -> Fault {
@@ -65,6 +81,19 @@ fn check_privileges(config: &Config) -> Result<(), Failure> {
          the systemd unit, or give these in AmbientCapabilities=",
         lacking.join(", ")
     )))
+}
+
+/// Processors that are named and not there.
+fn check_cores(config: &Config, faults: &mut Vec<Fault>) {
+    // When the system does not say, the threads themselves find out.
+    let Ok(allowed) = sched_getaffinity(Pid::from_raw(0)) else { return };
+    let present: Vec<u32> = (0..CpuSet::count())
+        .filter(|cpu| allowed.is_set(*cpu).unwrap_or(false))
+        .map(|cpu| cpu as u32)
+        .collect();
+    let mut problems = Problems::default();
+    config.cores.check_against(&present, &mut problems);
+    faults.extend(problems.0.into_iter().map(|problem| fault(problem.key, problem.what, problem.mend)));
 }
 
 fn check_wires(config: &Config, faults: &mut Vec<Fault>) {
