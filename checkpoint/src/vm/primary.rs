@@ -117,6 +117,8 @@ impl Primary<'_> {
             if let Some(next) = self.on_time(Instant::now()) {
                 return next;
             }
+            // What that changed is not left to the end of the wait, which may be a minute away.
+            self.show();
             let (no_end, no_dial) = (never(), never());
             let (no_report, no_round) = (never(), never());
             let ended = self.found.as_ref().map_or(&no_end, |found| &found.ended).clone();
