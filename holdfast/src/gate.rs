@@ -81,7 +81,10 @@ impl OutputGate for PortGate {
     }
 
     fn admit(&mut self, term: Term) -> Result<(), GateError> {
-        self.handle.unfence(&self.ports, term).map_err(told)
+        self.handle.unfence(&self.ports, term).map_err(told)?;
+        // A port keeps its mode behind the fence: one that was protected in an earlier term would hold
+        // the output of this one, which nobody confirms.
+        self.handle.set_mode(&self.ports, Mode::Native).map_err(told)
     }
 
     fn extend_lease(&mut self, until: Instant) {
