@@ -350,12 +350,18 @@ impl Appliance {
             let sockets = (first..=next).map(|n| options.backend(socket(scratch, name, n)));
             let standby = guest.standby(&format!("{name}-{}-standby", vm.name), &image, sockets.collect());
             let command: Vec<String> = standby.command().iter().map(|word| toml_text(word)).collect();
+            // Paths are not apart as the hosts are: host B shall not find host A's guest, which it would
+            // take for one of an earlier term.
+            let qmp = match name {
+                "host-a" => guest.qmp(),
+                _ => scratch.file(&format!("{name}.{}.qmp", vm.name)),
+            };
             // A host that stands alone is nobody's backup.
             let role = if options.paired { role } else { "primary" };
             write!(
                 text,
                 "\n[[vm]]\nname = {:?}\nrole = \"{role}\"\nmode = {:?}\nepoch_ms = {}\nlease_ms = {}\nqmp = {:?}\n{}\n",
-                vm.name, vm.mode, options.epoch_ms, options.lease_ms, guest.qmp(), options.vm_lines
+                vm.name, vm.mode, options.epoch_ms, options.lease_ms, qmp, options.vm_lines
             )
             .expect("a string takes all text");
             for n in first..=next {
