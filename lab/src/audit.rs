@@ -177,9 +177,12 @@ impl CommitLog {
         &self.commits
     }
 
-    /// When an epoch was first committed.
+    /// When an epoch was first committed. One that was given up is part of the next one that was committed:
+    /// its pages and its output went into that.
     pub fn committed_at(&self, epoch: u64) -> Option<u64> {
-        self.first.get(&epoch).copied()
+        self.first.get(&epoch).copied().or_else(|| {
+            self.commits.iter().find(|commit| commit.epoch > epoch).map(|commit| commit.realtime_ns)
+        })
     }
 
     /// The last commit.
@@ -220,6 +223,8 @@ mod tests {
         assert_eq!(log.commits().len(), 3);
         assert_eq!(log.committed_at(1), Some(100));
         assert_eq!(log.committed_at(3), None);
+        let log = CommitLog::parse("1 1 100\n4 1 400\n5 1 500\n").expect("parsed");
+        assert_eq!(log.committed_at(2), Some(400), "an epoch that was given up goes with the next one");
         assert!(CommitLog::parse("1 one 100\n").is_err());
     }
 
