@@ -81,3 +81,6 @@ pub(crate) enum Work {
     /// The end of an epoch.
     Seal(Box<SealedEpoch>),
 }
+
+#[cfg(test)]
+mod tests;

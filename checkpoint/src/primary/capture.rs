@@ -139,8 +139,10 @@ impl Capture {
     }
 
     /// Captures what was written since, and ends the capture.
-    pub(crate) fn last(&self, epoch: EpochId) -> Result<Captured, CaptureError> {
-        self.ask(|answer| Order::Last(epoch, answer))
+    pub(crate) fn last(&self, epoch: EpochId) -> Receiver<Result<Captured, CaptureError>> {
+        let (answer, answered) = bounded(1);
+        self.order(Order::Last(epoch, answer));
+        answered
     }
 
     /// Gives the capture under way up: its pages are pending again (CK-2).

@@ -89,6 +89,15 @@ pub(crate) struct Session {
     /// Chunks that were sent.
     pub(crate) free: Receiver<Chunk>,
     pub(crate) reports: Receiver<Report>,
+    /// Until when the backup has given time, for who cannot look at the reports now.
+    lease: Arc<Mutex<Instant>>,
+}
+
+impl Session {
+    /// Until when the backup has given time; when the session began, at first.
+    pub(crate) fn lease_until(&self) -> Instant {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How a session is set up.
@@ -112,11 +121,13 @@ pub(crate) fn begin(
     let (work, taken) = bounded(settings.chunks + settings.in_flight + 8);
     let (free, freed) = bounded(settings.chunks);
     let (reports, reported) = unbounded();
+    let lease = Arc::new(Mutex::new(Instant::now()));
     let replicator = Replicator {
         link: Arc::clone(&link),
         work: taken,
         free,
         reports,
+        lease: Arc::clone(&lease),
         gate,
         stats,
         in_flight: InFlight::new(settings.in_flight),
@@ -125,7 +136,7 @@ pub(crate) fn begin(
         base: settings.full.then(PageHasher::default),
     };
     thread::Builder::new().name("hf-replicate".to_owned()).spawn(move || replicator.run())?;
-    Ok(Session { link, work, free: freed, reports: reported })
+    Ok(Session { link, work, free: freed, reports: reported, lease })
 }
 
 struct Replicator {
@@ -133,6 +144,7 @@ struct Replicator {
     work: Receiver<Work>,
     free: Sender<Chunk>,
     reports: Sender<Report>,
+    lease: Arc<Mutex<Instant>>,
     gate: SharedGate,
     stats: Arc<Mutex<Stats>>,
     in_flight: InFlight<Kept>,
@@ -190,6 +202,7 @@ impl Replicator {
         match event {
             LinkEvent::Lease { until, round_trip } => {
                 self.gate.lock().extend_lease(until);
+                *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = until;
                 self.report(Report::Lease { until, round_trip });
                 Ok(())
             }

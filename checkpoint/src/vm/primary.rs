@@ -161,11 +161,23 @@ impl Primary<'_> {
         if matches!(self.way, Way::None) && self.wants_backup() && now >= self.dial_at {
             self.dial();
         }
+        self.give_up_silent_backup(now);
         let outcome =
             if self.holding && now >= self.ask_time() { self.backup_lost() } else { self.seal_if_due(now) };
         match outcome {
             Ok(()) => None,
             Err(lost) => self.lost(lost),
+        }
+    }
+
+    /// While the gate is open a silent backup costs nothing but time: it is not waited for without end.
+    fn give_up_silent_backup(&mut self, now: Instant) {
+        if let Way::Open(active) = &self.way {
+            if !self.holding && now >= active.patience(self.core.config.lease) {
+                self.core.board.trouble(Fault::Peer, "the backup does not answer any more");
+                self.end_session("the backup does not answer");
+                self.redial_later();
+            }
         }
     }
 
@@ -184,6 +196,9 @@ impl Primary<'_> {
         if let Way::Open(active) = &self.way {
             if self.holding || Instant::now() < self.lease_until {
                 due = due.min(active.due(self.core.config.in_flight));
+            }
+            if !self.holding {
+                due = due.min(active.patience(self.core.config.lease));
             }
         }
         due

@@ -1,7 +1,8 @@
 //! The primary's session with a backup: synchronising, sealing epochs, and their end.
 
 use crate::primary::{
-    Captured, Contents, Ending, Report, Round, RoundEnd, SealTimes, Session, SessionSettings, Work, begin,
+    CaptureError, Captured, Contents, Ending, Report, Round, RoundEnd, SealTimes, Session, SessionSettings,
+    Work, begin,
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
@@ -9,7 +10,7 @@ use crate::vm::command::CommandError;
 use crate::vm::hypervisor::{Fault, GuestError};
 use crate::vm::primary::{Primary, Way};
 use crate::vm::supervisor::Cas;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use holdfast_epoch::{Epoch, EpochId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +55,11 @@ pub(super) struct Active {
 }
 
 impl Active {
+    /// When a backup that gives no time any more is given up, although nothing is held for it.
+    pub(super) fn patience(&self, lease: Duration) -> Instant {
+        self.session.lease_until() + 2 * lease
+    }
+
     /// When the session needs the supervisor.
     pub(super) fn due(&self, in_flight: usize) -> Instant {
         match self.next_seal {
@@ -189,8 +195,7 @@ impl Primary<'_> {
         Ok(())
     }
 
-    fn capture_failed(&mut self, fault: &crate::primary::CaptureError) {
-        use crate::primary::CaptureError;
+    fn capture_failed(&mut self, fault: &CaptureError) {
         self.core.capture.give_up();
         match fault {
             // The report of the session's end says why.
@@ -274,7 +279,7 @@ impl Primary<'_> {
     pub(super) fn end_session(&mut self, reason: &str) {
         let Way::Open(active) = std::mem::replace(&mut self.way, Way::None) else { return };
         self.core.capture.call_off();
-        let Session { link, work, free, reports } = active.session;
+        let Session { link, work, free, reports, .. } = active.session;
         link.send(&Message::Goodbye { reason: reason.to_owned() });
         link.close();
         drop((work, free));
@@ -376,11 +381,32 @@ impl Primary<'_> {
         let at = Instant::now();
         let devices = self.with_guest(|guest| guest.save_devices());
         times.save = at.elapsed();
-        let copied = copying.recv().unwrap_or(Err(crate::primary::CaptureError::SessionEnded));
+        let copied = self.await_capture(&copying);
         let devices = devices?;
         copied.map_err(SealFault::Capture)?;
-        let captured = self.core.capture.last(id).map_err(SealFault::Capture)?;
+        let last = self.core.capture.last(id);
+        let captured = self.await_capture(&last).map_err(SealFault::Capture)?;
         Ok((captured, devices, cut.state))
+    }
+
+    /// Waits for the capture thread, which may wait for the link: the guest stands still meanwhile, but not
+    /// longer than the backup gives time.
+    fn await_capture<T>(&self, answered: &Receiver<Result<T, CaptureError>>) -> Result<T, CaptureError> {
+        let ended = || Err(CaptureError::SessionEnded);
+        loop {
+            match answered.recv_timeout(self.core.config.heartbeat) {
+                Ok(answer) => return answer,
+                Err(RecvTimeoutError::Disconnected) => return ended(),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Way::Open(active) = &self.way {
+                if Instant::now() >= active.session.lease_until().max(self.lease_until) {
+                    // The replication thread ends with the link, and with it whoever waits for its chunks.
+                    active.session.link.close();
+                    return answered.recv().unwrap_or_else(|_| ended());
+                }
+            }
+        }
     }
 
     /// A number was used up without a seal: the backup would take the next one for a gap. A new session
@@ -470,6 +496,6 @@ impl Primary<'_> {
 /// Why a pause gave no epoch.
 enum SealFault {
     Guest(String),
-    Capture(crate::primary::CaptureError),
+    Capture(CaptureError),
     Other(Fault, String),
 }

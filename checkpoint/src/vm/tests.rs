@@ -5,9 +5,9 @@ mod proxy;
 
 use super::*;
 use crate::host_needs;
-use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, RefusalCode};
+use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome};
 use crate::qemu::tests::{MEMORY, has_qemu};
-use crate::transport::{LinkEvent, Listener, TcpTransport, Transport};
+use crate::transport::{Incoming, LinkEvent, Listener, TcpTransport, Transport};
 use holdfast_epoch::Term;
 use lab::*;
 use nix::sys::signal::Signal;
@@ -63,6 +63,7 @@ impl Couple {
         let before = self.vm_b.status().failover;
         self.qemu.kill();
         let report = wait_to_go_live(&self.vm_b, before.as_ref());
+        assert_fenced_before_admitted(&self.a, &self.b);
         assert_resumed_from_seal(&self.b, report.resumed_from_epoch);
         assert_released_after_commit(&self.a);
         report
@@ -254,6 +255,60 @@ fn an_unprotected_guest_does_not_move() {
     assert_eq!(couple.lab.grant().holder, "a");
 }
 
+/// CK-2: a link that stalls amid a heavy epoch does not keep the guest halted; the epoch is given up, and
+/// its pages get across later.
+#[test]
+fn a_stalled_link_does_not_keep_the_guest_halted() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::start_with(|config| config.capture_limit = 4 << 20, |_| {});
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 5);
+    fs::write(couple.lab.dir.path().join("heavy"), "").expect("written");
+    wait_for_commits(&couple.vm_a, 3);
+    couple.way.mute(true, true);
+    wait_for(&couple.vm_a, Role::Primary, State::Solo);
+    assert!(couple.vm_a.status().stats.epochs_aborted >= 1);
+    couple.way.cut();
+    couple.way.heal();
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    fs::remove_file(couple.lab.dir.path().join("heavy")).expect("removed");
+    wait_for_commits(&couple.vm_a, 10);
+    couple.fail_over();
+}
+
+/// A backup that falls silent amid the synchronisation is given up and dialled anew.
+#[test]
+fn a_backup_that_falls_silent_amid_the_synchronisation_is_dialled_anew() {
+    if !can_run() {
+        return;
+    }
+    let lab = Lab::new();
+    let (a, b) = (lab.site("a"), lab.site("b"));
+    let _qemu = a.start_qemu();
+    let (listen_a, listen_b) = (a.listen(), b.listen());
+    let sessions = listen_b.route(VM);
+    let mut config = a.config();
+    config.lease = Duration::from_millis(300);
+    let vm_a = a.supervise(config, &listen_a, listen_b.address());
+    // A backup that welcomes sessions and then neither takes pages nor gives time.
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let Incoming { hello, link } = sessions.recv_timeout(Duration::from_secs(10)).expect("a session");
+        link.send(&Message::Welcome(Welcome {
+            version: PROTOCOL_VERSION,
+            host: "b".to_owned(),
+            session: hello.session,
+            held: None,
+            window: 4096,
+        }));
+        kept.push(link);
+    }
+    assert!(a.gate_log().iter().all(|line| !line.starts_with("protect")), "nothing is held for it");
+    vm_a.shutdown().expect("ended");
+}
+
 /// The epoch's length is a setting that can be changed while it runs; nonsense is refused.
 #[test]
 fn the_length_of_an_epoch_is_changed_while_it_runs() {
@@ -297,6 +352,15 @@ fn hello(term: u64, host: &str) -> Hello {
     }
 }
 
+fn refusal_of(dialer: &TcpTransport, hello: Hello) -> Refusal {
+    let link = dialer.dial(Duration::from_secs(5)).expect("dialled");
+    link.send(&Message::Hello(hello));
+    match link.events().recv_timeout(Duration::from_secs(5)) {
+        Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => refusal,
+        other => panic!("a refusal was due, not {other:?}"),
+    }
+}
+
 /// FO-1: a session of an older term, of a host that does not hold the term, or of another memory size is
 /// refused with the reason, and the session that stands is not harmed.
 #[test]
@@ -307,21 +371,20 @@ fn sessions_of_an_older_term_are_refused() {
     let mut couple = Couple::protected();
     let term = couple.vm_a.status().term;
     let dialer = TcpTransport::new(couple.listen_b.address(), couple.a.security());
+    // What this host knows by itself counts, whether the arbiter answers or not.
+    let (there, away) = (couple.lab.dir.path().join("arbiter"), couple.lab.dir.path().join("arbiter.away"));
+    fs::rename(&there, &away).expect("renamed");
+    assert_eq!(refusal_of(&dialer, hello(term - 1, "a")).code, RefusalCode::StaleTerm);
+    fs::rename(&away, &there).expect("renamed");
     for (hello, code, words) in [
         (hello(term - 1, "a"), RefusalCode::StaleTerm, "is over"),
         (hello(0, "a"), RefusalCode::StaleTerm, "is over"),
         (hello(term, "c"), RefusalCode::StaleTerm, "belongs to host a"),
         (Hello { memory: 4096, ..hello(term, "a") }, RefusalCode::MemorySize, "configured for"),
     ] {
-        let link = dialer.dial(Duration::from_secs(5)).expect("dialled");
-        link.send(&Message::Hello(hello));
-        match link.events().recv_timeout(Duration::from_secs(5)) {
-            Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => {
-                assert_eq!(refusal.code, code);
-                assert!(refusal.text.contains(words), "{refusal}");
-            }
-            other => panic!("a refusal was due, not {other:?}"),
-        }
+        let refusal = refusal_of(&dialer, hello);
+        assert_eq!(refusal.code, code);
+        assert!(refusal.text.contains(words), "{refusal}");
     }
     assert_eq!(couple.vm_a.status().link.sessions, 1, "the session stands");
     wait_for_commits(&couple.vm_a, 2);

@@ -25,8 +25,9 @@ use std::time::{Duration, Instant};
 pub(super) const VM: &str = "web";
 /// Long, so that a machine that is busy with other things is not taken for a dead one.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
-/// The page that Holdfast itself writes before each pause (CK-2).
-const OWN_PAGE: u64 = 0x300;
+/// Pages of which Holdfast itself writes one before each pause, each in its turn (CK-2): what one epoch
+/// forgets is not made good by the next.
+const OWN_PAGES: std::ops::Range<u64> = 0x100..0x400;
 
 /// The folder that both hosts, and their processes, share.
 pub(super) struct Lab {
@@ -147,7 +148,9 @@ impl Site {
         let last_cut = Arc::new(Mutex::new(None));
         let own = Arc::new(Mutex::new(Vec::new()));
         let gate = WrittenGate {
+            host: self.name,
             log: append(&self.path("gate")),
+            joint: append(&self.root.join("gates")),
             peer_log,
             last_cut: Arc::clone(&last_cut),
             term: Term::NONE,
@@ -248,7 +251,10 @@ pub(super) fn wait_for_commits(vm: &VmHandle, more: u64) {
 
 /// Writes down what it is told; at a release it looks for the commit's line in the peer's log (OC-1).
 struct WrittenGate {
+    host: &'static str,
     log: File,
+    /// What all gates were told, in one order.
+    joint: File,
     peer_log: PathBuf,
     last_cut: Arc<Mutex<Option<EpochId>>>,
     term: Term,
@@ -257,6 +263,8 @@ struct WrittenGate {
 impl WrittenGate {
     fn note(&mut self, text: String) {
         self.log.write_all(format!("{text}\n").as_bytes()).expect("the gate's log");
+        let line = format!("{} {text}\n", self.host);
+        self.joint.write_all(line.as_bytes()).expect("the gates' joint log");
     }
 }
 
@@ -361,6 +369,7 @@ impl Watching {
             devices: blake3::hash(b""),
             last_cut: Arc::clone(&self.last_cut),
             own: Arc::clone(&self.own),
+            heavy: self.site.root.join("heavy"),
             count: 0,
         })
     }
@@ -418,7 +427,22 @@ struct WatchedGuest {
     devices: blake3::Hash,
     last_cut: Arc<Mutex<Option<EpochId>>>,
     own: Arc<Mutex<Vec<PageIndex>>>,
+    /// While this file is there, each epoch is a heavy one.
+    heavy: PathBuf,
     count: u64,
+}
+
+impl WatchedGuest {
+    /// Three quarters of the memory, and nothing that could be compressed.
+    fn write_much(&mut self) {
+        let pages = 0x400..0x1000;
+        let mut noise = blake3::Hasher::new();
+        noise.update(&self.count.to_le_bytes());
+        let mut bytes = vec![0; (pages.end - pages.start) as usize * PAGE_SIZE];
+        noise.finalize_xof().fill(&mut bytes);
+        self.memory.write_all_at(&bytes, pages.start * PAGE_SIZE as u64).expect("the guest's memory");
+        self.own.lock().expect("no panic").extend(pages.map(PageIndex));
+    }
 }
 
 impl Guest for WatchedGuest {
@@ -429,11 +453,14 @@ impl Guest for WatchedGuest {
     fn stop(&mut self) -> Result<(), GuestError> {
         // As Holdfast's rings would: through a mapping of our own, which no tracker of QEMU sees.
         self.count += 1;
-        let page = OWN_PAGE + self.count % 7;
+        let page = OWN_PAGES.start + self.count % (OWN_PAGES.end - OWN_PAGES.start);
         self.memory
             .write_all_at(&self.count.to_le_bytes(), page * PAGE_SIZE as u64)
             .expect("the guest's memory");
         self.own.lock().expect("no panic").push(PageIndex(page));
+        if self.heavy.exists() {
+            self.write_much();
+        }
         self.inner.stop()
     }
 
@@ -511,4 +538,15 @@ pub(super) fn assert_released_after_commit(site: &Site) -> usize {
         (last, count) = (epoch, count + 1);
     }
     count
+}
+
+/// FO-1: the gate that lost the machine was fenced before the other one was lifted for the last time.
+pub(super) fn assert_fenced_before_admitted(lost: &Site, won: &Site) {
+    let log = fs::read_to_string(lost.root.join("gates")).expect("the gates' joint log");
+    let lines: Vec<_> = log.lines().collect();
+    let admitted = format!("{} admit", won.name);
+    let at = lines.iter().rposition(|line| line.starts_with(&admitted)).expect("it was admitted");
+    let of_lost = format!("{} ", lost.name);
+    let last = lines[..at].iter().rev().find(|line| line.starts_with(&of_lost));
+    assert_eq!(last.copied(), Some(format!("{} fence", lost.name).as_str()), "{lines:#?}");
 }

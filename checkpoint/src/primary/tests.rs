@@ -1,0 +1,408 @@
+//! The pipeline without a guest: pages written by a test, a real link, and a backup that gathers them.
+
+use super::*;
+use crate::backup::{BackupSession, CommitLog, Outcome};
+use crate::gate::{CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts};
+use crate::image::{Image, ImageConfig};
+use crate::keys::{Identity, make_pair};
+use crate::pages::PageSet;
+use crate::protocol::{Begin, DeviceDigest, Hello, Message, PROTOCOL_VERSION};
+use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
+use crate::transport::{Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
+use crossbeam_channel::{Receiver, unbounded};
+use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const PAGES: u64 = 600;
+const TERM: Term = Term::new(3);
+const SOON: Duration = Duration::from_secs(20);
+
+/// Memory that the test writes, and who is told of it.
+#[derive(Clone)]
+struct Memory {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    /// As QEMU's writes are found.
+    tracked: Arc<Mutex<PageSet>>,
+    /// As Holdfast's own writes are found.
+    own: Arc<Mutex<PageSet>>,
+}
+
+impl Memory {
+    fn new(pages: u64) -> Self {
+        let set = || Arc::new(Mutex::new(PageSet::with_capacity(pages)));
+        let len = usize::try_from(pages).expect("small") * PAGE_SIZE;
+        Self { bytes: Arc::new(Mutex::new(vec![0; len])), tracked: set(), own: set() }
+    }
+
+    fn put(&self, page: u64, fill: u8) {
+        let from = usize::try_from(page).expect("small") * PAGE_SIZE;
+        self.bytes.lock().unwrap()[from..from + PAGE_SIZE].fill(fill);
+    }
+
+    fn write(&self, page: u64, fill: u8) {
+        self.put(page, fill);
+        self.tracked.lock().unwrap().insert(PageIndex(page));
+    }
+
+    fn write_by_ring(&self, page: u64, fill: u8) {
+        self.put(page, fill);
+        self.own.lock().unwrap().insert(PageIndex(page));
+    }
+
+    fn digest(&self) -> Digest {
+        Digest(*blake3::hash(&self.bytes.lock().unwrap()).as_bytes())
+    }
+
+    fn facts(&self) -> MemoryFacts {
+        let len = self.bytes.lock().unwrap().len() as u64;
+        MemoryFacts { identity: FileIdentity { dev: 0, ino: 0 }, len, page_size: PAGE_SIZE as u64 }
+    }
+}
+
+impl GuestMemorySource for Memory {
+    fn facts(&mut self) -> Result<MemoryFacts, MemoryError> {
+        Ok(Self::facts(self))
+    }
+
+    fn read(&mut self, first: PageIndex, out: &mut [u8]) -> Result<(), MemoryError> {
+        let from = usize::try_from(first.offset()).expect("small");
+        out.copy_from_slice(&self.bytes.lock().unwrap()[from..from + out.len()]);
+        Ok(())
+    }
+
+    fn drain_dirty(&mut self, into: &mut PageSet) {
+        let mut own = self.own.lock().unwrap();
+        into.union_with(&own);
+        own.clear();
+    }
+}
+
+impl DirtyTracker for Memory {
+    fn collect(&mut self, into: &mut PageSet) -> Result<ScanStats, TrackError> {
+        let mut tracked = self.tracked.lock().unwrap();
+        into.union_with(&tracked);
+        tracked.clear();
+        Ok(ScanStats::default())
+    }
+}
+
+/// A gate that notes the epochs it releases.
+struct Noted(Arc<Mutex<Vec<u64>>>);
+
+impl OutputGate for Noted {
+    fn cut(&mut self, _epoch: EpochId) -> Result<CutReport, GateError> {
+        Ok(CutReport::default())
+    }
+    fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
+        self.0.lock().unwrap().push(token.epoch().get());
+        Ok(())
+    }
+    fn protect(&mut self, _first: EpochId) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn open(&mut self) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn fence(&mut self) {}
+    fn admit(&mut self, _term: Term) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn extend_lease(&mut self, _until: Instant) {}
+    fn restore(&mut self, _state: &[u8]) -> Result<(), GateError> {
+        Ok(())
+    }
+    fn announce(&mut self) {}
+}
+
+/// The other host: takes what comes, applies it and confirms.
+struct Backup {
+    link: Link,
+    image: Image,
+    log: CommitLog,
+    session: BackupSession,
+}
+
+impl Backup {
+    /// Takes messages until so many epochs more are applied.
+    fn gather(&mut self, epochs: usize) {
+        let mut left = epochs;
+        while left > 0 {
+            let Ok(LinkEvent::Message { message, charge }) = self.link.events().recv_timeout(SOON) else {
+                panic!("the link ended: {:?}", self.link.end())
+            };
+            let outcome = self.session.handle(message, &mut self.image, &mut self.log).expect("taken");
+            self.link.grant(charge);
+            if let Outcome::Committed(answer, _) = outcome {
+                self.link.send(&answer);
+                left -= 1;
+            }
+        }
+    }
+}
+
+struct Bench {
+    memory: Memory,
+    capture: Capture,
+    session: Session,
+    backup: Backup,
+    released: Arc<Mutex<Vec<u64>>>,
+    open: Option<Epoch<holdfast_epoch::Open>>,
+    _listener: Listener,
+    _dir: TempDir,
+}
+
+impl Bench {
+    /// A session that begins with a full synchronisation of `pages` pages, with TLS or in the clear.
+    fn begin(pages: u64, tls: bool) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+        make_pair(&a, &b).expect("keys");
+        let side = |keys| match tls {
+            true => Security::Tls(Identity::load(keys).expect("keys load")),
+            false => Security::LaboratoryPlaintext,
+        };
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), side(&b)).expect("a port");
+        let incoming = listener.route("vm");
+        let link = TcpTransport::new(listener.address(), side(&a)).dial(SOON).expect("dialled");
+        link.send(&Message::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            vm: "vm".into(),
+            host: "a".into(),
+            term: TERM,
+            memory: pages * PAGE_SIZE as u64,
+            page_size: PAGE_SIZE as u32,
+            session: 1,
+            lease_ms: 1000,
+            devices: DeviceDigest::default(),
+        }));
+        let backup = incoming.recv_timeout(SOON).expect("a session").link;
+        backup.allow(WINDOW);
+        link.set_window(WINDOW);
+        let first = EpochId::FIRST;
+        link.send(&Message::Begin(Begin { full: true, term: TERM, first }));
+        let released = Arc::default();
+        let gate = SharedGate::new(Box::new(Noted(Arc::clone(&released))));
+        let settings = SessionSettings { in_flight: 3, chunks: 4, full: true, compress: true };
+        let stats = Arc::new(Mutex::new(Stats::new()));
+        let session = begin(Arc::new(link), gate, stats, &settings).expect("a thread");
+        let memory = Memory::new(pages);
+        let capture = Capture::start(Box::new(memory.clone())).expect("a thread");
+        capture.attach(memory.facts(), Box::new(memory.clone()));
+        capture.open(session.work.clone(), session.free.clone(), settings.chunks);
+        let image = Image::create(ImageConfig {
+            vm: "vm".into(),
+            memory: dir.path().join("image"),
+            record: dir.path().join("record"),
+            len: pages * PAGE_SIZE as u64,
+        })
+        .expect("room");
+        let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
+        let gathered = BackupSession::new(TERM, 2 * pages * PAGE_SIZE as u64);
+        let backup = Backup { link: backup, image, log, session: gathered };
+        let open = Some(Epoch::open(TERM, first));
+        Self { memory, capture, session, backup, released, open, _listener: listener, _dir: dir }
+    }
+
+    fn round(&self, whole: bool) -> Receiver<RoundEnd> {
+        self.capture.round(Round { whole, ahead_of: None })
+    }
+
+    /// Captures and seals the open epoch; `meanwhile` happens between the two scans.
+    fn seal(&mut self, meanwhile: impl FnOnce(&Memory)) -> Digest {
+        let epoch = self.open.take().expect("one is open");
+        self.capture.first(epoch.id()).recv().expect("an answer").expect("captured");
+        meanwhile(&self.memory);
+        let captured = self.capture.last(epoch.id()).recv().expect("an answer").expect("captured");
+        let contents = Contents {
+            set: captured.set,
+            devices: vec![7; 3 << 20],
+            gate: vec![8; 10],
+            sealed_at: Instant::now(),
+        };
+        let (sealed, next) = epoch.seal(contents);
+        self.open = Some(next);
+        self.session.work.send(Work::Seal(Box::new(sealed))).expect("the session stands");
+        self.memory.digest()
+    }
+
+    fn report(&self) -> Report {
+        loop {
+            match self.session.reports.recv_timeout(SOON).expect("a report") {
+                Report::Lease { .. } => {}
+                report => return report,
+            }
+        }
+    }
+
+    fn committed(&self) -> u64 {
+        match self.report() {
+            Report::Committed { epoch, .. } => epoch.get(),
+            other => panic!("a commit was due, not {other:?}"),
+        }
+    }
+
+    /// Synchronises all of the memory as epoch 1.
+    fn synchronise(&mut self) {
+        let round = self.round(true);
+        let sealed = self.seal(|_| {});
+        self.backup.gather(1);
+        assert_eq!(self.committed(), 1);
+        assert!(round.recv().expect("an answer").outcome.is_ok());
+        assert_eq!(self.backup.image.digest(), sealed);
+    }
+}
+
+/// CK-1, CK-2, OC-1: after each commit the image is the memory at the seal, whoever wrote it and when; the
+/// gate is opened for an epoch once its commit is known, and not before.
+#[test]
+fn the_image_is_the_memory_of_each_seal() {
+    let mut bench = Bench::begin(PAGES, true);
+    for page in 0..PAGES / 2 {
+        bench.memory.put(page, (page % 250) as u8);
+    }
+    bench.synchronise();
+    for epoch in 2..20u8 {
+        bench.memory.write(u64::from(epoch) * 3, epoch);
+        bench.memory.write_by_ring(PAGES - u64::from(epoch), epoch);
+        let sealed = bench.seal(|memory| {
+            // As a device that is saved writes; one of these pages was copied already.
+            memory.write(u64::from(epoch) * 3, epoch + 100);
+            memory.write(PAGES / 2 + u64::from(epoch), epoch);
+        });
+        assert!(!bench.released.lock().unwrap().contains(&u64::from(epoch)), "not before its commit");
+        bench.backup.gather(1);
+        assert_eq!(bench.committed(), u64::from(epoch));
+        assert_eq!(bench.released.lock().unwrap().last(), Some(&u64::from(epoch)));
+        assert_eq!(bench.backup.image.digest(), sealed, "after epoch {epoch}");
+    }
+}
+
+/// CK-2: what epochs in flight, a half-captured epoch and the queue carried is handed back when the
+/// session ends, and is in the next capture.
+#[test]
+fn nothing_that_was_not_confirmed_is_forgotten() {
+    let mut bench = Bench::begin(PAGES, false);
+    bench.synchronise();
+    bench.memory.write(1, 1);
+    bench.seal(|_| {});
+    bench.memory.write_by_ring(2, 2);
+    bench.seal(|memory| memory.write(3, 3));
+    bench.memory.write(4, 4);
+    let half = bench.open.as_ref().expect("one is open").id();
+    bench.capture.first(half).recv().expect("an answer").expect("captured");
+    bench.backup.link.close();
+    let Report::Ended(ending) = bench.report() else { panic!("the session ends") };
+    bench.capture.give_up();
+    for set in ending.into_sets() {
+        bench.capture.take_back(set);
+    }
+    bench.memory.write(5, 5);
+    // Another session takes what comes now.
+    let (work, taken) = unbounded();
+    let (_free, freed) = unbounded();
+    bench.capture.open(work, freed, 4);
+    bench.capture.first(half.next()).recv().expect("an answer").expect("captured");
+    let captured = bench.capture.last(half.next()).recv().expect("an answer").expect("captured");
+    assert_eq!(captured.set.iter().map(|page| page.0).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+    let copied: Vec<_> = taken
+        .try_iter()
+        .flat_map(|work| match work {
+            Work::Pages(_, chunk) => chunk.iter().map(|(page, bytes)| (page.0, bytes[0])).collect(),
+            Work::Seal(_) => Vec::new(),
+        })
+        .collect();
+    assert_eq!(copied, [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5)]);
+}
+
+/// CK-2: pages sent ahead of an epoch belong to it; when it is given up they are captured again.
+#[test]
+fn pages_sent_ahead_count_for_their_epoch() {
+    let mut bench = Bench::begin(PAGES, false);
+    bench.synchronise();
+    let epoch = bench.open.as_ref().expect("one is open").id();
+    for give_up in [true, false] {
+        bench.memory.write(10, 1);
+        let round = bench.capture.round(Round { whole: false, ahead_of: Some(epoch) });
+        assert_eq!(round.recv().expect("an answer").pages, if give_up { 1 } else { 2 });
+        if give_up {
+            bench.capture.give_up();
+        }
+        bench.memory.write(20, 2);
+    }
+    bench.capture.first(epoch).recv().expect("an answer").expect("captured");
+    let captured = bench.capture.last(epoch).recv().expect("an answer").expect("captured");
+    assert_eq!(captured.set.iter().map(|page| page.0).collect::<Vec<_>>(), [10, 20]);
+    assert_eq!(captured.copies, 1, "page 10 was sent ahead and not written since");
+}
+
+/// A round can be called off; its pages are pending again (CK-2).
+#[test]
+fn a_round_that_is_called_off_forgets_nothing() {
+    // Nobody gathers: the round waits for a chunk and stays there.
+    let bench = Bench::begin(40_000, false);
+    for page in 0..40_000 {
+        bench.memory.put(page, 1 + (page % 200) as u8);
+    }
+    let round = bench.round(true);
+    assert!(round.recv_timeout(Duration::from_millis(50)).is_err(), "the window is full");
+    bench.capture.call_off();
+    bench.session.link.close();
+    let end = round.recv_timeout(SOON).expect("an answer");
+    assert!(end.outcome.is_err());
+    let (work, _taken) = unbounded();
+    let (_free, freed) = unbounded();
+    bench.capture.open(work, freed, 200);
+    let epoch = EpochId::new(9);
+    bench.capture.first(epoch).recv().expect("an answer").expect("captured");
+    assert_eq!(bench.capture.last(epoch).recv().expect("an answer").expect("captured").set.len(), 40_000);
+}
+
+/// A confirmation that does not match ends the session; nothing is released for it (OC-1).
+#[test]
+fn a_false_confirmation_releases_nothing() {
+    let mut bench = Bench::begin(PAGES, false);
+    bench.synchronise();
+    bench.memory.write(1, 1);
+    bench.seal(|_| {});
+    let (epoch, term) = (EpochId::new(2), TERM);
+    // The seal must have left first, or nothing is in flight yet; either way it is refused.
+    bench.backup.link.send(&Message::Committed { epoch, term, digest: Digest([0; 32]) });
+    let Report::Ended(ending) = bench.report() else { panic!("the session ends") };
+    assert_eq!(ending.fault, crate::vm::Fault::Peer);
+    assert_eq!(*bench.released.lock().unwrap(), [1]);
+    assert_eq!(ending.into_sets().map(|set| set.len()).sum::<u64>(), 1, "its page comes back");
+}
+
+/// How fast pages get across, all stages together; the figures are printed.
+#[test]
+fn pages_get_across_at_speed() {
+    for (tls, fill) in [(false, "noise"), (true, "noise"), (true, "text")] {
+        let pages = 64 << 8;
+        let mut bench = Bench::begin(pages, tls);
+        let mut state = 1u64;
+        for word in bench.memory.bytes.lock().unwrap().chunks_exact_mut(8) {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let value = if fill == "noise" { state } else { state >> 56 };
+            word.copy_from_slice(&value.to_le_bytes());
+        }
+        let started = Instant::now();
+        let round = bench.round(true);
+        // The backup works beside us: the window is smaller than the memory.
+        let Bench { backup, capture, session, memory, .. } = &mut bench;
+        let sealed = std::thread::scope(|scope| {
+            scope.spawn(|| backup.gather(1));
+            let epoch = EpochId::FIRST;
+            capture.first(epoch).recv().expect("an answer").expect("captured");
+            let set = capture.last(epoch).recv().expect("an answer").expect("captured").set;
+            let (devices, gate, sealed_at) = (Vec::new(), Vec::new(), Instant::now());
+            let (sealed, _) = Epoch::open(TERM, epoch).seal(Contents { set, devices, gate, sealed_at });
+            session.work.send(Work::Seal(Box::new(sealed))).expect("the session stands");
+            memory.digest()
+        });
+        let rate = 64.0 / started.elapsed().as_secs_f64();
+        println!("tls {tls}, {fill}: {rate:.0} MiB/s captured, reduced, sent, verified, applied");
+        assert!(round.recv().expect("an answer").outcome.is_ok());
+        assert_eq!(bench.backup.image.digest(), sealed);
+    }
+}
