@@ -89,7 +89,10 @@ fn a_guest_outlives_its_qemu_and_returns() {
     let Couple { vm_a, vm_b, .. } = &couple;
     let (vm_a, vm_b, a, b) = (vm_a.clone(), vm_b.clone(), couple.a.clone(), couple.b.clone());
     wait_for_commits(&vm_a, 20);
+    let slow = couple.lab.dir.path().join("slow");
+    fs::write(&slow, "").expect("written");
     let report = couple.fail_over();
+    fs::remove_file(&slow).expect("removed");
     assert_eq!(report.cause, "relinquished");
     assert!(report.detect_ms < LEASE.as_secs_f64() * 1e3, "no lease is waited for: {report:?}");
     assert_eq!(couple.lab.grant().holder, "b");

@@ -151,6 +151,7 @@ impl Site {
             host: self.name,
             log: append(&self.path("gate")),
             joint: append(&self.root.join("gates")),
+            slow: self.root.join("slow"),
             peer_log,
             last_cut: Arc::clone(&last_cut),
             term: Term::NONE,
@@ -255,6 +256,8 @@ struct WrittenGate {
     log: File,
     /// What all gates were told, in one order.
     joint: File,
+    /// While this file is there, a fence takes long.
+    slow: PathBuf,
     peer_log: PathBuf,
     last_cut: Arc<Mutex<Option<EpochId>>>,
     term: Term,
@@ -294,6 +297,10 @@ impl OutputGate for WrittenGate {
     }
 
     fn fence(&mut self) {
+        // A polling core that takes its time: nobody may be told before it is done.
+        if self.slow.exists() {
+            std::thread::sleep(LEASE / 4);
+        }
         self.note("fence".to_owned());
     }
 
