@@ -6,6 +6,7 @@ use holdfast_lab::capture::Captured;
 use holdfast_lab::join::{JoinReport, join};
 use holdfast_lab::monitor::Monitor;
 use holdfast_lab::pair::{Appliance, Pair};
+use holdfast_lab::pcap::{Pcap, encode};
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -45,11 +46,30 @@ impl Wire {
         times
     }
 
-    fn join(&self, audit: &[AuditRecord], commits: &CommitLog) -> JoinReport {
+    fn join(&self, audit: &[AuditRecord], commits: &CommitLog, announced: bool) -> JoinReport {
         assert_eq!(self.captured.dropped, 0, "the capture lost frames: the join would say nothing");
         let mut capture = self.captured.open().expect("a capture");
+        if announced {
+            let mut frames = Vec::new();
+            while let Some(frame) = capture.next_frame().expect("a frame") {
+                if !is_advertisement(&frame.bytes) {
+                    frames.push(frame);
+                }
+            }
+            let path = self.captured.path.with_extension("without-advertisements.pcap");
+            fs::write(&path, encode(&frames)).expect("a capture");
+            capture = Pcap::open(&path).expect("a capture");
+        }
         join(audit, commits, &mut capture).expect("a join")
     }
+}
+
+/// An unsolicited neighbour advertisement: a Holdfast to which a guest came sends the same, bit by bit, as
+/// the guest does, and the audit has the guest's alone.
+fn is_advertisement(frame: &[u8]) -> bool {
+    const TO_ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+    const ADVERTISEMENT: u8 = 136;
+    frame.starts_with(&TO_ALL_NODES) && frame.get(54) == Some(&ADVERTISEMENT)
 }
 
 /// O3, OC-1: of what `host` sent, no frame left before `backup` had committed its epoch, and such frames
@@ -66,7 +86,8 @@ pub fn nothing_left_early(
     for granted in solo_grants(pair, vm, host) {
         commits = with_solo(&commits, &audit, granted);
     }
-    let report = wire.join(&audit, &commits);
+    let came_here = host.process.is_some() && host.vm(vm).expect("a status")["failover"].is_object();
+    let report = wire.join(&audit, &commits, came_here);
     println!(
         "{}: {} frames left, {} of them held until their commit, {} too early",
         host.name, report.frames_matched, report.frames_protected, report.frames_released_early
@@ -93,21 +114,23 @@ fn solo_grants(pair: &Pair, vm: &str, host: &Appliance) -> Vec<u64> {
     granted
 }
 
-/// The log with a line for each epoch that was never committed and was under way when a solo term was
-/// granted: its frames were free from then on.
+/// The log with a line for each epoch that was under way, and not committed, when a solo term was granted:
+/// its frames were free from then on. The one that was open may be sealed under its number later.
 fn with_solo(commits: &CommitLog, audit: &[AuditRecord], granted_ns: u64) -> CommitLog {
     let ahead_ns = realtime_ahead_ns();
+    let uncommitted = |epoch| commits.committed_at(epoch).is_none_or(|at| at > granted_ns);
     let held: BTreeSet<u64> = audit
         .iter()
         .filter(|record| record.protected && record.monotonic_ns + ahead_ns <= granted_ns)
         .map(|record| record.epoch)
+        .filter(|epoch| uncommitted(*epoch))
         .collect();
     let mut text = String::new();
+    for epoch in held {
+        writeln!(text, "{epoch} 0 {granted_ns}").expect("text");
+    }
     for commit in commits.commits() {
         writeln!(text, "{} {} {}", commit.epoch, commit.term, commit.realtime_ns).expect("text");
-    }
-    for epoch in held.into_iter().filter(|epoch| commits.committed_at(*epoch).is_none()) {
-        writeln!(text, "{epoch} 0 {granted_ns}").expect("text");
     }
     CommitLog::parse(&text).expect("a log")
 }
@@ -173,14 +196,14 @@ pub fn halt_and_commit(primary: &Appliance, vm: &str, qemu: &mut Monitor) {
     }
 }
 
-/// O6, CK-1, CK-2: the image on the backup is the halted guest's memory, byte for byte. Gives the number
-/// of bytes that were not zero.
+/// O6, CK-1, CK-2: the image on the backup is the halted guest's memory, byte for byte. Gives the offset of
+/// the last byte that is not zero: so far the comparison said something.
 pub fn image_is_the_memory(memory: &Path, image: &Path) -> u64 {
     const PIECE: usize = 1 << 20;
     let open = |path: &Path| File::open(path).unwrap_or_else(|fault| panic!("{}: {fault}", path.display()));
     let (mut memory, mut image) = (open(memory), open(image));
     let (mut left, mut right) = (vec![0; PIECE], vec![0; PIECE]);
-    let (mut offset, mut written) = (0u64, 0u64);
+    let (mut offset, mut last) = (0u64, 0u64);
     let mut differing = Vec::new();
     loop {
         let read = memory.read(&mut left).expect("the memory");
@@ -192,7 +215,9 @@ pub fn image_is_the_memory(memory: &Path, image: &Path) -> u64 {
             let pages = left[..read].chunks(4096).zip(right[..read].chunks(4096)).enumerate();
             differing.extend(pages.filter(|(_, (a, b))| a != b).map(|(page, _)| offset + page as u64 * 4096));
         }
-        written += left[..read].iter().filter(|byte| **byte != 0).count() as u64;
+        if let Some(at) = left[..read].iter().rposition(|byte| *byte != 0) {
+            last = offset + at as u64;
+        }
         offset += read as u64;
     }
     assert_eq!(image.read(&mut right).expect("the image"), 0, "the image is longer than the memory");
@@ -202,7 +227,7 @@ pub fn image_is_the_memory(memory: &Path, image: &Path) -> u64 {
         differing.len(),
         &differing[..differing.len().min(8)]
     );
-    written
+    last
 }
 
 /// Asks QEMU for a live migration to `uri` and waits for its end.
