@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 use std::fmt::Write;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A table of the VMs and their NICs in `document`.
 pub(crate) fn table(document: &Value) -> String {
@@ -51,7 +52,8 @@ pub(crate) fn table(document: &Value) -> String {
             );
         }
         if let Some(trouble) = vm["trouble"]["text"].as_str() {
-            line(&mut out, format_args!("  last trouble ({}'s): {trouble}", text(&vm["trouble"]["fault"])));
+            let (fault, age) = (text(&vm["trouble"]["fault"]), age_s(&vm["trouble"]["at_unix_ms"]));
+            line(&mut out, format_args!("  last trouble ({fault}'s, {age} s ago): {trouble}"));
         }
     }
     out
@@ -67,6 +69,12 @@ fn text(value: &Value) -> String {
         Value::Null => "-".into(),
         other => other.to_string(),
     }
+}
+
+/// Seconds since a moment: what was mended is told from what still stands.
+fn age_s(at_unix_ms: &Value) -> u128 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    now.saturating_sub(at_unix_ms.as_u64().unwrap_or(0).into()) / 1000
 }
 
 fn milliseconds(value: &Value) -> String {

@@ -116,7 +116,15 @@ fn protected(options: &QuickOptions, qemu: &Qemu, round: u32, mode: &str) -> Res
     let path = if mode == "native" { "native" } else { "commit" };
     let mut row = measure(options, round, path, &pair.topology.client)?;
     if path == "commit" {
-        let stats = pair.a.vm(VM).map_err(Failure::failed)?["stats"].clone();
+        let status = pair.a.vm(VM).map_err(Failure::failed)?;
+        if status["state"] != "protected" || status["link"]["sessions"] != 1 {
+            return Err(Failure::Failed(format!(
+                "the protection was lost while it was measured ({}; {}); mend: measure on a machine with \
+                 nothing else to do",
+                status["state"], status["trouble"]["text"]
+            )));
+        }
+        let stats = status["stats"].clone();
         row.pause_p50_us = stats["pause"]["p50_us"].as_f64();
         row.pause_p99_us = stats["pause"]["p99_us"].as_f64();
         row.commit_latency_p50_us = stats["commit_latency"]["p50_us"].as_f64();
