@@ -312,6 +312,22 @@ fn a_backup_that_falls_silent_amid_the_synchronisation_is_dialled_anew() {
     vm_a.shutdown().expect("ended");
 }
 
+/// CK-1: a standby that died is replaced while its image holds a checkpoint; its start changes nothing of it.
+#[test]
+fn a_standby_that_died_is_replaced() {
+    if !can_run() {
+        return;
+    }
+    let mut couple = Couple::protected();
+    let first = eventually("the standby", || process_with(&couple.b.path("standby.qmp")));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).expect("it is there");
+    eventually("another standby", || {
+        process_with(&couple.b.path("standby.qmp")).filter(|&found| found != first)
+    });
+    wait_for_commits(&couple.vm_a, 5);
+    couple.fail_over();
+}
+
 /// The epoch's length is a setting that can be changed while it runs; nonsense is refused.
 #[test]
 fn the_length_of_an_epoch_is_changed_while_it_runs() {

@@ -244,6 +244,16 @@ pub(super) fn wait_to_go_live(vm: &VmHandle, before: Option<&FailoverReport>) ->
     })
 }
 
+/// The process that has this path in its command line.
+pub(super) fn process_with(path: &Path) -> Option<i32> {
+    let path = path.display().to_string();
+    fs::read_dir("/proc").expect("proc").find_map(|entry| {
+        let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        String::from_utf8_lossy(&line).contains(&path).then_some(pid)
+    })
+}
+
 /// Waits until so many epochs more are committed.
 pub(super) fn wait_for_commits(vm: &VmHandle, more: u64) {
     let goal = vm.status().stats.epochs_committed + more;
