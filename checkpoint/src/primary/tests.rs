@@ -178,6 +178,9 @@ impl Bench {
         }));
         let backup = incoming.recv_timeout(SOON).expect("a session").link;
         backup.allow(WINDOW);
+        // As a Welcome would say that it is allowed by now.
+        backup.send(&Message::Summon { term: TERM });
+        assert!(link.events().recv_timeout(SOON).is_ok());
         link.set_window(WINDOW);
         let first = EpochId::FIRST;
         link.send(&Message::Begin(Begin { full: true, term: TERM, first }));

@@ -61,6 +61,12 @@ fn connected(pair: &Pair) -> (Link, Link) {
     (ours, incoming.link)
 }
 
+/// Waits until what the link was told has been done: as after a Welcome, which is told last.
+fn settle(told: &Link, peer: &Link) {
+    told.send(&Message::Summon { term: Term::new(1) });
+    assert_eq!(next(peer), Message::Summon { term: Term::new(1) });
+}
+
 fn next(link: &Link) -> Message {
     match link.events().recv_timeout(SOON) {
         Ok(LinkEvent::Message { message, .. }) => message,
@@ -180,6 +186,7 @@ fn bulk_beyond_the_credit_ends_the_session() {
     let (primary, backup) = connected(&pair);
     primary.set_window(u64::MAX);
     backup.allow(100_000);
+    settle(&backup, &primary);
     let frame = encode(&Message::Base(PageBatch::from_bytes(vec![0; 60_000])));
     primary.try_send_bulk(frame.clone()).expect("room");
     primary.try_send_bulk(frame).expect("room");
@@ -230,6 +237,7 @@ fn bulk_flows_at_speed_and_heartbeats_flow_beside_it() {
         let (primary, backup) = connected(&pair);
         primary.set_window(WINDOW);
         backup.allow(WINDOW);
+        settle(&backup, &primary);
         backup.answer_heartbeats(LeaseGrants::new(Instant::now()));
         primary.start_heartbeats(Duration::from_millis(10), SOON);
         let body = PageBatch::from_bytes(vec![0x5a; 1 << 20]);
