@@ -263,13 +263,14 @@ fn connect(config: &StandbyConfig, process: &QemuProcess) -> Result<Qemu, Standb
 impl QemuProcess {
     /// The error for an operation that failed: the end of the process explains more than its silence.
     fn fault(&self, fault: QemuError) -> StandbyError {
-        let ending =
-            matches!(fault, QemuError::Qmp(QmpError::Closed) | QemuError::State(StateError::Ended { .. }));
-        if ending {
-            // It closed its monitor; what it still says comes before its end.
-            self.wait_for_end(OCCUPANT_LIMIT);
-        }
-        StandbyError::Qemu { fault, words: self.last_words() }
+        let ending = match &fault {
+            QemuError::Qmp(fault) => matches!(fault, QmpError::Closed),
+            // A QEMU that cannot load a state ends by itself.
+            QemuError::State(fault) => matches!(fault, StateError::Ended { .. } | StateError::Failed { .. }),
+            QemuError::NoPid { .. } => false,
+        };
+        let words = if ending { self.words_of_end(OCCUPANT_LIMIT) } else { self.last_words() };
+        StandbyError::Qemu { fault, words }
     }
 }
 

@@ -177,6 +177,7 @@ impl Qemu {
     fn failure(&mut self, what: &'static str) -> StateError {
         let desc = match self.qmp.execute("query-migrate", Value::Null) {
             Ok(answer) => answer["error-desc"].as_str().unwrap_or("it does not say why").to_owned(),
+            Err(QmpError::Closed) => "it ended".to_owned(),
             Err(fault) => fault.to_string(),
         };
         StateError::Failed { what, desc }

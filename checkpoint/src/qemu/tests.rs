@@ -122,12 +122,11 @@ impl Primary {
         let listener = UnixListener::bind(&elsewhere).unwrap();
         let greeter = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            writeln!(
-                stream,
-                r#"{{"QMP": {{"version": {{"qemu": {{"major": 0, "minor": 0, "micro": 0}}}}}}}}"#
-            )
-            .unwrap();
-            writeln!(stream, r#"{{"return": {{}}, "id": 1}}"#).unwrap();
+            let version = json!({ "qemu": { "major": 0, "minor": 0, "micro": 0 } });
+            writeln!(stream, "{}", json!({ "QMP": { "version": version } })).unwrap();
+            // A reply before its command would be none.
+            assert_ne!(stream.read(&mut [0; 256]).unwrap(), 0);
+            writeln!(stream, "{}", json!({ "return": {}, "id": 1 })).unwrap();
         });
         self.qemu = Qemu::connect(&elsewhere, LIMIT).unwrap();
         greeter.join().unwrap();

@@ -73,12 +73,24 @@ impl QemuProcess {
         if !self.wait_for_end(Duration::ZERO) {
             return Ok(());
         }
-        // The keeper notices the end as well, reads the rest of what it said, and reaps it.
-        let waited =
-            self.known.reaped.wait_timeout_while(lock(&self.known), LAST_WORDS, |told| told.status.is_none());
-        let status = waited.unwrap_or_else(PoisonError::into_inner).0.status;
+        let status = self.wait_for_status();
         let status = status.map_or_else(|| "how, is not known".to_owned(), |status| status.to_string());
         Err(StandbyError::Ended { status, words: self.last_words() })
+    }
+
+    /// Waits until the keeper has noticed the end as well, read the rest of what it said, and reaped it.
+    fn wait_for_status(&self) -> Option<ExitStatus> {
+        let told = lock(&self.known);
+        let waited = self.known.reaped.wait_timeout_while(told, LAST_WORDS, |told| told.status.is_none());
+        waited.unwrap_or_else(PoisonError::into_inner).0.status
+    }
+
+    /// What it said at its end, which is waited for at most so long; what it said so far if it goes on.
+    pub(super) fn words_of_end(&self, limit: Duration) -> String {
+        if self.wait_for_end(limit) && self.wait_for_status().is_none() {
+            tracing::warn!(pid = self.pid, "the last words of a standby QEMU may be missing");
+        }
+        self.last_words()
     }
 
     /// Waits at most so long for its end; says whether it has ended.

@@ -9,8 +9,8 @@
 //! went with it. On huge pages a scan finds whole huge pages.
 //!
 //! The descriptor is made in the process, by one injected system call, taken over, and closed over
-//! there: it belongs to Holdfast alone, and when it is closed, on drop or when Holdfast dies, the kernel
-//! lifts all protection and QEMU runs as before.
+//! there: it belongs to Holdfast alone, and when the tracker is dropped, or Holdfast dies, the kernel lifts
+//! all protection and QEMU runs as before.
 //!
 //! Offsets are those of the file, in 64 bits. Needs Linux 6.7.
 #![expect(unsafe_code, reason = "ioctl requests on userfaultfd and pagemap")]
@@ -59,6 +59,12 @@ struct UffdRegister {
 }
 
 #[repr(C)]
+struct UffdRange {
+    start: u64,
+    len: u64,
+}
+
+#[repr(C)]
 struct UffdWriteProtect {
     start: u64,
     len: u64,
@@ -90,6 +96,7 @@ struct PagemapScan {
 }
 
 nix::ioctl_readwrite!(uffd_api, 0xaa, 0x3f, UffdApi);
+nix::ioctl_read!(uffd_unregister, 0xaa, 0x01, UffdRange);
 nix::ioctl_readwrite!(uffd_register, 0xaa, 0x00, UffdRegister);
 nix::ioctl_readwrite!(uffd_write_protect, 0xaa, 0x06, UffdWriteProtect);
 nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PagemapScan);
@@ -155,7 +162,7 @@ pub struct UffdTracker {
     len: u64,
     watch: Watch,
     /// Holds the protection; closing it lifts it.
-    _uffd: OwnedFd,
+    uffd: OwnedFd,
     pagemap: File,
     found: Vec<PageRegion>,
 }
@@ -182,7 +189,7 @@ impl UffdTracker {
         let pagemap =
             File::open(format!("/proc/{pid}/pagemap")).map_err(attach_fault(pid, "open its page map"))?;
         let found = vec![PageRegion::default(); RUNS];
-        let mut tracker = Self { pid, len, watch, _uffd: uffd, pagemap, found };
+        let mut tracker = Self { pid, len, watch, uffd, pagemap, found };
         // Whether the kernel can scan at all must come out now, and a mapping made meanwhile too.
         let mut none = PageSet::for_bytes(len);
         tracker.watch.check().map_err(|fault| first_scan_fault(pid, fault))?;
@@ -260,6 +267,25 @@ impl UffdTracker {
 
     const fn kernel(&self, what: &'static str, source: io::Error) -> TrackError {
         TrackError::Kernel { pid: self.pid, what, source }
+    }
+}
+
+impl Drop for UffdTracker {
+    /// Lifts the protection at once. Closing the descriptor would do, but not before a process that is just
+    /// being started elsewhere in Holdfast has closed its copy too.
+    fn drop(&mut self) {
+        for mapping in self.watch.mappings() {
+            let mut range = UffdRange { start: mapping.start, len: mapping.end - mapping.start };
+            // SAFETY: the argument is the structure that this request reads; lifting the protection changes
+            // nothing that the other process can see.
+            match unsafe { uffd_unregister(self.uffd.as_raw_fd(), &raw mut range) } {
+                // It has ended, or maps something else there: nothing of ours is left.
+                Ok(_) | Err(Errno::ESRCH | Errno::EINVAL) => {}
+                Err(error) => {
+                    tracing::warn!(pid = self.pid, %error, "the memory of a process stays watched for a moment");
+                }
+            }
+        }
     }
 }
 
