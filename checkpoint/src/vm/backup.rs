@@ -24,6 +24,9 @@ use crossbeam_channel::{Receiver, never, select};
 use holdfast_epoch::Term;
 use std::time::{Duration, Instant};
 
+/// Longest pause between attempts to start a standby that does not start.
+const STANDBY_PAUSE: Duration = Duration::from_secs(15);
+
 /// Runs this host as backup.
 pub(super) fn run_backup(core: &mut Core) -> Next {
     core.gate.lock().fence();
@@ -50,7 +53,10 @@ pub(super) fn run_backup(core: &mut Core) -> Next {
     let mut backup = Backup {
         candidate: None,
         standby: None,
+        unable: None,
+        able: false,
         standby_retry: Instant::now(),
+        standby_pause: core.config.retry,
         session: None,
         grants: LeaseGrants::new(Instant::now()),
         span: core.config.lease + core.config.lease_margin,
@@ -113,7 +119,11 @@ struct Backup<'a> {
     /// The checkpoint that may go live: committed in the term that is current as far as is known.
     candidate: Option<ImageHeld>,
     standby: Option<(Box<dyn Standby>, Receiver<()>)>,
+    /// Why no standby could ever be started: nobody could go live here.
+    unable: Option<String>,
+    able: bool,
     standby_retry: Instant,
+    standby_pause: Duration,
     session: Option<Active>,
     grants: LeaseGrants,
     /// How long the primary must have been silent.
@@ -224,10 +234,15 @@ impl Backup<'_> {
             Ok(standby) => {
                 let ended = standby.ended();
                 self.standby = Some((standby, ended));
+                (self.unable, self.able) = (None, true);
+                self.standby_pause = self.core.config.retry;
             }
             Err(fault) => {
-                self.core.board.trouble(Fault::Operator, format!("no standby: {fault}"));
-                self.standby_retry = Instant::now() + self.core.config.retry;
+                let text = format!("no standby: {fault}");
+                self.unable = (!self.able).then(|| text.clone());
+                self.core.board.trouble(Fault::Operator, text);
+                self.standby_retry = Instant::now() + self.standby_pause;
+                self.standby_pause = (self.standby_pause * 2).min(STANDBY_PAUSE.max(self.core.config.retry));
             }
         }
     }
@@ -284,6 +299,12 @@ impl Backup<'_> {
         if let Err(refusal) = self.check_hello(&hello) {
             self.core.board.trouble(Fault::Peer, format!("a session was refused: {refusal}"));
             link.send(&Message::Refuse(refusal));
+            link.close();
+            return;
+        }
+        if let Some(text) = &self.unable {
+            // A guest that is protected by nobody shall not wait for commits; the operator knows it already.
+            link.send(&Message::Refuse(Refusal::new(RefusalCode::NotBackup, text)));
             link.close();
             return;
         }

@@ -24,11 +24,11 @@ pub enum Fault {
 /// Why a step with the guest's QEMU failed.
 #[derive(Debug, Error)]
 pub enum GuestError {
-    /// No QEMU answers yet; this passes.
-    #[error("no QEMU yet: {0}")]
+    /// No QEMU answers yet; this passes, unless its monitor is elsewhere.
+    #[error("{0}")]
     NotYet(String),
     /// This guest cannot be protected as it is; the operator is at fault.
-    #[error("this guest cannot be protected: {0}")]
+    #[error("{0}")]
     Unfit(String),
     /// QEMU is dead, or does not answer in time.
     #[error("the guest's QEMU is lost: {0}")]
@@ -45,6 +45,11 @@ pub trait Hypervisor: Send {
     /// # Errors
     /// When it is not there yet, or is of a kind that cannot be protected.
     fn guest(&mut self, memory: &MemoryFacts) -> Result<Box<dyn Guest>, GuestError>;
+
+    /// What is in the way of protecting the guest whose memory does not come, if that can be told.
+    fn objections(&mut self) -> Option<String> {
+        None
+    }
 
     /// Starts the standby over the image, paused and waiting for its state.
     ///

@@ -14,7 +14,7 @@
 //! OC-1: from the first seal on the gate holds; it opens again only after the arbiter granted a solo term.
 //! FO-1: whatever goes wrong, the gate is fenced before the other host may go live.
 
-use crate::gate::MemoryFacts;
+use crate::gate::{MemoryError, MemoryFacts};
 use crate::pages::PAGE_SIZE;
 use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Welcome};
 use crate::transport::{Incoming, Link, LinkEvent, Transport};
@@ -34,6 +34,8 @@ use std::time::{Duration, Instant};
 const DIAL_TIME: Duration = Duration::from_secs(5);
 /// Pause between looks for a guest that is not there yet.
 const GUEST_LOOK: Duration = Duration::from_millis(200);
+/// A guest whose memory is here and whose monitor is not is no guest that starts any more.
+const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A guest that was found.
 pub(super) struct Found {
@@ -75,6 +77,11 @@ pub(super) struct Primary<'a> {
     /// The gate may transmit until then.
     pub(super) lease_until: Instant,
     idle: State,
+    /// Whether the guest's memory was here at the last look; since when its monitor has been missing.
+    seen: bool,
+    mute_since: Option<Instant>,
+    /// When a guest that does not hand its memory over is asked what it is.
+    object_at: Instant,
     look_at: Instant,
     pub(super) dial_at: Instant,
     /// Sessions that the backup refused since the last commit.
@@ -98,6 +105,9 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         confirmed: None,
         lease_until: now,
         idle: start.idle,
+        seen: false,
+        mute_since: None,
+        object_at: now,
         look_at: now,
         dial_at: now,
         refusals: 0,
@@ -218,7 +228,7 @@ impl Primary<'_> {
             _ if self.holding && self.protected() => State::Protected,
             _ if self.holding => State::Holding,
             _ if self.found.is_none() && self.idle == State::Down => State::Down,
-            _ if self.found.is_none() => State::AwaitingGuest,
+            _ if self.found.is_none() && !self.seen => State::AwaitingGuest,
             Way::Open(_) => State::Syncing,
             _ => self.idle,
         };
@@ -234,14 +244,17 @@ impl Primary<'_> {
         self.look_at = now + GUEST_LOOK.min(self.core.config.retry);
         let memory = match self.core.capture.facts() {
             Ok(memory) => memory,
+            Err(MemoryError::NotYet) => {
+                (self.seen, self.mute_since) = (false, None);
+                return self.ask_for_objections(now);
+            }
             Err(fault) => {
-                if !matches!(fault, crate::gate::MemoryError::NotYet) {
-                    self.core.board.trouble(Fault::Operator, fault.to_string());
-                    self.look_at = now + self.core.config.retry;
-                }
+                self.core.board.trouble(Fault::Operator, fault.to_string());
+                self.look_at = now + self.core.config.retry;
                 return;
             }
         };
+        self.seen = true;
         let guest = match self.revived.take() {
             Some(guest) => Ok(guest),
             None => self.core.hypervisor.guest(&memory),
@@ -249,16 +262,34 @@ impl Primary<'_> {
         match guest {
             Ok(guest) => {
                 let ended = guest.ended();
+                self.mute_since = None;
                 self.found = Some(Found { guest, memory, ended, tracked: false });
                 if self.idle == State::Down {
                     self.idle = State::Native;
                 }
             }
-            Err(GuestError::NotYet(text)) => tracing::debug!(%text, "no guest yet"),
+            Err(GuestError::NotYet(text)) => {
+                let since = *self.mute_since.get_or_insert(now);
+                if self.core.protect && now >= since + MONITOR_PATIENCE {
+                    self.core.board.trouble(Fault::Operator, text);
+                    self.look_at = now + self.core.config.retry;
+                }
+            }
             Err(fault) => {
                 self.core.board.trouble(Fault::Operator, fault.to_string());
                 self.look_at = now + self.core.config.retry;
             }
+        }
+    }
+
+    /// A guest whose memory is of the wrong kind never hands it over: its monitor tells.
+    fn ask_for_objections(&mut self, now: Instant) {
+        if !self.core.protect || now < self.object_at {
+            return;
+        }
+        self.object_at = now + self.core.config.retry;
+        if let Some(text) = self.core.hypervisor.objections() {
+            self.core.board.trouble(Fault::Operator, text);
         }
     }
 

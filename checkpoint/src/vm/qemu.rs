@@ -1,10 +1,12 @@
 //! A stock QEMU as the supervisor's virtual machine monitor.
 
 use crate::gate::MemoryFacts;
-use crate::qemu::{InspectError, InspectSettings, Qemu, QemuError, RunState, StateError, Stopped};
+use crate::qemu::{
+    InspectError, InspectSettings, Qemu, QemuError, RefusalKind, RunState, StateError, Stopped,
+};
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
-use crate::tracker::{DirtyTracker, UffdTracker};
+use crate::tracker::{DirtyTracker, FileIdentity, UffdTracker, mappings_of};
 use crate::vm::hypervisor::{Guest, GuestError, Hypervisor, Standby};
 use crate::vm::process::Watched;
 use crossbeam_channel::Receiver;
@@ -69,23 +71,34 @@ impl Hypervisor for QemuHypervisor {
                 }
                 Err(other) => return Err(other),
             };
+            if !has_memory(qemu.pid(), memory.identity) {
+                fault = GuestError::Unfit(format!(
+                    "the QEMU whose monitor is {} (process {}) is another one than the guest's behind \
+                     Holdfast's vhost-user socket; mend: name the monitor of this machine's own QEMU as qmp",
+                    path.display(),
+                    qemu.pid()
+                ));
+                continue;
+            }
             match qemu.inspect(&self.settings.inspect) {
-                Ok(facts) if facts.memory.file == memory.identity => {
-                    return Ok(Box::new(QemuGuest::new(qemu, None)?));
-                }
-                Ok(facts) => {
-                    fault = GuestError::Unfit(format!(
-                        "the QEMU at {} has its memory in {}, and the guest behind Holdfast's socket has \
-                         another one: give the machine the QMP socket of its own QEMU",
-                        path.display(),
-                        facts.memory.path.display()
-                    ));
-                }
+                Ok(_) => return Ok(Box::new(QemuGuest::new(qemu, None)?)),
                 Err(refused @ InspectError::Refused(_)) => fault = GuestError::Unfit(refused.to_string()),
                 Err(InspectError::Qemu(other)) => fault = GuestError::Failed(other.to_string()),
             }
         }
         Err(fault)
+    }
+
+    fn objections(&mut self) -> Option<String> {
+        let mut qemu = self.connect(&self.settings.qmp).ok()?;
+        let InspectError::Refused(mut refusals) = qemu.inspect(&self.settings.inspect).err()? else {
+            return None;
+        };
+        // The rest is said once it is sure, by the memory, that this is the machine's QEMU.
+        refusals.retain(|refusal| {
+            matches!(refusal.kind, RefusalKind::MemoryNotShared | RefusalKind::SeveralMemories)
+        });
+        (!refusals.is_empty()).then(|| InspectError::Refused(refusals).to_string())
     }
 
     fn standby(&mut self) -> Result<Box<dyn Standby>, GuestError> {
@@ -107,6 +120,12 @@ impl Hypervisor for QemuHypervisor {
             }
         }
     }
+}
+
+/// Whether the process maps that file. One that may not be looked at is taken at its word: what follows
+/// says what it lacks.
+fn has_memory(pid: i32, file: FileIdentity) -> bool {
+    mappings_of(pid).map_or(true, |mappings| mappings.iter().any(|mapping| mapping.file == file))
 }
 
 fn watch(pid: i32) -> Result<Watched, GuestError> {

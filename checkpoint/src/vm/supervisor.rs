@@ -299,12 +299,19 @@ impl Core {
                     }
                 },
                 recv(self.incoming) -> incoming => match incoming {
-                    Ok(incoming) => refuse_session(&incoming, "this host is not ready; try again"),
+                    Ok(incoming) => refuse_session(&incoming, &self.not_ready()),
                     Err(_) => self.incoming = never(),
                 },
                 default(left) => return false,
             }
         }
+    }
+
+    /// What a peer is told while this host has no role.
+    fn not_ready(&self) -> String {
+        let status = self.board.edit();
+        let trouble = status.trouble.as_ref().map_or("it has just started", |trouble| &trouble.text);
+        format!("this host is not ready: {trouble}")
     }
 
     /// Commands that only change a setting.
