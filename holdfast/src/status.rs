@@ -9,6 +9,19 @@ pub(crate) fn table(document: &Value) -> String {
     let mut out = String::new();
     let rows = document["vms"].as_array().map_or(&[][..], Vec::as_slice);
     line(&mut out, format_args!("host {}, {} VM(s)", text(&document["host"]), rows.len()));
+    let link = &document["replication"];
+    let refused = ["strangers", "refused", "dropped"].map(|name| link[name].as_u64().unwrap_or(0));
+    if refused.iter().any(|count| *count > 0) {
+        let [strangers, refused, dropped] = refused;
+        line(
+            &mut out,
+            format_args!(
+                "replication on {}: {strangers} connections of strangers or with other keys, {refused} refused, \
+                 {dropped} too many at once; see the log",
+                text(&link["address"])
+            ),
+        );
+    }
     for vm in rows {
         line(
             &mut out,

@@ -23,7 +23,7 @@ use machine::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use preflight::Ready;
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> Result<(), Failure> {
@@ -36,7 +36,8 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         machines.push(Machine::start(&config, vm, &dataplane, link.as_ref(), first_port)?);
         first_port += vm.nics.len() as u16;
     }
-    let appliance = Arc::new(Appliance { host: config.host.clone(), machines });
+    let listener = Mutex::new(link.and_then(|link| link.listener));
+    let appliance = Arc::new(Appliance { host: config.host.clone(), machines, listener });
     let asked = Arc::clone(&appliance);
     server.serve(move |request| asked.answer(request)).map_err(Failure::failed)?;
     tracing::info!(
@@ -48,6 +49,8 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     let signal = signals.wait().map_err(Failure::failed)?;
     tracing::info!("{signal}: ending");
     drop(server);
+    // The peer finds nobody, rather than somebody who knows no machine any more.
+    drop(appliance.listener().take());
     for machine in &appliance.machines {
         machine.end();
     }
@@ -99,9 +102,15 @@ impl Link {
 struct Appliance {
     host: String,
     machines: Vec<Machine>,
+    /// None without a replication link, and at the end.
+    listener: Mutex<Option<Listener>>,
 }
 
 impl Appliance {
+    fn listener(&self) -> MutexGuard<'_, Option<Listener>> {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn answer(&self, request: Request) -> Answer {
         let result = match request {
             Request::Status { vm } => self.status(vm.as_deref()),
@@ -127,6 +136,16 @@ impl Appliance {
             Some(name) => vec![self.machine(name)?.status()],
             None => self.machines.iter().map(Machine::status).collect(),
         };
-        Ok(json!({"host": self.host, "version": env!("CARGO_PKG_VERSION"), "vms": vms}))
+        let listener = self.listener().as_ref().map(|listener| {
+            let mut row = json!(listener.counters());
+            row["address"] = json!(listener.address());
+            row
+        });
+        Ok(json!({
+            "host": self.host,
+            "version": env!("CARGO_PKG_VERSION"),
+            "replication": listener,
+            "vms": vms
+        }))
     }
 }
