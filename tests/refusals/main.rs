@@ -1,1 +1,19 @@
-//! Bad input: refused with a clear error, and nothing is lost.
+//! Bad input: refused with a clear error that says whose fault it is and how to mend it, and nothing is lost.
+//!
+//! ```text
+//!   start        what `holdfast run` refuses before it starts anything: exit code 2
+//!   privileges   what a plain user is told: exit code 3
+//!   guests       guests that cannot be protected: they run on unprotected, and the others protected
+//!   backup       what is wrong on the other host: the same, until it is mended there
+//! ```
+//!
+//! Everything is real: the program, stock QEMU, kernels that boot. `settings` are the files, `daemon` runs
+//! the program, `place` has the hosts.
+
+mod backup;
+mod daemon;
+mod guests;
+mod place;
+mod privileges;
+mod settings;
+mod start;

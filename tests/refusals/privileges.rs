@@ -1,0 +1,45 @@
+//! What a user without privileges is told: what is lacking, and the line that mends it.
+
+use crate::daemon::run;
+use crate::place::Place;
+use std::fs;
+
+const NOBODY: u32 = 65534;
+
+/// Exit code 3 for what the host does not let this user do, and nothing is left behind.
+#[test]
+fn a_user_without_privileges_is_told_what_is_lacking() {
+    let Some(mut place) = Place::new("privileges") else { return };
+    let plan = place.plan("web");
+    let (mut file, _) = place.files(&[&plan]);
+    // A user who may not make anything here either.
+    file.control = place.scratch.file("control");
+    let path = place.scratch.file("host.toml");
+    fs::write(&path, file.to_string()).expect("written");
+    let name = path.display().to_string();
+    let namespace = Some(&place.topology.a.namespace);
+    let cases: &[(&[&str], i32, &[&str])] = &[
+        (
+            &["run", "-c", &name],
+            3,
+            &["CAP_NET_RAW", "CAP_SYS_PTRACE", "mend: run as root", "AmbientCapabilities="],
+        ),
+        (&["check-host"], 3, &["userfaultfd", "mend: run as root or with CAP_SYS_PTRACE"]),
+        (&["demo"], 3, &["takes root", "mend: sudo holdfast"]),
+        (&["soak"], 3, &["takes root", "mend: sudo holdfast"]),
+        (&["bench", "quick"], 3, &["takes root", "mend: sudo holdfast"]),
+        (&["keys", "/root/a", "/root/b"], 2, &["/root/a", "Permission denied", "be root"]),
+        (&["run", "-c", &name, "--check-config"], 0, &["is sound"]),
+    ];
+    for (arguments, code, parts) in cases {
+        run(namespace, Some(NOBODY), arguments).expect(&arguments.join(" "), *code, parts);
+    }
+    // The socket of a Holdfast that runs.
+    let daemon = place.start(&place.topology.a, &file);
+    let control = file.control.display().to_string();
+    let asked = run(None, Some(NOBODY), &["status", "--socket", &control]);
+    asked.expect("status", 1, &["may not be opened", "mend: ask as root"]);
+    daemon.stop();
+    let asked = run(None, None, &["status", "--socket", &control]);
+    asked.expect("status of nobody", 1, &["no Holdfast answers", "mend: start `holdfast run"]);
+}
