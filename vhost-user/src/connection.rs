@@ -19,7 +19,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
@@ -28,7 +28,8 @@ const NEED_REPLY: u32 = 8;
 /// Flags of an answer: version 1, reply.
 const REPLY: u32 = 1 | 4;
 
-/// First and longest wait between attempts to reach a frontend's socket.
+/// First and longest wait between attempts to reach a frontend's socket, and after connections that came to
+/// nothing.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// The end that is dropped with the device; it ends the control thread wherever it waits.
@@ -124,9 +125,9 @@ impl Source {
         }
     }
 
-    /// The next connection; `None` when the device is dropped.
-    fn next(&self, stopped: &Stopped) -> Option<UnixStream> {
-        let mut pause = RETRY.0;
+    /// The next connection; `None` when the device is dropped. A client waits for `pause` before it tries
+    /// again, and longer each time.
+    fn next(&self, stopped: &Stopped, pause: &mut Duration) -> Option<UnixStream> {
         loop {
             let attempt = match self {
                 Self::Listener { listener, .. } => {
@@ -142,13 +143,18 @@ impl Source {
                 Ok(stream) => return Some(stream),
                 Err(error) => tracing::debug!(%error, ?self, "no connection yet"),
             }
-            let timeout = PollTimeout::try_from(pause).unwrap_or(PollTimeout::MAX);
-            if !stopped.wait(None, timeout) {
+            if !rest(stopped, pause) {
                 return None;
             }
-            pause = (pause * 2).min(RETRY.1);
         }
     }
+}
+
+/// Waits for `pause`, and makes the next one longer; whether to go on.
+fn rest(stopped: &Stopped, pause: &mut Duration) -> bool {
+    let timeout = PollTimeout::try_from(*pause).unwrap_or(PollTimeout::MAX);
+    *pause = (*pause * 2).min(RETRY.1);
+    stopped.wait(None, timeout)
 }
 
 impl Drop for Source {
@@ -177,13 +183,23 @@ fn remove_stale(path: &Path) -> Result<(), SpawnError> {
 
 /// Serves one connection after the other until the device is dropped.
 pub(crate) fn serve(source: &Source, control: &Arc<Mutex<Control>>, stopped: &Stopped) {
-    while let Some(stream) = source.next(stopped) {
+    let mut pause = RETRY.0;
+    while let Some(stream) = source.next(stopped, &mut pause) {
+        let began = Instant::now();
         let pid = getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid());
         lock(control).connected(pid.filter(|pid| *pid > 0));
         let outcome = converse(&stream, control, stopped);
         *lock(&stopped.socket) = None;
+        let hung_up = matches!(source, Source::Client(_)) && began.elapsed() < RETRY.1;
+        let nonsense = outcome.is_err();
         lock(control).disconnected(outcome.err());
         if stopped.requested() {
+            break;
+        }
+        // Somebody who is no frontend is not spoken to again and again without a pause.
+        if !(hung_up || nonsense) {
+            pause = RETRY.0;
+        } else if !rest(stopped, &mut pause) {
             break;
         }
     }
@@ -206,7 +222,11 @@ fn converse(stream: &UnixStream, control: &Arc<Mutex<Control>>, stopped: &Stoppe
             Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => return Ok(()),
             Err(_) if stopped.requested() => return Ok(()),
             Err(Error::ReqHandlerError(error)) => return Err(error.to_string()),
-            Err(error) => return Err(format!("peer: {error}")),
+            Err(error) => {
+                return Err(format!(
+                    "peer: {error}; mend: only QEMU's vhost-user netdev may use this socket"
+                ));
+            }
         }
     }
     Ok(())

@@ -65,6 +65,8 @@ pub struct DeviceSnapshot {
     pub faults: Vec<(&'static str, u64)>,
     /// Connections closed for a fault of the frontend.
     pub peer_faults: u64,
+    /// The last one of these.
+    pub last_peer_fault: Option<String>,
     /// Events that nobody took in time.
     pub events_lost: u64,
 }

@@ -118,7 +118,10 @@ impl Control {
         state.protocol_features = 0;
         state.mtu = None;
         state.logging = false;
-        state.peer_faults += u64::from(fault.is_some());
+        if let Some(fault) = &fault {
+            state.peer_faults += 1;
+            state.last_peer_fault = Some(fault.clone());
+        }
         drop(state);
         match fault {
             Some(fault) => {
