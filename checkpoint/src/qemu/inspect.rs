@@ -366,7 +366,7 @@ impl Qemu {
                         "the guest's network {} is on the vhost-user socket {at}, not one of Holdfast's for this VM",
                         backend.name
                     ),
-                    mend: "name the socket as a port of this VM in the configuration, or remove the card"
+                    mend: "name the socket in a [[vm.nic]] of this VM, or remove the card; or name this VM's own QEMU as qmp"
                         .to_owned(),
                 });
             }

@@ -90,14 +90,19 @@ impl Hypervisor for QemuHypervisor {
     }
 
     fn objections(&mut self) -> Option<String> {
-        let mut qemu = self.connect(&self.settings.qmp).ok()?;
+        let mut qemu = match self.connect(&self.settings.qmp) {
+            Ok(qemu) => qemu,
+            Err(GuestError::NotYet(_)) => return None,
+            Err(fault) => {
+                return Some(format!("{fault}; or QEMU waits for a vhost-user socket that is not there"));
+            }
+        };
         let InspectError::Refused(mut refusals) = qemu.inspect(&self.settings.inspect).err()? else {
             return None;
         };
-        // The rest is said once it is sure, by the memory, that this is the machine's QEMU.
-        refusals.retain(|refusal| {
-            matches!(refusal.kind, RefusalKind::MemoryNotShared | RefusalKind::SeveralMemories)
-        });
+        // What passes while a QEMU starts.
+        refusals
+            .retain(|refusal| !matches!(refusal.kind, RefusalKind::State | RefusalKind::MigrationBlocked));
         (!refusals.is_empty()).then(|| InspectError::Refused(refusals).to_string())
     }
 
