@@ -63,6 +63,13 @@ pub(crate) fn table(document: &Value) -> String {
                     text(&nic["dropped_frames"]),
                 ),
             );
+            if let Some(fault) = nic["last_frontend_fault"].as_str() {
+                let count = text(&nic["frontend_faults"]);
+                line(
+                    &mut out,
+                    format_args!("    closed {count} times for a fault of the other end, last: {fault}"),
+                );
+            }
         }
         if let Some(trouble) = vm["trouble"]["text"].as_str() {
             let (fault, age) = (text(&vm["trouble"]["fault"]), age_s(&vm["trouble"]["at_unix_ms"]));

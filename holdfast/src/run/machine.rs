@@ -144,6 +144,7 @@ impl Machine {
                 "guest_faults": snapshot.faults.iter().map(|(name, count)| (name.to_string(), json!(count)))
                     .collect::<serde_json::Map<_, _>>(),
                 "frontend_faults": snapshot.peer_faults,
+                "last_frontend_fault": snapshot.last_peer_fault,
             });
             if let Some((_, events, drops)) = counters.ports.iter().find(|(id, ..)| id == port) {
                 for (name, value) in &events.0 {
