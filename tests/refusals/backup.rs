@@ -3,8 +3,9 @@
 use crate::daemon::SOON;
 use crate::place::{MEMORY_MIB, Place, Plan};
 use crate::settings::{BackupPart, HostFile};
+use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::{Amount, Session};
-use holdfast_lab::guest::Guest;
+use holdfast_lab::guest::{Guest, GuestSpec};
 use std::fs;
 use std::path::PathBuf;
 
@@ -22,7 +23,13 @@ struct Spoilt {
 #[test]
 fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there() {
     let Some(mut place) = Place::new("backup") else { return };
-    let sound = place.plan("sound");
+    // A disk whose contents the operator answers for.
+    let disk = place.scratch.file("disk");
+    fs::write(&disk, vec![0; 1 << 20]).expect("written");
+    let drive = format!("file={},format=raw,if=virtio", disk.display());
+    let with_disk = |spec: &mut GuestSpec| spec.arguments.extend(["-drive".to_owned(), drive]);
+    let mut sound = place.plan_with("sound", Qemu::system().expect("a QEMU"), with_disk);
+    sound.on_a.lines = "accept_unreplicated_disks = true".into();
     let spoilt = [
         Spoilt {
             plan: place.plan("other-size"),

@@ -4,11 +4,16 @@ use crate::daemon::{Daemon, SOON};
 use crate::place::{MEMORY_MIB, Place, Plan};
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::Amount;
-use holdfast_lab::guest::{Backend, Guest, Nic};
+use holdfast_lab::guest::{Backend, Guest, GuestSpec, Nic};
 use serde_json::json;
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 
 /// What is wrong with a guest, and what is said of it.
 struct Unfit {
@@ -19,9 +24,8 @@ struct Unfit {
 }
 
 /// Arguments of a disk; `more` may make it read-only.
-fn disk(folder: &Path, more: &str) -> Vec<String> {
-    let file = folder.join("disk");
-    fs::write(&file, vec![0; 1 << 20]).expect("written");
+fn disk(file: &Path, more: &str) -> Vec<String> {
+    fs::write(file, vec![0; 1 << 20]).expect("written");
     let drive = format!("file={},format=raw,if=none,id=drive{more}", file.display());
     ["-drive", &drive, "-device", "virtio-blk-pci,id=disk,drive=drive"].map(String::from).to_vec()
 }
@@ -32,12 +36,15 @@ fn disk(folder: &Path, more: &str) -> Vec<String> {
 #[test]
 fn guests_that_cannot_be_protected_run_on_beside_one_that_is() {
     let Some(mut place) = Place::new("guests") else { return };
-    let sound = place.plan_with("sound", Qemu::system().expect("a QEMU"), |_| {});
+    // A disk that cannot be written is no obstacle.
+    let file = place.scratch.file("read-only.disk");
+    let read_only = |spec: &mut GuestSpec| spec.arguments.extend(disk(&file, ",readonly=on"));
+    let sound = place.plan_with("sound", Qemu::system().expect("a QEMU"), read_only);
     let mut unfit = Vec::new();
     let mut add = |plan, network, said| unfit.push(Unfit { plan, said, network });
 
     let mut plan = place.plan("writable-disk");
-    plan.arguments.extend(disk(place.scratch.files(), ""));
+    plan.arguments.extend(disk(&place.scratch.file("writable.disk"), ""));
     add(plan, true, &["can write to disk", "mend: make it read-only", "accept_unreplicated_disks = true"]);
 
     // Served by the Holdfast of host B, which is nothing of host A's.
@@ -48,7 +55,7 @@ fn guests_that_cannot_be_protected_run_on_beside_one_that_is() {
     nic.addresses.clear();
     both.nics.push(nic);
     plan.arguments = both.arguments();
-    add(plan, true, &["not one of Holdfast's for this VM", "b.nic", "mend: name the socket"]);
+    add(plan, true, &["not one of Holdfast's for this VM", "b.nic", "mend: name the socket in a [[vm.nic]]"]);
 
     let mut plan = place.plan_with("memfd", place.newer_qemu(), |_| {});
     plan.set_memory(Some(format!("memory-backend-memfd,id=ram0,size={MEMORY_MIB}M,share=on")));
@@ -86,14 +93,28 @@ fn guests_that_cannot_be_protected_run_on_beside_one_that_is() {
     plan.on_a.qmp = place.scratch.file("no-monitor.link");
     add(plan, true, &["cannot connect to QEMU's monitor", "no-monitor.link", "-qmp unix:"]);
 
+    // QEMU waits at its start for a socket that nobody serves.
+    let mut lost = place.plan("lost-socket");
+    let wrong = place.scratch.file("lost-socket.link");
+    lost.set_socket(&wrong);
+
+    // QEMU is to listen, and somebody else does.
+    let mut babble = place.plan("babbling-socket");
+    babble.on_a.nic_lines = "listens = \"qemu\"".into();
+    let socket = babble.on_a.sockets[0].clone();
+    babble.spec.nics[0].backend = Backend::VhostUserServer { socket: socket.clone() };
+    babble.arguments = babble.spec.arguments();
+    let babbler = Babbler::start(&socket);
+
     let plans: Vec<&Plan> = std::iter::once(&sound).chain(unfit.iter().map(|unfit| &unfit.plan)).collect();
-    let (mut on_a, mut on_b) = place.files(&plans);
-    on_a.vms.retain(|vm| vm.name != "spare");
+    let all: Vec<&Plan> = plans.iter().copied().chain([&lost, &babble]).collect();
+    let (on_a, mut on_b) = place.files(&all);
     let mut foreign = spare.on_b.clone();
     (foreign.role, foreign.mode, foreign.backup) = ("primary", "native", None);
     on_b.vms.push(foreign);
     let b = place.start(&place.topology.b, &on_b);
     let a = place.start(&place.topology.a, &on_a);
+    let mut waiting = place.boot(&lost);
     let mut guests: Vec<Guest> = plans.iter().map(|plan| place.boot(plan)).collect();
     for guest in &mut guests {
         guest.wait_ready(SOON).expect("a guest that is up");
@@ -114,6 +135,21 @@ fn guests_that_cannot_be_protected_run_on_beside_one_that_is() {
     // All but the sound one, which is paused at each epoch.
     for guest in &guests[1..] {
         assert_eq!(run_state(guest), "running", "{}", guest.spec.name);
+    }
+
+    a.wait_trouble("lost-socket", &["lost-socket.qmp", "QEMU waits for a vhost-user socket"]);
+    let status = a.wait("babbling-socket", "talked to", |status| status["nics"][0]["frontend_faults"] != 0);
+    let said = status["nics"][0]["last_frontend_fault"].as_str().unwrap_or_default();
+    println!("babbling-socket: {said}");
+    assert!(said.contains("only QEMU's vhost-user netdev may use this socket"), "{said}");
+    let faults = babbler.stop();
+    assert!(faults < 300, "it was asked {faults} times without a pause");
+    let mut late = place.boot(&babble);
+    symlink(&lost.on_a.sockets[0], &wrong).expect("linked");
+    for (guest, plan) in [(&mut waiting, &lost), (&mut late, &babble)] {
+        guest.wait_ready(SOON).expect("a guest that is up");
+        a.wait_state(&plan.spec.name, "protected");
+        place.exchange(plan.nic);
     }
 
     let guest = |name: &str| guests.iter().find(|guest| guest.spec.name == name).expect("a guest");
@@ -154,4 +190,41 @@ fn run_state(guest: &Guest) -> String {
 fn unplug(guest: &Guest, device: &str) {
     let mut monitor = guest.monitor().expect("a monitor");
     monitor.execute("device_del", json!({ "id": device })).expect("QEMU takes it");
+}
+
+/// Somebody who greets whoever connects, as no vhost-user frontend does.
+struct Babbler {
+    end: Arc<AtomicBool>,
+    socket: PathBuf,
+    thread: JoinHandle<usize>,
+}
+
+impl Babbler {
+    fn start(socket: &Path) -> Self {
+        let listener = UnixListener::bind(socket).expect("bound");
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&end);
+        let thread = std::thread::spawn(move || {
+            let mut asked = 0;
+            while let Ok((mut stream, _)) = listener.accept() {
+                if ended.load(Ordering::Relaxed) {
+                    break;
+                }
+                asked += 1;
+                // Whoever asked may be gone again.
+                drop(stream.write_all(b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n"));
+            }
+            asked
+        });
+        Self { end, socket: socket.to_owned(), thread }
+    }
+
+    /// Ends it, with its socket; says how often it was asked.
+    fn stop(self) -> usize {
+        self.end.store(true, Ordering::Relaxed);
+        let last = UnixStream::connect(&self.socket);
+        fs::remove_file(&self.socket).expect("removed");
+        drop(last.expect("it listens"));
+        self.thread.join().expect("no panic")
+    }
 }

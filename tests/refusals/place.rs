@@ -10,6 +10,7 @@ use holdfast_lab::requirements::{Need, can_run};
 use holdfast_lab::scratch::Scratch;
 use holdfast_lab::topology::{Host, Topology, TopologyOptions, WIRE, guest_ip};
 use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Memory of the guests: little, as there are many.
@@ -36,6 +37,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// Lets QEMU, not the file, name another vhost-user socket.
+    pub(crate) fn set_socket(&mut self, socket: &Path) {
+        self.spec.nics[0].backend = Backend::VhostUser { socket: socket.to_owned() };
+        self.arguments = self.spec.arguments();
+    }
+
     /// Replaces the memory of the guest, not of its standby; `None`: QEMU's own, by `-m` alone.
     pub(crate) fn set_memory(&mut self, object: Option<String>) {
         let at = self.arguments.iter().position(|word| word == "-object").expect("its memory");
