@@ -228,7 +228,11 @@ impl BackupSession {
         log.append(epoch, term).map_err(|error| {
             Refusal::new(
                 RefusalCode::Storage,
-                format!("the commit log {} cannot be written: {error}", log.path().display()),
+                format!(
+                    "the commit log {} cannot be written: {error}; mend: free some room there, or name another \
+                     commit_log in [vm.backup]",
+                    log.path().display()
+                ),
             )
         })?;
         self.state = Phase::Open { next: epoch.next(), base: false };

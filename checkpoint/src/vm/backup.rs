@@ -93,9 +93,22 @@ fn open(core: &Core, config: &BackupConfig) -> Result<(Image, CommitLog), String
     };
     let image = image.map_err(|fault| fault.to_string())?;
     let log = CommitLog::open(&config.commit_log).map_err(|error| {
-        format!("the commit log {} cannot be opened: {error}", config.commit_log.display())
+        format!(
+            "the commit log {} cannot be opened: {error}; mend: a file in a folder that is there, as commit_log \
+             in [vm.backup]",
+            config.commit_log.display()
+        )
     })?;
     Ok((image, log))
+}
+
+/// Whose fault it is that this host refuses.
+const fn whose(refusal: &Refusal) -> Fault {
+    match refusal.code {
+        RefusalCode::NoRoom | RefusalCode::Storage => Fault::Host,
+        RefusalCode::MemorySize | RefusalCode::Devices => Fault::Operator,
+        _ => Fault::Peer,
+    }
 }
 
 struct Active {
@@ -297,7 +310,7 @@ impl Backup<'_> {
     fn greet(&mut self, incoming: Incoming) {
         let Incoming { hello, link } = incoming;
         if let Err(refusal) = self.check_hello(&hello) {
-            self.core.board.trouble(Fault::Peer, format!("a session was refused: {refusal}"));
+            self.core.board.trouble(whose(&refusal), format!("a session was refused: {refusal}"));
             link.send(&Message::Refuse(refusal));
             link.close();
             return;
@@ -430,7 +443,7 @@ impl Backup<'_> {
                 }
             }
             Err(refusal) => {
-                self.core.board.trouble(Fault::Peer, format!("the session is refused: {refusal}"));
+                self.core.board.trouble(whose(&refusal), format!("the session is refused: {refusal}"));
                 active.link.send(&Message::Refuse(refusal));
                 active.link.close();
                 self.session = None;
