@@ -2,12 +2,11 @@
 
 use crate::daemon::SOON;
 use crate::place::{MEMORY_MIB, Place, Plan};
-use crate::settings::{BackupPart, HostFile};
+use crate::settings::HostFile;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::{Amount, Session};
 use holdfast_lab::guest::{Guest, GuestSpec};
 use std::fs;
-use std::path::PathBuf;
 
 /// A spoilt part of host B's file, and what host A and host B say of that VM.
 struct Spoilt {
@@ -54,7 +53,7 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
         Spoilt {
             plan: place.plan("no-room"),
             spoil: |place, file| {
-                move_image(file.vm("no-room").backup(), place.scratch.memory("small/image"));
+                file.vm("no-room").backup().move_image(place.scratch.memory("small/image"));
             },
             on_a: &["refuses", "no room for 134217728 bytes", "remount,size"],
             on_b: &["no room for 134217728 bytes", "remount,size"],
@@ -84,7 +83,7 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
 
     // An image of another size than the one that is there already.
     let mut on_b = on_b;
-    move_image(on_b.vm("other-size").backup(), place.scratch.memory("other-size.half"));
+    on_b.vm("other-size").backup().move_image(place.scratch.memory("other-size.half"));
     let mut faulty = on_b.clone();
     spoilt.iter().for_each(|spoilt| (spoilt.spoil)(&place, &mut faulty));
     let tmpfs = place.scratch.memory("small");
@@ -117,13 +116,4 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
     }
     drop(a);
     b.stop();
-}
-
-/// Puts an image elsewhere, for the command that uses it too.
-fn move_image(backup: &mut BackupPart, image: PathBuf) {
-    let (before, after) = (backup.image.display().to_string(), image.display().to_string());
-    for word in &mut backup.command {
-        *word = word.replace(&before, &after);
-    }
-    backup.image = image;
 }

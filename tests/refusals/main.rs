@@ -5,6 +5,7 @@
 //!   privileges   what a plain user is told: exit code 3
 //!   guests       guests that cannot be protected: they run on unprotected, and the others protected
 //!   backup       what is wrong on the other host: the same, until it is mended there
+//!   full         a backup that runs full
 //! ```
 //!
 //! Everything is real: the program, stock QEMU, kernels that boot. `settings` are the files, `daemon` runs
@@ -12,6 +13,7 @@
 
 mod backup;
 mod daemon;
+mod full;
 mod guests;
 mod place;
 mod privileges;

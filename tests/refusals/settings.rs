@@ -59,6 +59,17 @@ impl VmPart {
     }
 }
 
+impl BackupPart {
+    /// Puts the image elsewhere, for the command that uses it too.
+    pub(crate) fn move_image(&mut self, image: PathBuf) {
+        let (before, after) = (self.image.display().to_string(), image.display().to_string());
+        for word in &mut self.command {
+            *word = word.replace(&before, &after);
+        }
+        self.image = image;
+    }
+}
+
 impl Display for HostFile {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { name, control, file_prefix, iface, listen, peer, keys, arbiter, vms, head, tail } = self;
