@@ -485,25 +485,4 @@ fn text(value: &Value) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_connected_backends_count_as_network() {
-        let shown = "virtio-net-pci.0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \
-                     \\ n0: index=0,type=vhost-user,vhost-user0 to chr0\r\n\
-                     e1000.0: index=0,type=nic,model=e1000,macaddr=52:54:00:12:34:57\r\n \
-                     \\ u: index=0,type=user,net=10.0.2.0,restrict=off\r\n\
-                     idle: index=0,type=tap,ifname=tap0\r\n\
-                     hub 0\r\n \\ hub0port1: t1: index=0,type=tap,ifname=tap1\r\n";
-        let found: Vec<_> = backends_in(shown).collect();
-        assert_eq!(
-            found,
-            [
-                Backend { name: "n0", kind: "vhost-user", chardev: "chr0" },
-                Backend { name: "u", kind: "user", chardev: "" },
-                Backend { name: "t1", kind: "tap", chardev: "" },
-            ]
-        );
-    }
-}
+mod tests;
