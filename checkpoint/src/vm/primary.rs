@@ -37,6 +37,9 @@ const GUEST_LOOK: Duration = Duration::from_millis(200);
 /// A guest whose memory is here and whose monitor is not is no guest that starts any more.
 const MONITOR_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a process may take from closing its monitor to its end.
+const ENDING: Duration = Duration::from_millis(200);
+
 /// A guest that was found.
 pub(super) struct Found {
     pub(super) guest: Box<dyn Guest>,
@@ -89,6 +92,8 @@ pub(super) struct Primary<'a> {
     ask_at: Instant,
     /// The backup ended the session in so many words: the lease need not run out first.
     pub(super) abandoned: bool,
+    /// The guest did not answer, and nobody else has it.
+    hung: bool,
 }
 
 /// Runs this host as primary; it holds the current term and its gate is open.
@@ -113,6 +118,7 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         refusals: 0,
         ask_at: now,
         abandoned: false,
+        hung: false,
     };
     let next = primary.run();
     primary.core.capture.call_off();
@@ -165,6 +171,9 @@ impl Primary<'_> {
 
     /// What is due by the clock.
     fn on_time(&mut self, now: Instant) -> Option<Next> {
+        if self.hung && now >= self.look_at {
+            self.look_after_hung_guest(now);
+        }
         if self.found.is_none() && now >= self.look_at {
             self.look_for_guest(now);
         }
@@ -193,7 +202,7 @@ impl Primary<'_> {
 
     fn deadline(&self) -> Instant {
         let mut due = Instant::now() + Duration::from_secs(60);
-        if self.found.is_none() {
+        if self.found.is_none() || self.hung {
             due = due.min(self.look_at);
         }
         if matches!(self.way, Way::None) && self.wants_backup() {
@@ -220,7 +229,7 @@ impl Primary<'_> {
     }
 
     fn wants_backup(&self) -> bool {
-        self.found.is_some() && self.core.protect && self.core.transport.is_some()
+        self.found.is_some() && !self.hung && self.core.protect && self.core.transport.is_some()
     }
 
     fn show(&self) {
@@ -531,6 +540,10 @@ impl Primary<'_> {
 
     /// FO-1: silent first, then say so; the backup need not wait for the lease.
     fn guest_lost(&mut self, text: &str) -> Option<Next> {
+        let backed = self.confirmed.is_some_and(|(term, _)| term == self.core.term);
+        if !backed && !self.has_ended() {
+            return self.guest_hangs(text);
+        }
         let holding = self.holding;
         if holding {
             self.core.gate.lock().fence();
@@ -548,6 +561,37 @@ impl Primary<'_> {
         self.idle = State::Down;
         self.look_at = Instant::now() + self.core.config.retry;
         None
+    }
+
+    /// Whether the guest's process has ended: one that closed its monitor is given a moment to.
+    fn has_ended(&self) -> bool {
+        self.found.as_ref().is_none_or(|found| {
+            found.ended.recv_timeout(ENDING) == Err(crossbeam_channel::RecvTimeoutError::Disconnected)
+        })
+    }
+
+    /// A QEMU that hangs while no backup holds a commit of this term is the only one that there is: it is not
+    /// given up, but continued as soon as it answers.
+    fn guest_hangs(&mut self, text: &str) -> Option<Next> {
+        self.core.board.trouble(Fault::Guest, format!("the guest stands still: {text}"));
+        self.core.capture.give_up();
+        self.end_session("the guest stands still");
+        self.hung = true;
+        self.abandoned = true;
+        self.look_at = Instant::now() + self.core.config.retry;
+        None
+    }
+
+    fn look_after_hung_guest(&mut self, now: Instant) {
+        let Some(found) = &mut self.found else {
+            self.hung = false;
+            return;
+        };
+        self.look_at = now + self.core.config.retry;
+        match found.guest.cont() {
+            Ok(()) => self.hung = false,
+            Err(fault) => tracing::debug!(%fault, "the guest stands still yet"),
+        }
     }
 }
 

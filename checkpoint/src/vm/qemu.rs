@@ -162,6 +162,8 @@ impl Guest for QemuGuest {
     }
 
     fn stop(&mut self) -> Result<(), GuestError> {
+        // Without an answer it may stop yet, and it is ours to continue.
+        self.stopped = true;
         let stopped = self.qemu.stop().map_err(|fault| from_qemu(&fault))?;
         self.stopped = stopped == Stopped::ByUs;
         if self.stopped {
@@ -184,8 +186,9 @@ impl Guest for QemuGuest {
     }
 
     fn cont(&mut self) -> Result<(), GuestError> {
-        if std::mem::take(&mut self.stopped) {
+        if self.stopped {
             self.qemu.cont().map_err(|fault| from_qemu(&fault))?;
+            self.stopped = false;
         }
         Ok(())
     }

@@ -13,10 +13,15 @@ use lab::*;
 use nix::sys::signal::Signal;
 use proxy::Proxy;
 use std::fs;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-fn can_run() -> bool {
-    has_qemu() && host_needs::is_root()
+/// Leave to run, one test at a time: each is two hosts and two QEMUs, whose leases are counted in seconds.
+fn can_run() -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    // A test that failed says so itself.
+    let able = has_qemu() && host_needs::is_root();
+    able.then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Two hosts in this process, with a proxy on the way from A to B; the guest runs on A.
@@ -82,9 +87,7 @@ impl Drop for Couple {
 /// the way back, and is moved back by command without a loss.
 #[test]
 fn a_guest_outlives_its_qemu_and_returns() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     let Couple { vm_a, vm_b, .. } = &couple;
     let (vm_a, vm_b, a, b) = (vm_a.clone(), vm_b.clone(), couple.a.clone(), couple.b.clone());
@@ -120,10 +123,11 @@ fn a_guest_outlives_its_qemu_and_returns() {
 /// lease, without a synchronisation, and the next epoch carries their pages.
 #[test]
 fn an_aborted_epochs_pages_are_in_the_next_one() {
-    if !can_run() {
-        return;
-    }
-    let mut couple = Couple::protected();
+    let Some(_turn) = can_run() else { return };
+    // A lease that no load of the machine uses up: the session must go on within it.
+    let mut couple = Couple::start_with(|config| config.lease = LEASE * 5, |_| {});
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 5);
     for _ in 0..3 {
         let before = couple.vm_a.status();
         couple.way.mute(false, true);
@@ -148,9 +152,7 @@ fn an_aborted_epochs_pages_are_in_the_next_one() {
 /// FO-2: cut off from each other, both ask the arbiter; one wins, and the other one is silent.
 #[test]
 fn a_partition_has_one_winner() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     let term = couple.vm_a.status().term;
     couple.way.mute(true, true);
@@ -176,9 +178,7 @@ fn a_partition_has_one_winner() {
 /// FO-2, OC-1: with the peer and the arbiter gone nobody opens a gate; when the arbiter is back, one does.
 #[test]
 fn without_an_arbiter_output_is_held() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let couple = Couple::protected();
     let (there, away) = (couple.lab.dir.path().join("arbiter"), couple.lab.dir.path().join("arbiter.away"));
     fs::rename(&there, &away).expect("renamed");
@@ -207,9 +207,7 @@ fn without_an_arbiter_output_is_held() {
 /// The backup's Holdfast ends and returns: the guest runs on alone meanwhile, and its image is continued.
 #[test]
 fn a_backup_that_returns_is_continued() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     couple.vm_b.shutdown().expect("ended");
     wait_for(&couple.vm_a, Role::Primary, State::Solo);
@@ -223,9 +221,7 @@ fn a_backup_that_returns_is_continued() {
 /// FO-1: a QEMU that hangs is taken for dead; it is silenced and ended before the backup goes live.
 #[test]
 fn a_qemu_that_hangs_is_given_up() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::start_with(|config| config.qemu_timeout = Duration::from_millis(300), |_| {});
     wait_for(&couple.vm_a, Role::Primary, State::Protected);
     wait_for_commits(&couple.vm_a, 5);
@@ -236,12 +232,30 @@ fn a_qemu_that_hangs_is_given_up() {
     eventually("the end of the hung QEMU", || couple.qemu.0.try_wait().expect("our child"));
 }
 
+/// A QEMU that hangs before any commit is the only one that there is: it is continued once it answers, and
+/// protected then.
+#[test]
+fn a_qemu_that_hangs_unprotected_is_continued() {
+    let Some(_turn) = can_run() else { return };
+    let mut couple = Couple::start_with(|config| config.qemu_timeout = Duration::from_millis(300), |_| {});
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    couple.vm_a.unprotect().expect("the arbiter agrees");
+    couple.qemu.signal(Signal::SIGSTOP);
+    couple.vm_a.protect().expect("wanted again");
+    eventually("the complaint", || {
+        couple.vm_a.status().trouble.filter(|trouble| trouble.fault == Fault::Guest)
+    });
+    assert_eq!(couple.lab.grant().holder, "a");
+    couple.qemu.signal(Signal::SIGCONT);
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 3);
+    couple.fail_over();
+}
+
 /// Unprotected by command, the guest passes its output, and its loss moves nothing.
 #[test]
 fn an_unprotected_guest_does_not_move() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     couple.vm_a.unprotect().expect("the arbiter agrees");
     wait_for(&couple.vm_a, Role::Primary, State::Native);
@@ -262,9 +276,7 @@ fn an_unprotected_guest_does_not_move() {
 /// its pages get across later.
 #[test]
 fn a_stalled_link_does_not_keep_the_guest_halted() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::start_with(|config| config.capture_limit = 4 << 20, |_| {});
     wait_for(&couple.vm_a, Role::Primary, State::Protected);
     wait_for_commits(&couple.vm_a, 5);
@@ -284,9 +296,7 @@ fn a_stalled_link_does_not_keep_the_guest_halted() {
 /// A backup that falls silent amid the synchronisation is given up and dialled anew.
 #[test]
 fn a_backup_that_falls_silent_amid_the_synchronisation_is_dialled_anew() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let lab = Lab::new();
     let (a, b) = (lab.site("a"), lab.site("b"));
     let _qemu = a.start_qemu();
@@ -315,9 +325,7 @@ fn a_backup_that_falls_silent_amid_the_synchronisation_is_dialled_anew() {
 /// CK-1: a standby that died is replaced while its image holds a checkpoint; its start changes nothing of it.
 #[test]
 fn a_standby_that_died_is_replaced() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     let first = eventually("the standby", || process_with(&couple.b.path("standby.qmp")));
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(first), Signal::SIGKILL).expect("it is there");
@@ -331,9 +339,7 @@ fn a_standby_that_died_is_replaced() {
 /// The epoch's length is a setting that can be changed while it runs; nonsense is refused.
 #[test]
 fn the_length_of_an_epoch_is_changed_while_it_runs() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let couple = Couple::protected();
     couple.vm_a.set_epoch(Duration::from_secs(20)).expect("a length");
     assert!((couple.vm_a.status().epoch_ms - 20_000.0).abs() < 0.1);
@@ -344,9 +350,7 @@ fn the_length_of_an_epoch_is_changed_while_it_runs() {
 /// A backup without room says so, and the guest does not stand still for it.
 #[test]
 fn a_backup_without_room_refuses_with_the_reason() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let couple =
         Couple::start_with(|_| {}, |config| config.backup.as_mut().expect("there").staging_limit = 64 << 10);
     let text = eventually("the refusal", || {
@@ -384,9 +388,7 @@ fn refusal_of(dialer: &TcpTransport, hello: Hello) -> Refusal {
 /// refused with the reason, and the session that stands is not harmed.
 #[test]
 fn sessions_of_an_older_term_are_refused() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut couple = Couple::protected();
     let term = couple.vm_a.status().term;
     let dialer = TcpTransport::new(couple.listen_b.address(), couple.a.security());
@@ -495,9 +497,7 @@ impl Drop for Apart {
 /// out. Started again, the old primary ends its old guest and becomes the backup.
 #[test]
 fn a_guest_outlives_its_holdfast() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut apart = Apart::protected();
     apart.holdfast.kill();
     apart.lost_to_b(Instant::now());
@@ -518,9 +518,7 @@ fn a_guest_outlives_its_holdfast() {
 /// FO-1: a primary that stood still while the backup went live is fenced when it wakes; its guest ends.
 #[test]
 fn a_primary_that_wakes_too_late_is_silent() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut apart = Apart::protected();
     apart.holdfast.signal(Signal::SIGSTOP);
     apart.lost_to_b(Instant::now());
@@ -537,9 +535,7 @@ fn a_primary_that_wakes_too_late_is_silent() {
 /// Both QEMU and Holdfast of the primary are killed at once: the loss of the host.
 #[test]
 fn a_guest_outlives_its_host() {
-    if !can_run() {
-        return;
-    }
+    let Some(_turn) = can_run() else { return };
     let mut apart = Apart::protected();
     apart.holdfast.kill();
     apart.qemu.kill();
