@@ -161,6 +161,8 @@ impl Qemu {
     /// # Errors
     /// When QEMU does not stop in time.
     pub fn stop(&mut self) -> Result<Stopped, QemuError> {
+        // Somebody else's stop that was not read yet would be taken for ours, and be undone.
+        self.qmp.pump(Instant::now(), None)?;
         self.forget_stops();
         let pending = self.qmp.begin("stop", Value::Null, None)?;
         self.qmp.finish(&pending, self.step_limit)?;
