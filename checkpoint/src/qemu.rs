@@ -15,11 +15,14 @@
 mod devices;
 mod error;
 mod inspect;
+mod machine;
 
 pub use error::{QemuError, StateError};
 pub use inspect::{
     DiskFacts, GuestFacts, InspectError, InspectSettings, MemoryFacts, NicFacts, Refusal, RefusalKind,
 };
+
+pub use machine::Machine;
 
 use crate::qmp::{Event, Qmp, QmpError};
 use devices::Receiver;

@@ -14,7 +14,7 @@ mod process;
 
 pub use process::QemuProcess;
 
-use crate::qemu::{Qemu, QemuError, RunState, StateError};
+use crate::qemu::{Machine, Qemu, QemuError, RunState, StateError};
 use crate::qmp::QmpError;
 use process::Keeper;
 use std::io;
@@ -141,6 +141,14 @@ impl Standby {
             RunState::Inmigrate => Ok(Self { qemu, process }),
             state => Err(StandbyError::NotWaiting { state }),
         }
+    }
+
+    /// What the machine is made of.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    pub fn machine(&mut self) -> Result<Machine, QmpError> {
+        self.qemu.machine()
     }
 
     /// Its process.

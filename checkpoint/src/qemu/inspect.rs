@@ -282,7 +282,7 @@ impl Qemu {
     }
 
     /// Names and types of the objects in a container of QEMU's object tree.
-    fn children(&mut self, container: &str) -> Result<Vec<(String, String)>, QmpError> {
+    pub(super) fn children(&mut self, container: &str) -> Result<Vec<(String, String)>, QmpError> {
         let listed = self.ask("qom-list", json!({ "path": container }))?;
         let children = listed.as_array().into_iter().flatten().filter_map(|entry| {
             let kind = text(&entry["type"]).strip_prefix("child<")?.strip_suffix('>')?;

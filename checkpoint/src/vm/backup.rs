@@ -13,7 +13,10 @@
 use crate::backup::{BackupSession, CommitLog, Outcome, refusal};
 use crate::image::{Image, ImageConfig, ImageError, ImageState};
 use crate::lease::LeaseGrants;
-use crate::protocol::{Hello, ImageHeld, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome};
+use crate::protocol::{
+    DeviceDigest, Hello, ImageHeld, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome,
+};
+use crate::qemu::Machine;
 use crate::transport::{Incoming, Link, LinkEvent, WINDOW};
 use crate::vm::command::{Command, CommandError, What};
 use crate::vm::config::BackupConfig;
@@ -55,6 +58,7 @@ pub(super) fn run_backup(core: &mut Core) -> Next {
         standby: None,
         unable: None,
         able: false,
+        machine: None,
         standby_retry: Instant::now(),
         standby_pause: core.config.retry,
         session: None,
@@ -135,6 +139,8 @@ struct Backup<'a> {
     /// Why no standby could ever be started: nobody could go live here.
     unable: Option<String>,
     able: bool,
+    /// What the standby is made of.
+    machine: Option<Machine>,
     standby_retry: Instant,
     standby_pause: Duration,
     session: Option<Active>,
@@ -244,8 +250,9 @@ impl Backup<'_> {
             return;
         }
         match self.core.hypervisor.standby() {
-            Ok(standby) => {
+            Ok(mut standby) => {
                 let ended = standby.ended();
+                self.machine = standby.machine();
                 self.standby = Some((standby, ended));
                 (self.unable, self.able) = (None, true);
                 self.standby_pause = self.core.config.retry;
@@ -370,6 +377,19 @@ impl Backup<'_> {
         }
         if hello.page_size as usize != crate::pages::PAGE_SIZE {
             return Err(Refusal::new(RefusalCode::MemorySize, "pages of another size than 4096 bytes"));
+        }
+        if let Some(own) = &self.machine {
+            if hello.devices != DeviceDigest::default() && hello.devices != own.digest {
+                return Err(Refusal::new(
+                    RefusalCode::Devices,
+                    format!(
+                        "the standby is another machine than the guest, whose state would not fit it; mend: give \
+                         the standby's command the guest's -machine, -cpu, -smp, -m and devices, in the same \
+                         order; the standby is {}",
+                        own.text
+                    ),
+                ));
+            }
         }
         let stale = |term: Term| {
             Refusal::new(

@@ -1,6 +1,7 @@
 //! What the supervisor needs of the virtual machine monitor.
 
 use crate::gate::MemoryFacts;
+use crate::qemu::Machine;
 use crate::tracker::DirtyTracker;
 use crossbeam_channel::Receiver;
 use thiserror::Error;
@@ -93,6 +94,11 @@ pub trait Guest: Send {
     /// When this host or this QEMU does not let it.
     fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError>;
 
+    /// What the machine is made of, if it can be told.
+    fn machine(&mut self) -> Option<Machine> {
+        None
+    }
+
     /// A channel that closes when QEMU ends.
     fn ended(&self) -> Receiver<()>;
 
@@ -105,6 +111,11 @@ pub trait Guest: Send {
 
 /// A QEMU that waits for the state of a guest.
 pub trait Standby: Send {
+    /// What the machine is made of, if it can be told.
+    fn machine(&mut self) -> Option<Machine> {
+        None
+    }
+
     /// A channel that closes when the standby ends.
     fn ended(&self) -> Receiver<()>;
 

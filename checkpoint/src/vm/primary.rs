@@ -16,7 +16,8 @@
 
 use crate::gate::{MemoryError, MemoryFacts};
 use crate::pages::PAGE_SIZE;
-use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Welcome};
+use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, RefusalCode, Welcome};
+use crate::qemu::Machine;
 use crate::transport::{Incoming, Link, LinkEvent, Transport};
 use crate::vm::command::{Command, CommandError, What};
 use crate::vm::hypervisor::{Fault, Guest, GuestError};
@@ -45,6 +46,8 @@ pub(super) struct Found {
     pub(super) guest: Box<dyn Guest>,
     pub(super) memory: MemoryFacts,
     ended: Receiver<()>,
+    /// What it is made of, as far as is known.
+    machine: Option<Machine>,
     /// Whether the capture thread watches its memory without a gap.
     pub(super) tracked: bool,
 }
@@ -272,7 +275,7 @@ impl Primary<'_> {
             Ok(guest) => {
                 let ended = guest.ended();
                 self.mute_since = None;
-                self.found = Some(Found { guest, memory, ended, tracked: false });
+                self.found = Some(Found { guest, memory, ended, machine: None, tracked: false });
                 if self.idle == State::Down {
                     self.idle = State::Native;
                 }
@@ -304,7 +307,11 @@ impl Primary<'_> {
 
     /// Dials on a thread of its own: the guest and the operator are not kept waiting.
     fn dial(&mut self) {
-        let (Some(transport), Some(found)) = (self.core.transport.clone(), &self.found) else { return };
+        let (Some(transport), Some(found)) = (self.core.transport.clone(), &mut self.found) else { return };
+        if !self.holding {
+            found.machine = found.guest.machine();
+        }
+        let machine = found.machine.clone();
         let config = &self.core.config;
         let hello = Hello {
             version: PROTOCOL_VERSION,
@@ -315,12 +322,12 @@ impl Primary<'_> {
             page_size: PAGE_SIZE as u32,
             session: RandomState::new().hash_one(self.core.term.get()),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
-            devices: DeviceDigest::default(),
+            devices: machine.as_ref().map_or_else(DeviceDigest::default, |machine| machine.digest),
         };
         let (answer, answered) = bounded(1);
         let spawned = thread::Builder::new().name("hf-dial".to_owned()).spawn(move || {
             // A supervisor that ended meanwhile does not miss it.
-            drop(answer.send(greet(&*transport, hello)));
+            drop(answer.send(greet(&*transport, hello, machine.as_ref())));
         });
         match spawned {
             Ok(_) => self.way = Way::Dialling(answered),
@@ -596,7 +603,11 @@ impl Primary<'_> {
 }
 
 /// Dials and introduces the machine.
-fn greet(transport: &dyn Transport, hello: Hello) -> Result<Box<Greeted>, (Fault, String)> {
+fn greet(
+    transport: &dyn Transport,
+    hello: Hello,
+    machine: Option<&Machine>,
+) -> Result<Box<Greeted>, (Fault, String)> {
     let deadline = Instant::now() + DIAL_TIME;
     let link = transport.dial(DIAL_TIME).map_err(|fault| (Fault::Peer, fault.to_string()))?;
     let session = hello.session;
@@ -610,7 +621,11 @@ fn greet(transport: &dyn Transport, hello: Hello) -> Result<Box<Greeted>, (Fault
                 return Ok(Box::new(Greeted { link, welcome }));
             }
             Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => {
-                return Err((Fault::Peer, format!("{} refuses: {refusal}", transport.peer())));
+                let mut text = format!("{} refuses: {refusal}", transport.peer());
+                if let (RefusalCode::Devices, Some(machine)) = (refusal.code, machine) {
+                    text += &format!("; the guest is {}", machine.text);
+                }
+                return Err((Fault::Peer, text));
             }
             Ok(LinkEvent::Message { message, .. }) => {
                 let name = message.name();

@@ -2,7 +2,7 @@
 
 use crate::gate::MemoryFacts;
 use crate::qemu::{
-    InspectError, InspectSettings, Qemu, QemuError, RefusalKind, RunState, StateError, Stopped,
+    InspectError, InspectSettings, Machine, Qemu, QemuError, RefusalKind, RunState, StateError, Stopped,
 };
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
@@ -133,6 +133,10 @@ fn has_memory(pid: i32, file: FileIdentity) -> bool {
     mappings_of(pid).map_or(true, |mappings| mappings.iter().any(|mapping| mapping.file == file))
 }
 
+fn described(machine: Result<Machine, QmpError>) -> Option<Machine> {
+    machine.map_err(|fault| tracing::debug!(%fault, "the machine cannot be described")).ok()
+}
+
 fn watch(pid: i32) -> Result<Watched, GuestError> {
     Watched::begin(pid).map_err(|error| GuestError::Lost(format!("process {pid} cannot be watched: {error}")))
 }
@@ -200,6 +204,10 @@ impl Guest for QemuGuest {
         Ok(Box::new(tracker))
     }
 
+    fn machine(&mut self) -> Option<Machine> {
+        described(self.qemu.machine())
+    }
+
     fn ended(&self) -> Receiver<()> {
         self.watched.ended()
     }
@@ -228,6 +236,10 @@ struct QemuStandby {
 }
 
 impl Standby for QemuStandby {
+    fn machine(&mut self) -> Option<Machine> {
+        described(self.standby.machine())
+    }
+
     fn ended(&self) -> Receiver<()> {
         self.watched.ended()
     }
