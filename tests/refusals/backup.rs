@@ -51,6 +51,15 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
             on_b: &["no standby", "has ended", "-no-such-option"],
         },
         Spoilt {
+            plan: place.plan("other-machine"),
+            spoil: |_, file| {
+                let command = &mut file.vm("other-machine").backup().command;
+                command.extend(["-device".to_owned(), "virtio-rng-pci".to_owned()]);
+            },
+            on_a: &["refuses", "another machine than the guest", "1af4:1005", "; the guest is pc-i440fx"],
+            on_b: &["another machine than the guest", "mend: give the standby's command", "1af4:1005"],
+        },
+        Spoilt {
             plan: place.plan("no-room"),
             spoil: |place, file| {
                 file.vm("no-room").backup().move_image(place.scratch.memory("small/image"));

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   start        what `holdfast run` refuses before it starts anything: exit code 2
-//!   privileges   what a plain user is told: exit code 3
+//!   command      what a user without privileges is told, exit code 3, and one with wrong names
 //!   guests       guests that cannot be protected: they run on unprotected, and the others protected
 //!   backup       what is wrong on the other host: the same, until it is mended there
 //!   full         a backup that runs full
@@ -12,10 +12,10 @@
 //! the program, `place` has the hosts.
 
 mod backup;
+mod command;
 mod daemon;
 mod full;
 mod guests;
 mod place;
-mod privileges;
 mod settings;
 mod start;

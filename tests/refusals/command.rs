@@ -1,4 +1,4 @@
-//! What a user without privileges is told: what is lacking, and the line that mends it.
+//! What a user is told at the command line: what is lacking, and the line that mends it.
 
 use crate::daemon::run;
 use crate::place::Place;
@@ -6,9 +6,10 @@ use std::fs;
 
 const NOBODY: u32 = 65534;
 
-/// Exit code 3 for what the host does not let this user do, and nothing is left behind.
+/// Exit code 3 for what the host does not have or does not let this user do; 1 for a command that a running
+/// Holdfast refuses.
 #[test]
-fn a_user_without_privileges_is_told_what_is_lacking() {
+fn a_user_is_told_what_is_lacking() {
     let Some(mut place) = Place::new("privileges") else { return };
     let plan = place.plan("web");
     let (mut file, _) = place.files(&[&plan]);
@@ -34,11 +35,23 @@ fn a_user_without_privileges_is_told_what_is_lacking() {
     for (arguments, code, parts) in cases {
         run(namespace, Some(NOBODY), arguments).expect(&arguments.join(" "), *code, parts);
     }
+    let lacks = run(None, None, &["demo", "--qemu", "/no/such/qemu"]);
+    lacks.expect("no QEMU", 3, &["/no/such/qemu", "mend: scripts/packages"]);
     // The socket of a Holdfast that runs.
     let daemon = place.start(&place.topology.a, &file);
     let control = file.control.display().to_string();
     let asked = run(None, Some(NOBODY), &["status", "--socket", &control]);
     asked.expect("status", 1, &["may not be opened", "mend: ask as root"]);
+    for command in ["protect", "unprotect", "failover", "status"] {
+        let told = daemon.command(&[command, "mail"]);
+        told.expect(command, 1, &["there is no VM 'mail' on host host-a", "mend: one of web"]);
+    }
+    daemon.command(&["failover", "web"]).expect(
+        "failover",
+        1,
+        &["no backup holds a checkpoint", "protect it"],
+    );
+    daemon.command(&["epoch", "web", "0"]).expect("epoch", 1, &["epoch", "between 1 ms and 60 s"]);
     daemon.stop();
     let asked = run(None, None, &["status", "--socket", &control]);
     asked.expect("status of nobody", 1, &["no Holdfast answers", "mend: start `holdfast run"]);
