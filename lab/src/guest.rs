@@ -257,8 +257,11 @@ impl GuestSpec {
     }
 
     fn kernel_command_line(&self) -> String {
+        // Under translation on a busy machine the kernel may take the timer for broken, and stop.
         let mut words: Vec<String> =
-            ["console=ttyS0", "quiet", "panic=-1", "net.ifnames=0"].map(String::from).to_vec();
+            ["console=ttyS0", "quiet", "panic=-1", "net.ifnames=0", "no_timer_check"]
+                .map(String::from)
+                .to_vec();
         let addresses: Vec<String> = self
             .nics
             .iter()
