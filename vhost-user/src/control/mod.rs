@@ -118,6 +118,7 @@ impl Control {
         state.protocol_features = 0;
         state.mtu = None;
         state.logging = false;
+        let known = fault.is_some() && state.last_peer_fault == fault;
         if let Some(fault) = &fault {
             state.peer_faults += 1;
             state.last_peer_fault = Some(fault.clone());
@@ -125,7 +126,12 @@ impl Control {
         drop(state);
         match fault {
             Some(fault) => {
-                tracing::error!(device = self.shared.name(), fault, "vhost-user connection closed");
+                // Somebody who is no frontend may come, or be found, again and again.
+                if known {
+                    tracing::debug!(device = self.shared.name(), fault, "vhost-user connection closed again");
+                } else {
+                    tracing::error!(device = self.shared.name(), fault, "vhost-user connection closed");
+                }
                 self.shared.send(DeviceEvent::PeerFault(fault));
             }
             None => tracing::info!(device = self.shared.name(), "vhost-user frontend disconnected"),
