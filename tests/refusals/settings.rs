@@ -87,8 +87,8 @@ impl Display for VmPart {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         let Self { name, role, mode, qmp, sockets, lines, nic_lines, backup } = self;
         writeln!(f, "[[vm]]\nname = {name:?}\nrole = {role:?}\nmode = {mode:?}\nqmp = {qmp:?}")?;
-        // Longer than a busy machine loses by itself.
-        writeln!(f, "lease_ms = 1500\nqemu_timeout_ms = 10000\n{lines}\n")?;
+        // No failover by silence is wanted here, however busy the machine is.
+        writeln!(f, "lease_ms = 10000\nqemu_timeout_ms = 10000\n{lines}\n")?;
         for (number, socket) in sockets.iter().enumerate() {
             let more = if number == 0 { nic_lines } else { "" };
             writeln!(f, "[[vm.nic]]\nsocket = {socket:?}\nwire = \"wire0\"\n{more}\n")?;
