@@ -152,6 +152,7 @@ fn what_another_process_has_is_left_to_it() {
     let (first, second) = (place.plan("first"), place.plan("second"));
     let (mine, _) = place.files(&[&first]);
     let running = place.start(&place.topology.a, &mine);
+    running.wait_state("first", "awaiting-guest");
     // A Holdfast beside the first, on the same host; the cases let it get in the way.
     let (mut sound, _) = place.files(&[&second]);
     sound.file_prefix.push('x');
@@ -195,7 +196,7 @@ fn what_another_process_has_is_left_to_it() {
     // All that is mended: both run side by side. The socket that nobody serves any more is taken over.
     sound.vm("second").sockets[0] = place.scratch.file("somebody");
     let beside = place.start(&place.topology.a, &sound);
-    assert_eq!(beside.vm("second")["state"], "awaiting-guest");
+    beside.wait_state("second", "awaiting-guest");
     beside.stop();
     running.stop();
     let port = place.topology.a.namespace.run(|| TcpListener::bind(&*sound.listen)).expect("entered");
