@@ -28,10 +28,11 @@ pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
 pub(crate) use stats::{SealTimes, Stats};
 
-use crate::gate::OutputGate;
+use crate::gate::{CutReport, GateError, OutputGate};
 use crate::pages::{PAGE_SIZE, PageIndex};
-use holdfast_epoch::EpochId;
+use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// Pages in a chunk, and so in a frame at the most.
 pub(crate) const CHUNK_PAGES: usize = 256;
@@ -42,12 +43,64 @@ pub(crate) struct SharedGate(Arc<Mutex<Box<dyn OutputGate>>>);
 
 impl SharedGate {
     pub(crate) fn new(gate: Box<dyn OutputGate>) -> Self {
-        Self(Arc::new(Mutex::new(gate)))
+        Self(Arc::new(Mutex::new(Box::new(FencedGate { gate, fenced: false }))))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn OutputGate>> {
         // A panic of the gate's own code leaves the gate as it is: to be fenced, if anything.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A gate that is told nothing more once it was fenced, until it is admitted again (FO-1): a commit that
+/// was on its way when the supervisor fenced it has nothing left to release.
+struct FencedGate {
+    gate: Box<dyn OutputGate>,
+    fenced: bool,
+}
+
+impl OutputGate for FencedGate {
+    fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError> {
+        self.gate.cut(epoch)
+    }
+
+    fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
+        if self.fenced {
+            tracing::debug!(epoch = %token.epoch(), "a commit came after the fence: nothing is released for it");
+            return Ok(());
+        }
+        self.gate.release(token)
+    }
+
+    fn protect(&mut self, first: EpochId) -> Result<(), GateError> {
+        self.gate.protect(first)
+    }
+
+    fn open(&mut self) -> Result<(), GateError> {
+        self.gate.open()
+    }
+
+    fn fence(&mut self) {
+        self.gate.fence();
+        self.fenced = true;
+    }
+
+    fn admit(&mut self, term: Term) -> Result<(), GateError> {
+        self.gate.admit(term)?;
+        self.fenced = false;
+        Ok(())
+    }
+
+    fn extend_lease(&mut self, until: Instant) {
+        self.gate.extend_lease(until);
+    }
+
+    fn restore(&mut self, state: &[u8]) -> Result<(), GateError> {
+        self.gate.restore(state)
+    }
+
+    fn announce(&mut self) {
+        self.gate.announce();
     }
 }
 

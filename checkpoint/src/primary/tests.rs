@@ -407,3 +407,27 @@ fn pages_get_across_at_speed() {
         assert_eq!(bench.backup.image.digest(), sealed);
     }
 }
+
+/// The token of a committed epoch, come by as the product comes by it.
+fn token(epoch: u64) -> ReleaseToken {
+    let (sealed, _) = Epoch::open(TERM, EpochId::new(epoch)).seal(());
+    let digest = Digest([1; 32]);
+    let word = holdfast_epoch::Confirmation { term: TERM, epoch: EpochId::new(epoch), digest };
+    let (committed, ()) =
+        sealed.replicated(digest, |()| ()).commit(&word).map_err(|(_, fault)| fault).unwrap();
+    committed.into_release_token()
+}
+
+/// FO-1: a commit that comes after the fence releases nothing, until the gate is admitted again.
+#[test]
+fn a_commit_that_comes_after_the_fence_releases_nothing() {
+    let released: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let gate = SharedGate::new(Box::new(Noted(Arc::clone(&released))));
+    gate.lock().release(token(1)).unwrap();
+    gate.lock().fence();
+    gate.lock().release(token(2)).unwrap();
+    assert_eq!(*released.lock().unwrap(), [1]);
+    gate.lock().admit(TERM.next()).unwrap();
+    gate.lock().release(token(3)).unwrap();
+    assert_eq!(*released.lock().unwrap(), [1, 3]);
+}
