@@ -43,7 +43,7 @@ pub(crate) struct SharedGate(Arc<Mutex<Box<dyn OutputGate>>>);
 
 impl SharedGate {
     pub(crate) fn new(gate: Box<dyn OutputGate>) -> Self {
-        Self(Arc::new(Mutex::new(Box::new(FencedGate { gate, fenced: false }))))
+        Self(Arc::new(Mutex::new(Box::new(HoldingGate { gate, holds_nothing: false }))))
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn OutputGate>> {
@@ -52,43 +52,46 @@ impl SharedGate {
     }
 }
 
-/// A gate that is told nothing more once it was fenced, until it is admitted again (FO-1): a commit that
-/// was on its way when the supervisor fenced it has nothing left to release.
-struct FencedGate {
+/// A gate that is told of a commit only while it holds output. A commit that was on its way when the
+/// supervisor fenced or opened it has nothing left to release (FO-1).
+struct HoldingGate {
     gate: Box<dyn OutputGate>,
-    fenced: bool,
+    /// It was fenced or opened, and has not been told to hold since.
+    holds_nothing: bool,
 }
 
-impl OutputGate for FencedGate {
+impl OutputGate for HoldingGate {
     fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError> {
         self.gate.cut(epoch)
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
-        if self.fenced {
-            tracing::debug!(epoch = %token.epoch(), "a commit came after the fence: nothing is released for it");
+        if self.holds_nothing {
+            tracing::debug!(epoch = %token.epoch(), "a late commit: nothing is held for it any more");
             return Ok(());
         }
         self.gate.release(token)
     }
 
     fn protect(&mut self, first: EpochId) -> Result<(), GateError> {
-        self.gate.protect(first)
+        self.gate.protect(first)?;
+        self.holds_nothing = false;
+        Ok(())
     }
 
     fn open(&mut self) -> Result<(), GateError> {
-        self.gate.open()
+        self.gate.open()?;
+        self.holds_nothing = true;
+        Ok(())
     }
 
     fn fence(&mut self) {
         self.gate.fence();
-        self.fenced = true;
+        self.holds_nothing = true;
     }
 
     fn admit(&mut self, term: Term) -> Result<(), GateError> {
-        self.gate.admit(term)?;
-        self.fenced = false;
-        Ok(())
+        self.gate.admit(term)
     }
 
     fn extend_lease(&mut self, until: Instant) {

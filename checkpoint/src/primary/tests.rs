@@ -418,16 +418,22 @@ fn token(epoch: u64) -> ReleaseToken {
     committed.into_release_token()
 }
 
-/// FO-1: a commit that comes after the fence releases nothing, until the gate is admitted again.
+/// FO-1: a commit that comes after the gate was fenced or opened releases nothing, until it holds again.
 #[test]
-fn a_commit_that_comes_after_the_fence_releases_nothing() {
+fn a_commit_that_comes_after_fence_or_open_releases_nothing() {
     let released: Arc<Mutex<Vec<u64>>> = Arc::default();
     let gate = SharedGate::new(Box::new(Noted(Arc::clone(&released))));
+    let told = || released.lock().unwrap().clone();
+    gate.lock().protect(EpochId::FIRST).unwrap();
     gate.lock().release(token(1)).unwrap();
     gate.lock().fence();
     gate.lock().release(token(2)).unwrap();
-    assert_eq!(*released.lock().unwrap(), [1]);
     gate.lock().admit(TERM.next()).unwrap();
+    gate.lock().release(token(2)).unwrap();
+    assert_eq!(told(), [1]);
+    gate.lock().protect(EpochId::new(3)).unwrap();
     gate.lock().release(token(3)).unwrap();
-    assert_eq!(*released.lock().unwrap(), [1, 3]);
+    gate.lock().open().unwrap();
+    gate.lock().release(token(4)).unwrap();
+    assert_eq!(told(), [1, 3]);
 }
