@@ -6,6 +6,7 @@
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
+use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::segmentation::Plan;
 use holdfast_dataplane::{Core, Frame, Handle, IdlePolicy, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};

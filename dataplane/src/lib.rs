@@ -21,7 +21,6 @@
 
 pub mod announcement;
 pub mod audit;
-pub mod checksum;
 pub mod coalescing;
 mod core_loop;
 pub mod counters;
@@ -30,7 +29,6 @@ pub mod escrow;
 pub mod frame;
 pub mod guest;
 pub mod handle;
-pub mod headers;
 pub mod heap;
 pub mod identity;
 pub mod sample;
@@ -44,3 +42,4 @@ pub use escrow::{Amount, EscrowError, Limits};
 pub use frame::{Frame, Wire};
 pub use guest::{GuestFrame, GuestPort};
 pub use handle::{Counters, CutReport, GateError, Handle, Mode, PortConfig, PortStatus};
+pub use holdfast_packet::{checksum, headers};

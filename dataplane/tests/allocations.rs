@@ -3,6 +3,7 @@
 
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
+use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::{Core, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use std::alloc::{GlobalAlloc, Layout, System};

@@ -1,5 +1,6 @@
 use super::*;
 use crate::sample;
+use crate::sample::Offloaded;
 use proptest::prelude::*;
 
 const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true };

@@ -4,6 +4,7 @@ use crate::escrow::{EscrowError, Limits};
 use crate::handle::{GateError, Mode, PortConfig};
 use crate::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
 use crate::sample;
+use crate::sample::Offloaded;
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};

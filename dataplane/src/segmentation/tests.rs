@@ -1,6 +1,7 @@
 use super::*;
 use crate::heap::HeapBytes as Bytes;
 use crate::sample;
+use crate::sample::Offloaded;
 use proptest::prelude::*;
 
 const MTU: u16 = 1500;

@@ -3,6 +3,7 @@
 use crate::driver::GuestRam;
 use crate::host::Host;
 use crate::machine::Machine;
+use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::{PortConfig, sample};
 
 fn payload(len: usize) -> Vec<u8> {

@@ -1,0 +1,9 @@
+//! Packets as they are on the wire: a bounded parse of their headers, and their checksums.
+//!
+//! RB-1: nothing here trusts a length, an offset or a header that came from outside.
+//!
+//! Pure: no I/O, no clock, no threads, no allocation but in [`sample`].
+
+pub mod checksum;
+pub mod headers;
+pub mod sample;
