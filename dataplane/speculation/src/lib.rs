@@ -21,8 +21,21 @@
 //! **SP-3** bytes are freed on the client's cumulative ACK alone; **SP-4** what the guest sees never
 //! moves back and is never invented; **OC-1** the client leg is given committed bytes alone.
 
+pub mod boundary;
+pub mod client_leg;
+pub mod counters;
+pub mod engine;
+pub mod ledger;
+pub mod report;
+pub mod rules;
 mod seq;
 mod time;
 
+pub use boundary::{FromGuest, FromWire, GuestFrame, Payload, Sink};
+pub use counters::{EngineCounters, Event};
+pub use engine::{Engine, EngineConfig, Speculation};
+pub use ledger::{Ledger, LedgerError, LedgerLimits};
+pub use report::{FlowReport, FlowState};
+pub use rules::{Prefix, Rule, Rules};
 pub use seq::SeqNum;
 pub use time::Time;
