@@ -80,6 +80,16 @@ counted! {
         Coalesced => "coalesced_frames",
         /// Frames of announcements.
         Announced => "announced_frames",
+        /// Frames of the guest whose data was taken to be acknowledged in the client's name.
+        Taken => "taken_frames",
+        /// Bytes held for clients that have not confirmed them, now.
+        Unconfirmed => "unconfirmed_bytes",
+        /// ACKs forged for the guest.
+        Forged => "forged_ack_frames",
+        /// Frames sent to clients in the guest's name.
+        Speculated => "speculated_frames",
+        /// Frames of clients that ended here, as the guest has heard what they say already.
+        Consumed => "consumed_frames",
     }
 }
 

@@ -11,8 +11,11 @@ use crate::counters::{Block, CoreCounter, PortCounters, Snapshot};
 use crate::escrow::{Amount, EscrowError, Limits};
 use crate::guest::GuestPort;
 use crate::identity::{Identity, IdentityError, MAX_ENCODED};
+use crate::kept::KeptPorts;
+use crate::stream::{self, Stream};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
+use holdfast_speculation::{EngineConfig, FlowReport};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::BTreeMap;
@@ -29,7 +32,7 @@ const MAX_WAITING: usize = 64;
 const DEADLINE: Duration = Duration::from_secs(2);
 
 /// Version of the encoding of several ports' state.
-const STATES_VERSION: u8 = 1;
+const STATES_VERSION: u8 = 2;
 
 /// Protection of a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub enum Mode {
 }
 
 /// What a port is made from, beside its guest.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct PortConfig {
     /// Place of its wire in the core's list.
     pub wire: usize,
@@ -52,6 +55,8 @@ pub struct PortConfig {
     pub limits: Limits,
     /// Whether it begins fenced, as the port of a standby does, until [`Handle::unfence`].
     pub fenced: bool,
+    /// How its flows speculate while it is protected; none for a port that never does.
+    pub speculation: Option<Box<EngineConfig>>,
 }
 
 /// What was cut off at a seal.
@@ -61,7 +66,8 @@ pub struct CutReport {
     pub frames: u64,
     /// Bytes of those.
     pub bytes: u64,
-    /// Who the ports are, for [`Handle::restore`] on the other host, in the order of the ports.
+    /// Who the ports are and how their flows stand, for [`KeptPorts`] on the other host, in the order of
+    /// the ports.
     pub port_state: Vec<u8>,
 }
 
@@ -76,8 +82,12 @@ pub struct PortStatus {
     pub fenced: bool,
     /// Newest term heard of.
     pub term: Term,
-    /// What waits for a commit.
+    /// Whether its flows speculate while it is protected.
+    pub speculative: bool,
+    /// Frames that wait for a commit.
     pub held: Amount,
+    /// Bytes of speculating flows that clients have not confirmed.
+    pub unconfirmed_bytes: usize,
     /// What may go and waits for the wire or the lease.
     pub waiting: Amount,
     /// Whether it needs a lease to transmit.
@@ -253,9 +263,10 @@ impl Handle {
         guest: Box<dyn GuestPort>,
         config: PortConfig,
     ) -> Result<(), GateError> {
-        let PortConfig { wire, limits, fenced } = config;
+        let PortConfig { wire, limits, fenced, speculation } = config;
         let counters = Arc::new(PortCounters::default());
-        let new = NewPort { id: port, wire, guest, limits, fenced, counters: Arc::clone(&counters) };
+        let counted = Arc::clone(&counters);
+        let new = NewPort { id: port, wire, guest, limits, fenced, speculation, counters: counted };
         self.call(&[], Action::Add(Box::new(new)))?;
         self.registry().insert(port, counters);
         Ok(())
@@ -272,13 +283,15 @@ impl Handle {
     }
 
     /// Cuts the escrow while the guest stands still: everything that was taken from it so far belongs
-    /// to `epoch`. A port that is not protected has nothing to cut, but has state.
+    /// to `epoch`. A port that is not protected has nothing to cut, but has state. With `whole` the state
+    /// has all that is held for flows; otherwise what has changed since the last cut, and their bytes came
+    /// by the [`Stream`].
     ///
     /// # Errors
     /// [`GateError`]; no port is cut then.
-    pub fn cut(&self, ports: &[PortId], epoch: EpochId) -> Result<CutReport, GateError> {
-        let state = Vec::with_capacity(3 + ports.len() * (2 + MAX_ENCODED));
-        match self.call(ports, Action::Cut { epoch, state })? {
+    pub fn cut(&self, ports: &[PortId], epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
+        let state = Vec::with_capacity(3 + ports.len() * (6 + MAX_ENCODED));
+        match self.call(ports, Action::Cut { epoch, whole, state })? {
             Answer::Cut(report) => Ok(report),
             _ => Err(GateError::CoreGone),
         }
@@ -334,12 +347,44 @@ impl Handle {
         Ok(lease)
     }
 
-    /// Makes ports known as they were on the other host: `state` is a [`CutReport::port_state`].
+    /// Makes a stream for the speculative bytes of these ports, all of one VM; a port that had another
+    /// leaves it.
     ///
     /// # Errors
-    /// [`GateError::State`] or [`GateError::StateCount`] when it is of something else.
-    pub fn restore(&self, ports: &[PortId], state: &[u8]) -> Result<(), GateError> {
-        self.call(ports, Action::Restore(state.to_vec())).map(drop)
+    /// [`GateError`].
+    pub fn stream(&self, ports: &[PortId]) -> Result<Stream, GateError> {
+        let (tap, stream) = stream::pair();
+        self.call(ports, Action::Attach(tap))?;
+        Ok(stream)
+    }
+
+    /// Whether the flows of these ports speculate while they are protected. Changes at any time without
+    /// a lost byte: flows that have run ahead are worked off.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn speculate(&self, ports: &[PortId], wanted: bool) -> Result<(), GateError> {
+        self.call(ports, Action::Speculate(wanted)).map(drop)
+    }
+
+    /// The flows of these ports that are known.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn flows(&self, ports: &[PortId]) -> Result<Vec<(PortId, FlowReport)>, GateError> {
+        match self.call(ports, Action::Flows)? {
+            Answer::Flows(flows) => Ok(flows),
+            _ => Err(GateError::CoreGone),
+        }
+    }
+
+    /// Makes ports known as they were on the other host, and takes their flows over. What was kept is
+    /// given up by that.
+    ///
+    /// # Errors
+    /// [`GateError::StateCount`] when it is of other ports.
+    pub fn restore(&self, ports: &[PortId], kept: &mut KeptPorts) -> Result<(), GateError> {
+        self.call(ports, Action::Restore(kept.take())).map(drop)
     }
 
     /// Says to the network that the guests of these ports are here now, several times over the next
@@ -398,21 +443,36 @@ impl Handle {
     }
 }
 
-/// Appends the state of several ports: version, number of ports, then each with its length.
-pub(crate) fn encode_states<'a>(identities: impl ExactSizeIterator<Item = &'a Identity>, out: &mut Vec<u8>) {
+/// The state of one port as it travels.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct PortState<'a> {
+    pub(crate) identity: Identity,
+    /// As its engine wrote it.
+    pub(crate) flows: &'a [u8],
+}
+
+/// Begins the state of several ports: version, number of ports; each then comes by [`encode_state`].
+pub(crate) fn begin_states(ports: usize, out: &mut Vec<u8>) {
     out.push(STATES_VERSION);
-    out.extend((identities.len() as u16).to_le_bytes());
-    for identity in identities {
-        let at = out.len();
-        out.extend([0, 0]);
-        identity.encode(out);
-        let len = (out.len() - at - 2) as u16;
-        out[at..at + 2].copy_from_slice(&len.to_le_bytes());
-    }
+    out.extend((ports as u16).to_le_bytes());
+}
+
+/// Appends the state of one port: its identity with its length, then its flows with theirs.
+pub(crate) fn encode_state(identity: &Identity, out: &mut Vec<u8>, flows: impl FnOnce(&mut Vec<u8>)) {
+    let at = out.len();
+    out.extend([0, 0]);
+    identity.encode(out);
+    let len = (out.len() - at - 2) as u16;
+    out[at..at + 2].copy_from_slice(&len.to_le_bytes());
+    let at = out.len();
+    out.extend([0; 4]);
+    flows(out);
+    let len = (out.len() - at - 4) as u32;
+    out[at..at + 4].copy_from_slice(&len.to_le_bytes());
 }
 
 /// Reads the state of `expected` ports.
-pub(crate) fn decode_states(bytes: &[u8], expected: usize) -> Result<Vec<Identity>, GateError> {
+pub(crate) fn decode_states(bytes: &[u8], expected: usize) -> Result<Vec<PortState<'_>>, GateError> {
     let broken = |rest: &[u8]| IdentityError::Broken { offset: bytes.len() - rest.len() };
     let Some((&[version, low, high], mut rest)) = bytes.split_first_chunk() else {
         return Err(broken(bytes).into());
@@ -424,15 +484,19 @@ pub(crate) fn decode_states(bytes: &[u8], expected: usize) -> Result<Vec<Identit
     if found != expected {
         return Err(GateError::StateCount { expected, found });
     }
-    let mut identities = Vec::with_capacity(expected);
+    let mut states = Vec::with_capacity(expected);
     for _ in 0..expected {
         let (&len, after) = rest.split_first_chunk().ok_or_else(|| broken(rest))?;
         let (state, after) =
             after.split_at_checked(usize::from(u16::from_le_bytes(len))).ok_or_else(|| broken(rest))?;
-        identities.push(Identity::decode(state)?);
+        let identity = Identity::decode(state)?;
+        let (&len, after) = after.split_first_chunk().ok_or_else(|| broken(after))?;
+        let (flows, after) =
+            after.split_at_checked(u32::from_le_bytes(len) as usize).ok_or_else(|| broken(after))?;
+        states.push(PortState { identity, flows });
         rest = after;
     }
-    if rest.is_empty() { Ok(identities) } else { Err(broken(rest).into()) }
+    if rest.is_empty() { Ok(states) } else { Err(broken(rest).into()) }
 }
 
 #[cfg(test)]
@@ -446,8 +510,15 @@ mod tests {
         let mut identities = [Identity::default(), Identity::default()];
         identities[1].sent_from(Mac([2; 6]), Tags::default());
         let mut bytes = Vec::new();
-        encode_states(identities.iter(), &mut bytes);
-        assert_eq!(decode_states(&bytes, 2).expect("what was encoded"), identities);
+        begin_states(2, &mut bytes);
+        for (identity, flows) in identities.iter().zip([&b"ab"[..], b""]) {
+            encode_state(identity, &mut bytes, |out| out.extend(flows));
+        }
+        let states = decode_states(&bytes, 2).expect("what was encoded");
+        let [first, second] = identities;
+        let expected =
+            [PortState { identity: first, flows: b"ab" }, PortState { identity: second, flows: b"" }];
+        assert_eq!(states, expected);
         assert_eq!(decode_states(&bytes, 1), Err(GateError::StateCount { expected: 1, found: 2 }));
     }
 

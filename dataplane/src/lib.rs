@@ -2,7 +2,9 @@
 //!
 //! ```text
 //!  guest tx ring --capture--> segments --native----------------------> outbox --route--> wire
-//!                                  '---commit--> escrow --release--------^          '--> other guest
+//!                     |            '---commit--> escrow --release--------^          '--> other guest
+//!                     '--speculative--> engine --committed bytes---------'
+//!  guest rx ring <-------forged ACKs------'  '--stream--> backup
 //!  guest rx ring <--deliver-- merged <-- inbound queue <---route------ wire rx burst
 //! ```
 //!
@@ -31,8 +33,10 @@ pub mod guest;
 pub mod handle;
 pub mod heap;
 pub mod identity;
+pub mod kept;
 pub mod sample;
 pub mod segmentation;
+pub mod stream;
 pub mod switch;
 
 pub use audit::Audit;

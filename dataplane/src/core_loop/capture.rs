@@ -10,10 +10,11 @@ use crate::audit::{self, Audit, PROTECTED, Record};
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter};
 use crate::frame::{Frame, Wire};
 use crate::guest::{GuestFrame, Verdict, VirtioNetHdr};
-use crate::headers::{self, Layout, Link, Mac, ethertype, protocol};
+use crate::headers::{self, Layout, Link, MAX_HEADERS, Mac, ethertype, protocol};
 use crate::identity::MAX_STATIONS;
-use crate::segmentation::{Plan, fits};
+use crate::segmentation::{MAX_GUEST_FRAME, Plan, fits};
 use crate::switch::{Slot, Switch};
+use holdfast_speculation::{FromGuest, Time};
 
 /// Frames taken from one guest in one turn.
 const GUEST_BURST: usize = 64;
@@ -56,7 +57,8 @@ fn capture_port<W: Wire>(
         return 0;
     }
     let mtu = wire.mtu();
-    let Port { id, guest, egress, identity, last, counters, starved, .. } = port;
+    let Port { id, guest, egress, identity, last, counters, starved, speculating, .. } = port;
+    let now = Time::from_ns(if speculating.is_some() { monotonic_ns() } else { 0 });
     *starved = false;
     let mut made = 0;
     // Asked once a burst, and only when there is one: wires may have to count.
@@ -66,6 +68,24 @@ fn capture_port<W: Wire>(
         if made >= SEGMENT_BUDGET || *starved || !egress.has_room() {
             counters.events.add(PortCounter::Refusals, 1);
             return Verdict::Refused;
+        }
+        if let Some(speculating) = speculating {
+            let mut head = [0; MAX_HEADERS];
+            let head = &mut head[..frame.len().min(MAX_HEADERS)];
+            frame.copy_to(0, head);
+            if let Some(link) = Link::parse(head).filter(|_| frame.len() <= MAX_GUEST_FRAME) {
+                let source = Sender { slot, switch, identity, last };
+                if let Err(reason) = source.admit(&link, head, mtu) {
+                    counters.drops.add(reason, 1);
+                    return Verdict::Taken;
+                }
+                if speculating.take(now, header, head, frame) == FromGuest::Taken {
+                    counters.events.add(PortCounter::Captured, 1);
+                    counters.events.add(PortCounter::CapturedBytes, frame.len() as u64);
+                    counters.events.add(PortCounter::Taken, 1);
+                    return Verdict::Taken;
+                }
+            }
         }
         match cut(header, frame, wire, scratch) {
             Ok(()) => {}
@@ -106,7 +126,11 @@ fn capture_port<W: Wire>(
                     core.add(CoreCounter::AuditLost, 1);
                 }
             }
-            egress.accept(frame);
+            egress.accept(frame, |frame| {
+                if let Some(speculating) = speculating {
+                    speculating.release(now, frame);
+                }
+            });
         }
         Verdict::Taken
     });

@@ -6,15 +6,19 @@
 
 use super::capture::RESERVED_FRAMES;
 use super::port::{Announcing, Egress, Inbound, Port};
+use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns};
 use crate::counters::{CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, EscrowError, Limits};
-use crate::frame::Wire;
+use crate::frame::{Frame, Wire};
 use crate::guest::GuestPort;
-use crate::handle::{CutReport, GateError, Mode, PortStatus, Request, decode_states, encode_states};
+use crate::handle::{CutReport, GateError, Mode, PortStatus, Request, begin_states, encode_state};
 use crate::identity::Identity;
+use crate::kept::KeptPort;
+use crate::stream::Tap;
 use crate::switch::Slot;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
+use holdfast_speculation::{EngineConfig, FlowReport, Time};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,13 +32,16 @@ pub(super) const MAX_PORTS: usize = 64;
 pub(crate) enum Action {
     Add(Box<NewPort>),
     Remove,
-    Cut { epoch: EpochId, state: Vec<u8> },
+    Cut { epoch: EpochId, whole: bool, state: Vec<u8> },
     Release(ReleaseToken),
     SetMode(Mode),
     Fence,
     Unfence(Term),
     Lease(Arc<AtomicU64>),
-    Restore(Vec<u8>),
+    Attach(Tap),
+    Speculate(bool),
+    Restore(Vec<KeptPort>),
+    Flows,
     Announce,
     Status,
 }
@@ -46,6 +53,7 @@ pub(crate) struct NewPort {
     pub(crate) guest: Box<dyn GuestPort>,
     pub(crate) limits: Limits,
     pub(crate) fenced: bool,
+    pub(crate) speculation: Option<Box<EngineConfig>>,
     pub(crate) counters: Arc<PortCounters>,
 }
 
@@ -55,6 +63,7 @@ pub(crate) enum Answer {
     Cut(CutReport),
     Released(Amount),
     Status(Vec<PortStatus>),
+    Flows(Vec<(PortId, FlowReport)>),
 }
 
 impl<W: Wire> Core<W> {
@@ -91,12 +100,15 @@ impl<W: Wire> Core<W> {
                 slots.sort_unstable_by(|a, b| b.cmp(a));
                 slots.iter().for_each(|&slot| self.remove(slot));
             }
-            Action::Cut { epoch, state } => return self.cut(&slots, epoch, state),
+            Action::Cut { epoch, whole, state } => return self.cut(&slots, epoch, whole, state),
             Action::Release(token) => return self.release(&slots, &token),
             Action::SetMode(mode) => self.set_mode(&slots, mode)?,
             Action::Unfence(term) => self.unfence(&slots, term)?,
             Action::Lease(lease) => self.lease(&slots, &lease),
-            Action::Restore(state) => self.restore(&slots, &state)?,
+            Action::Attach(tap) => self.attach(&slots, &tap),
+            Action::Speculate(wanted) => self.speculate_if(&slots, wanted),
+            Action::Restore(kept) => self.restore(&slots, kept)?,
+            Action::Flows => return Ok(Answer::Flows(self.flows(&slots))),
             Action::Announce => self.start_announcing(&slots),
             Action::Status => {
                 return Ok(Answer::Status(slots.iter().map(|&slot| self.status(slot)).collect()));
@@ -120,7 +132,7 @@ impl<W: Wire> Core<W> {
     }
 
     fn add(&mut self, new: NewPort) -> Result<(), GateError> {
-        let NewPort { id, wire, guest, limits, fenced, counters } = new;
+        let NewPort { id, wire, guest, limits, fenced, speculation, counters } = new;
         if self.ports.iter().any(|port| port.id == id) {
             return Err(GateError::PortExists { port: id });
         }
@@ -146,6 +158,7 @@ impl<W: Wire> Core<W> {
             counters,
             announcing: None,
             starved: false,
+            speculating: speculation.map(|config| Speculating::new(*config)),
         });
         Ok(())
     }
@@ -158,7 +171,13 @@ impl<W: Wire> Core<W> {
         self.ports.remove(slot);
     }
 
-    fn cut(&mut self, slots: &[Slot], epoch: EpochId, mut state: Vec<u8>) -> Result<Answer, GateError> {
+    fn cut(
+        &mut self,
+        slots: &[Slot],
+        epoch: EpochId,
+        whole: bool,
+        mut state: Vec<u8>,
+    ) -> Result<Answer, GateError> {
         for &slot in slots {
             let port = &self.ports[slot];
             port.egress.escrow.may_cut(epoch).map_err(|error| port_error(port.id, error))?;
@@ -171,7 +190,17 @@ impl<W: Wire> Core<W> {
             total.bytes += amount.bytes;
             port.counters.events.add(PortCounter::Cuts, 1);
         }
-        encode_states(slots.iter().map(|&slot| &self.ports[slot].identity), &mut state);
+        begin_states(slots.len(), &mut state);
+        for &slot in slots {
+            let Port { identity, speculating, .. } = &mut self.ports[slot];
+            encode_state(identity, &mut state, |out| {
+                if let Some(speculating) = speculating {
+                    // The guest stands still: this is the last of the epoch.
+                    speculating.pump(epoch);
+                    speculating.cut(epoch, whole, out);
+                }
+            });
+        }
         Ok(Answer::Cut(CutReport { frames: total.frames, bytes: total.bytes, port_state: state }))
     }
 
@@ -185,6 +214,13 @@ impl<W: Wire> Core<W> {
             let port = &mut self.ports[slot];
             let Egress { escrow, outbox, .. } = &mut port.egress;
             let amount = escrow.release(token, outbox).map_err(|error| port_error(port.id, error))?;
+            if let Some(speculating) = &mut port.speculating {
+                let now = Time::from_ns(monotonic_ns());
+                for frame in outbox.iter_mut().rev().take(amount.frames as usize).rev() {
+                    speculating.release(now, frame.bytes_mut());
+                }
+                speculating.commit(now, token.epoch());
+            }
             port.egress.released(amount);
             total.frames += amount.frames;
             total.bytes += amount.bytes;
@@ -208,6 +244,12 @@ impl<W: Wire> Core<W> {
                 Mode::Native => {
                     let Egress { escrow, outbox, .. } = &mut port.egress;
                     let amount = escrow.open(outbox);
+                    if let Some(speculating) = &mut port.speculating {
+                        let now = Time::from_ns(monotonic_ns());
+                        for frame in outbox.iter_mut().rev().take(amount.frames as usize).rev() {
+                            speculating.release(now, frame.bytes_mut());
+                        }
+                    }
                     port.egress.released(amount);
                     port.counters.events.add(PortCounter::Released, amount.frames);
                 }
@@ -215,9 +257,41 @@ impl<W: Wire> Core<W> {
                     port.egress.escrow.protect(first).map_err(|error| port_error(port.id, error))?;
                 }
             }
+            if let Some(speculating) = &mut port.speculating {
+                let protected = port.egress.escrow.open_epoch().is_some();
+                speculating.set_protected(Time::from_ns(monotonic_ns()), protected);
+            }
             port.count_held();
         }
         Ok(())
+    }
+
+    /// The stream of the VM's ports, which are `slots` in their order.
+    fn attach(&mut self, slots: &[Slot], tap: &Tap) {
+        for (place, &slot) in slots.iter().enumerate() {
+            if let Some(speculating) = &mut self.ports[slot].speculating {
+                speculating.attach(tap.clone(), place as u8);
+            }
+        }
+    }
+
+    /// Speculation or plain output commit, for ports that are protected or will be.
+    fn speculate_if(&mut self, slots: &[Slot], wanted: bool) {
+        let now = Time::from_ns(monotonic_ns());
+        for &slot in slots {
+            let Port { egress, speculating, .. } = &mut self.ports[slot];
+            if let Some(speculating) = speculating {
+                speculating.set_wanted(now, wanted, egress.escrow.open_epoch().is_some());
+            }
+        }
+    }
+
+    fn flows(&self, slots: &[Slot]) -> Vec<(PortId, FlowReport)> {
+        let ports = slots.iter().map(|&slot| &self.ports[slot]);
+        ports
+            .filter_map(|port| port.speculating.as_ref().map(|speculating| (port.id, speculating)))
+            .flat_map(|(id, speculating)| speculating.flows().into_iter().map(move |flow| (id, flow)))
+            .collect()
     }
 
     /// FO-1: when this returns, nothing of these ports is transmitted any more. The one command that
@@ -236,6 +310,9 @@ impl<W: Wire> Core<W> {
         let port = &mut self.ports[slot];
         port.egress.fenced = true;
         let dropped = port.egress.discard() + port.inbound.discard();
+        if let Some(speculating) = &mut port.speculating {
+            speculating.discard();
+        }
         port.counters.drops.add(DropReason::Fenced, dropped);
         if port.announcing.take().is_some() {
             self.announcing -= 1;
@@ -262,10 +339,16 @@ impl<W: Wire> Core<W> {
         }
     }
 
-    fn restore(&mut self, slots: &[Slot], state: &[u8]) -> Result<(), GateError> {
-        let identities = decode_states(state, slots.len())?;
-        for (&slot, identity) in slots.iter().zip(identities) {
+    fn restore(&mut self, slots: &[Slot], kept: Vec<KeptPort>) -> Result<(), GateError> {
+        if kept.len() != slots.len() {
+            return Err(GateError::StateCount { expected: slots.len(), found: kept.len() });
+        }
+        let now = Time::from_ns(monotonic_ns());
+        for (&slot, KeptPort { identity, ledger }) in slots.iter().zip(kept) {
             let port = &mut self.ports[slot];
+            if let (Some(speculating), Some(ledger)) = (&mut port.speculating, ledger) {
+                speculating.restore(now, ledger);
+            }
             let switch = &mut self.wires[port.wire].switch;
             for station in identity.stations() {
                 // A MAC that another port of this host has stays there: a guest cannot be in two
@@ -299,7 +382,9 @@ impl<W: Wire> Core<W> {
             mode: escrow.open_epoch().map_or(Mode::Native, |first| Mode::Commit { first }),
             fenced: port.egress.fenced,
             term: escrow.term(),
+            speculative: port.speculating.as_ref().is_some_and(Speculating::is_wanted),
             held: escrow.held(),
+            unconfirmed_bytes: port.speculating.as_ref().map_or(0, Speculating::held_bytes),
             waiting: port.egress.waiting(),
             leased: port.egress.lease.load(Ordering::Acquire) != u64::MAX,
             running: port.guest.is_running(),

@@ -106,6 +106,14 @@ impl<W: Wire> Core<W> {
             if port.egress.waiting().frames > 0 {
                 patience = patience.min(LEASE);
             }
+            if let Some(speculating) = &port.speculating {
+                if speculating.is_blocked() {
+                    patience = patience.min(FULL);
+                }
+                if let Some(due) = speculating.due_ns() {
+                    patience = patience.min(Duration::from_nanos(due.saturating_sub(monotonic_ns())));
+                }
+            }
             if let Some(state) = port.announcing {
                 let due = state.due_ns().saturating_sub(monotonic_ns());
                 patience = patience.min(Duration::from_nanos(due));

@@ -1,7 +1,7 @@
 //! The polled loop: one thread runs wires, rings, escrow and forwarding to completion.
 //!
-//! A turn: commands, frames from the wires, frames from the guests, frames to the wires, frames to
-//! the guests, notifications. Every step takes at most a burst of each wire and port, so that a turn
+//! A turn: commands, frames from the wires, frames from the guests, the speculating flows, frames to the
+//! wires, frames to the guests, notifications. Every step takes at most a burst of each wire and port, so that a turn
 //! is bounded and nobody starves. When turns find nothing, the [`IdlePolicy`] says whether to go on
 //! polling or to sleep until a guest, a wire or a control thread has something.
 //!
@@ -19,6 +19,7 @@ mod commands;
 mod forwarding;
 mod idle;
 mod port;
+mod speculation;
 
 use crate::audit::Audit;
 use crate::coalescing::BURST;
@@ -28,6 +29,7 @@ use crate::handle::{Handle, Link, Request};
 use crate::segmentation::MAX_SEGMENTS;
 use crate::switch::Switch;
 use crossbeam_channel::Receiver;
+use holdfast_speculation::Time;
 use nix::time::{ClockId, clock_gettime};
 use port::Port;
 use std::io;
@@ -151,6 +153,7 @@ impl<W: Wire> Core<W> {
         let mut work = self.serve();
         work += self.receive();
         work += self.capture();
+        work += self.speculate();
         work += self.announce();
         work += self.transmit();
         work += self.deliver();
@@ -163,6 +166,30 @@ impl<W: Wire> Core<W> {
             self.counters.add(CoreCounter::BusyTurns, 1);
         }
         work
+    }
+
+    /// Lets the engines of speculating ports do what is due; returns how many frames they made.
+    fn speculate(&mut self) -> usize {
+        let Self { ports, wires, audit, counters, .. } = self;
+        let mut made = 0;
+        for port in ports.iter_mut() {
+            let Some(speculating) = &mut port.speculating else { continue };
+            let now = Time::from_ns(monotonic_ns());
+            let wire = &mut wires[port.wire].wire;
+            let Port { id, inbound, egress, counters: own, .. } = port;
+            made += speculation::turn(
+                now,
+                *id,
+                speculating,
+                wire,
+                inbound,
+                egress,
+                own,
+                audit.as_mut(),
+                counters,
+            );
+        }
+        made
     }
 
     /// Gives guests what has come in for them.

@@ -1,11 +1,12 @@
 //! One guest's port: what goes out, what comes in, and who it is.
 //!
-//! Every frame of the guest comes in by [`Egress::accept`], every frame for it by [`Port::receive`]:
-//! whoever wants to treat a flow in its own way does it at these two places.
+//! Every frame of the guest that its engine does not take comes in by [`Egress::accept`], every frame for
+//! it by [`Port::receive`].
 //!
 //! Owned by the polling core.
 
-use super::PortId;
+use super::speculation::Speculating;
+use super::{PortId, monotonic_ns};
 use crate::announcement::REPETITIONS;
 use crate::coalescing::{BURST, Burst};
 use crate::counters::{DropReason, PortCounter, PortCounters};
@@ -15,6 +16,7 @@ use crate::guest::GuestPort;
 use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
 use crate::segmentation::MAX_SEGMENTS;
+use holdfast_speculation::{FromWire, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,6 +51,8 @@ pub(super) struct Port<F> {
     pub(super) announcing: Option<Announcing>,
     /// The guest had to wait in the last burst, as memory for frames ran low.
     pub(super) starved: bool,
+    /// None for a port that never speculates.
+    pub(super) speculating: Option<Speculating>,
 }
 
 /// Repetitions of an announcement that are still to come.
@@ -103,9 +107,11 @@ impl<F: Frame> Egress<F> {
         !self.fenced && backlog && self.escrow.has_room(self.waiting())
     }
 
-    /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
-    pub(super) fn accept(&mut self, frame: F) {
-        if let Some(frame) = self.escrow.hold(frame) {
+    /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise, once
+    /// `adapt` has seen it.
+    pub(super) fn accept(&mut self, frame: F, adapt: impl FnOnce(&mut [u8])) {
+        if let Some(mut frame) = self.escrow.hold(frame) {
+            adapt(frame.bytes_mut());
             self.send(frame);
         }
     }
@@ -217,10 +223,20 @@ impl<F: Frame> Inbound<F> {
 
 impl<F: Frame> Port<F> {
     /// A frame for the guest has come.
-    pub(super) fn receive(&mut self, frame: F) {
+    pub(super) fn receive(&mut self, mut frame: F) {
         self.counters.events.add(PortCounter::Received, 1);
-        let queued = if self.egress.fenced { Err(DropReason::Fenced) } else { self.inbound.push(frame) };
-        if let Err(reason) = queued {
+        if self.egress.fenced {
+            self.counters.drops.add(DropReason::Fenced, 1);
+            return;
+        }
+        if let Some(speculating) = &mut self.speculating {
+            let now = Time::from_ns(monotonic_ns());
+            if speculating.receive(now, frame.bytes_mut()) == FromWire::Taken {
+                self.counters.events.add(PortCounter::Consumed, 1);
+                return;
+            }
+        }
+        if let Err(reason) = self.inbound.push(frame) {
             self.counters.drops.add(reason, 1);
         }
     }
@@ -307,6 +323,8 @@ impl<F: Frame> Port<F> {
 
     /// Sets the counters that stand for present amounts.
     pub(super) fn count_held(&self) {
+        let unconfirmed = self.speculating.as_ref().map_or(0, Speculating::held_bytes);
+        self.counters.events.set(PortCounter::Unconfirmed, unconfirmed as u64);
         let held = self.egress.escrow.held();
         self.counters.events.set(PortCounter::Held, held.frames);
         self.counters.events.set(PortCounter::HeldBytes, held.bytes);
@@ -341,7 +359,7 @@ mod tests {
     #[test]
     fn what_waits_is_counted_through_all_queues() {
         let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
-        (1..=3).for_each(|len| egress.accept(Owned(vec![0; len])));
+        (1..=3).for_each(|len| egress.accept(Owned(vec![0; len]), |_| {}));
         assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
         while let Some(frame) = egress.next() {
             egress.route_to_wire(frame);
@@ -368,6 +386,7 @@ mod tests {
             counters: Arc::default(),
             announcing: None,
             starved: false,
+            speculating: None,
         };
         port.guest.poll_control();
         driver.set_room(Some(0));

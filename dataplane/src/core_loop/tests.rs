@@ -3,6 +3,7 @@ use crate::counters::{DropReason, PortCounter};
 use crate::escrow::{EscrowError, Limits};
 use crate::handle::{GateError, Mode, PortConfig};
 use crate::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
+use crate::kept::{KeptError, KeptPorts};
 use crate::sample;
 use crate::sample::Offloaded;
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
@@ -119,7 +120,7 @@ fn output_is_withheld_until_its_epoch_commits() {
     guest.send(frame(1, 1));
     guest.send(frame(1, 2));
     wait_until(|| core.count(1, PortCounter::Captured) == 2);
-    let report = core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    let report = core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
     assert_eq!((report.frames, report.bytes), (2, 128));
     guest.send(frame(1, 3));
     wait_until(|| core.count(1, PortCounter::Captured) == 3);
@@ -136,7 +137,7 @@ fn output_is_withheld_until_its_epoch_commits() {
     assert_eq!(core.wire(2), [frame(1, 1), frame(1, 2)]);
     core.settle();
     assert_eq!(core.peer.take(), Vec::<Vec<u8>>::new(), "epoch 2 runs");
-    core.handle.cut(&ONE, EpochId::new(2)).expect("cut");
+    core.handle.cut(&ONE, EpochId::new(2), false).expect("cut");
     core.handle.release(&ONE, token(1, 2)).expect("released");
     assert_eq!(core.wire(1), [frame(1, 3)]);
 }
@@ -155,7 +156,7 @@ fn output_to_a_guest_of_the_same_host_is_withheld_too() {
     wait_until(|| core.count(1, PortCounter::Captured) == 2);
     core.settle();
     assert!(b.take().is_empty());
-    core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
     core.handle.release(&ONE, token(1, 1)).expect("released");
     let mut got = Vec::new();
     wait_until(|| {
@@ -181,7 +182,7 @@ fn a_full_wire_delays_frames_and_keeps_their_order() {
         })
         .collect();
     wait_until(|| core.count(1, PortCounter::Captured) == 300);
-    core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
     core.peer.set_room(Some(7));
     core.handle.release(&ONE, token(1, 1)).expect("released");
     let mut got = Vec::new();
@@ -212,7 +213,7 @@ fn a_full_escrow_makes_its_guest_wait_and_loses_nothing() {
     assert_eq!(core.wire(1), [frame(2, 77)], "another guest is not touched");
     let mut got = Vec::new();
     for epoch in 1.. {
-        core.handle.cut(&ONE, EpochId::new(epoch)).expect("cut");
+        core.handle.cut(&ONE, EpochId::new(epoch), false).expect("cut");
         core.handle.release(&ONE, token(1, epoch)).expect("released");
         core.settle();
         got.extend(core.peer.take());
@@ -238,7 +239,7 @@ fn a_fenced_port_is_silent_until_a_newer_term() {
     core.handle.set_mode(&ONE, COMMIT).expect("protected");
     guest.send(frame(1, 2));
     wait_until(|| core.count(1, PortCounter::Captured) == 2);
-    core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
     core.peer.set_room(Some(0));
     core.handle.release(&ONE, token(3, 1)).expect("released");
     let stranger = core.handle.fence(&[PortId(7), PortId(1)]).expect_err("there is no port 7");
@@ -400,12 +401,14 @@ fn a_guest_is_announced_on_its_new_host_with_all_that_it_was_known_by() {
     guest.send(sample::arp(mac(1), [10, 0, 0, 7]));
     old.wire(1);
     old.handle.set_mode(&ONE, COMMIT).expect("protected");
-    let state = old.handle.cut(&ONE, EpochId::new(1)).expect("cut").port_state;
+    let state = old.handle.cut(&ONE, EpochId::new(1), false).expect("cut").port_state;
 
     let new = Running::new();
     let _guest = new.port(9, PortConfig { fenced: true, ..PortConfig::default() });
     let ports = [PortId(9)];
-    new.handle.restore(&ports, &state).expect("the state of one port");
+    let mut kept = KeptPorts::new(&[None]);
+    kept.apply(&state, &[]).expect("the state of one port");
+    new.handle.restore(&ports, &mut kept).expect("restored");
     new.handle.announce(&ports).expect("asked");
     new.settle();
     assert!(new.peer.take().is_empty(), "a fenced port announces nothing");
@@ -415,8 +418,8 @@ fn a_guest_is_announced_on_its_new_host_with_all_that_it_was_known_by() {
     let kinds: Vec<_> = said.iter().map(|bytes| u16::from_be_bytes([bytes[12], bytes[13]])).collect();
     assert_eq!(kinds[..4], [0x8035, 0x0806, 0x8035, 0x0806], "more than once");
     assert!(said.iter().all(|bytes| bytes[6..12] == mac(1)));
-    let error = new.handle.restore(&ports, &state[..state.len() - 1]).expect_err("cut off");
-    assert!(matches!(error, GateError::State(_)), "{error}");
+    let error = kept.apply(&state[..state.len() - 1], &[]).expect_err("cut off");
+    assert!(matches!(error, KeptError::State(GateError::State(_))), "{error}");
 }
 
 #[test]
@@ -429,7 +432,7 @@ fn a_removed_port_leaves_the_others_where_they_were() {
     core.handle.remove_ports(&ONE).expect("removed");
     core.peer.put(&sample::opaque(mac(2), sample::CLIENT, 64, 3));
     wait_until(|| b.take().len() == 1);
-    assert_eq!(core.handle.cut(&ONE, EpochId::FIRST), Err(GateError::UnknownPort { port: PortId(1) }));
+    assert_eq!(core.handle.cut(&ONE, EpochId::FIRST, false), Err(GateError::UnknownPort { port: PortId(1) }));
     let again = core.port(1, PortConfig::default());
     again.send(frame(1, 3));
     assert_eq!(core.wire(1), [frame(1, 3)]);
@@ -443,7 +446,7 @@ fn a_command_for_several_ports_holds_for_all_or_none() {
     core.handle.set_mode(&both, COMMIT).expect("protected");
     a.send(frame(1, 1));
     wait_until(|| core.count(1, PortCounter::Captured) == 1);
-    core.handle.cut(&ONE, EpochId::new(1)).expect("cut");
+    core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
     let error = core.handle.release(&both, token(1, 1)).expect_err("port 2 has nothing sealed");
     assert!(matches!(error, GateError::Escrow { port: PortId(2), .. }), "{error}");
     core.settle();
@@ -461,7 +464,7 @@ fn memory_for_frames_that_runs_out_makes_guests_wait() {
     assert!(guest.unsent() > 0, "the rest waits in the guest's ring");
     let mut got = Vec::new();
     for epoch in 1.. {
-        core.handle.cut(&ONE, EpochId::new(epoch)).expect("cut");
+        core.handle.cut(&ONE, EpochId::new(epoch), false).expect("cut");
         core.handle.release(&ONE, token(1, epoch)).expect("released");
         core.settle();
         got.extend(core.peer.take());

@@ -36,7 +36,7 @@ fn output_is_withheld_until_its_epoch_commits() {
         }
         machine.stop();
         let taken = u32::from(machine.queues[TX].used_index());
-        let report = host.handle.cut(&PORT, EpochId::new(epoch)).expect("cut");
+        let report = host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
         assert_eq!(cut.iter().sum::<u64>() + report.frames, u64::from(taken), "all that was taken");
         cut.push(report.frames);
         machine.cont();
@@ -75,7 +75,7 @@ fn a_full_escrow_leaves_frames_in_the_ring() {
     assert_eq!(machine.queues[TX].used_index(), 10);
     let mut got = Vec::new();
     for epoch in 1..=4 {
-        host.handle.cut(&PORT, EpochId::new(epoch)).expect("cut");
+        host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
         host.handle.release(&PORT, token(1, epoch)).expect("released");
         let expected = (10 * epoch as usize + 10).min(35);
         wait_until(|| {

@@ -1,0 +1,270 @@
+//! Speculative communication of one port: drives the engine between the guest's rings and the wire.
+//!
+//! ```text
+//!  guest frame --take--> engine --pump--> stream to the backup
+//!  guest <--inbound-- forged ACKs <--answer--'   '--send--> outbox --> wire     (committed bytes)
+//! ```
+//!
+//! What the engine does not take goes the way of plain output commit. A turn pumps before it answers,
+//! so that an ACK is forged in the turn in which its bytes were captured (SP-1, SP-2).
+//!
+//! Owned by the polling core. Allocations: none.
+
+use super::PortId;
+use super::port::{Egress, Inbound};
+use crate::audit::{self, Audit, PROTECTED, Record};
+use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
+use crate::frame::{Frame, Wire};
+use crate::guest::{GuestFrame, VirtioNetHdr};
+use crate::stream::{CHUNK_HEAD, CHUNK_LEN, Tap};
+use holdfast_epoch::EpochId;
+use holdfast_speculation::{
+    Engine, EngineConfig, FlowReport, FromGuest, FromWire, Ledger, Payload, Sink, Speculation, Time,
+};
+
+/// Frames of the client leg that may wait for the wire: more would only be delay that its round-trip
+/// times count as the network's.
+const WAITING: u64 = 256;
+
+/// Frames that the client leg sends in one turn.
+const SEND_BURST: usize = 256;
+
+const NEEDS_CHECKSUM: u8 = 1;
+
+/// The engine of a port and what ties it to the rest.
+pub(super) struct Speculating {
+    engine: Engine,
+    /// None until somebody replicates.
+    tap: Option<Tap>,
+    /// Place of the port among its VM's, as the stream names it.
+    place: u8,
+    /// A buffer that was taken and found nothing to carry.
+    buffer: Option<Vec<u8>>,
+    /// Whether the mode is speculative, when the port is protected.
+    wanted: bool,
+    /// The last turn found no buffer for bytes that wait to be streamed.
+    blocked: bool,
+}
+
+/// A guest's frame as the engine reads it.
+struct Whole<'a>(&'a dyn GuestFrame);
+
+impl Payload for Whole<'_> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn copy_to(&self, offset: usize, out: &mut [u8]) {
+        self.0.copy_to(offset, out);
+    }
+}
+
+impl Speculating {
+    pub(super) fn new(config: EngineConfig) -> Self {
+        Self { engine: Engine::new(config), tap: None, place: 0, buffer: None, wanted: true, blocked: false }
+    }
+
+    /// Ties the port to the stream of its VM.
+    pub(super) fn attach(&mut self, tap: Tap, place: u8) {
+        self.tap = Some(tap);
+        self.place = place;
+    }
+
+    /// Offers a frame of the guest; `head` is its first bytes.
+    pub(super) fn take(
+        &mut self,
+        now: Time,
+        header: &VirtioNetHdr,
+        head: &[u8],
+        frame: &dyn GuestFrame,
+    ) -> FromGuest {
+        let checksum_done = header.flags & NEEDS_CHECKSUM == 0;
+        let whole = Whole(frame);
+        self.engine
+            .handle_guest(now, &holdfast_speculation::GuestFrame { head, frame: &whole, checksum_done })
+    }
+
+    /// Offers a frame that came for the guest, which may be rewritten.
+    pub(super) fn receive(&mut self, now: Time, frame: &mut [u8]) -> FromWire {
+        self.engine.handle_wire(now, frame)
+    }
+
+    /// Adapts a frame of the guest that was passed, as it leaves.
+    pub(super) fn release(&mut self, now: Time, frame: &mut [u8]) {
+        self.engine.release(now, frame);
+    }
+
+    /// Streams what was taken and not streamed yet, as belonging to `epoch`.
+    pub(super) fn pump(&mut self, epoch: EpochId) {
+        let Some(tap) = &self.tap else { return };
+        self.blocked = false;
+        loop {
+            let Some(mut bytes) = self.buffer.take().or_else(|| tap.buffer()) else {
+                self.blocked = true;
+                return;
+            };
+            bytes.clear();
+            bytes.extend([self.place, 0, 0, 0, 0]);
+            let len = self.engine.stream(CHUNK_LEN - CHUNK_HEAD, &mut bytes);
+            if len == 0 {
+                self.buffer = Some(bytes);
+                return;
+            }
+            bytes[1..CHUNK_HEAD].copy_from_slice(&(len as u32).to_le_bytes());
+            if let Err(bytes) = tap.send(epoch, bytes) {
+                // Nobody replicates any more: the supervisor has ended.
+                self.buffer = Some(bytes);
+                self.blocked = true;
+                return;
+            }
+        }
+    }
+
+    /// What was streamed so far belongs to `epoch`; its state goes to `out`.
+    pub(super) fn cut(&mut self, epoch: EpochId, whole: bool, out: &mut Vec<u8>) {
+        self.engine.cut(epoch, whole, out);
+    }
+
+    /// The backup holds all of `epoch`.
+    pub(super) fn commit(&mut self, now: Time, epoch: EpochId) {
+        self.engine.commit(now, epoch);
+    }
+
+    /// Says how the guest's data is treated from now on.
+    pub(super) fn set_protected(&mut self, now: Time, protected: bool) {
+        let mode = match (protected, self.wanted) {
+            (false, _) => Speculation::Off,
+            (true, false) => Speculation::Hold,
+            (true, true) => Speculation::On,
+        };
+        self.engine.set_mode(now, mode);
+    }
+
+    /// Whether the mode is speculative, when the port is protected.
+    pub(super) fn set_wanted(&mut self, now: Time, wanted: bool, protected: bool) {
+        self.wanted = wanted;
+        self.set_protected(now, protected);
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        self.wanted
+    }
+
+    /// Takes over the flows of another host.
+    pub(super) fn restore(&mut self, now: Time, ledger: Ledger) {
+        self.engine.restore(now, ledger);
+    }
+
+    /// Forgets all flows (FO-1).
+    pub(super) fn discard(&mut self) {
+        self.engine.discard();
+    }
+
+    pub(super) fn flows(&self) -> Vec<FlowReport> {
+        self.engine.flows().collect()
+    }
+
+    pub(super) fn held_bytes(&self) -> usize {
+        self.engine.held_bytes()
+    }
+
+    /// When the engine has to be looked at again, in nanoseconds.
+    pub(super) fn due_ns(&self) -> Option<u64> {
+        self.engine.next_deadline().map(Time::as_ns)
+    }
+
+    /// Whether bytes wait for a buffer that nobody tells of.
+    pub(super) const fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+}
+
+/// One turn of a port's engine: timers, the stream, forged ACKs, the client leg. Returns how many frames
+/// it made.
+///
+/// Bound: [`SEND_BURST`] frames to the wire, one forged ACK a flow that sent. Allocations: none.
+#[expect(clippy::too_many_arguments, reason = "the parts of a port, borrowed apart from each other")]
+pub(super) fn turn<W: Wire>(
+    now: Time,
+    id: PortId,
+    speculating: &mut Speculating,
+    wire: &mut W,
+    inbound: &mut Inbound<W::Frame>,
+    egress: &mut Egress<W::Frame>,
+    counters: &PortCounters,
+    audit: Option<&mut Audit>,
+    core: &Block<CoreCounter>,
+) -> usize {
+    if egress.fenced {
+        return 0;
+    }
+    speculating.engine.handle_timeouts(now);
+    if let Some(epoch) = egress.escrow.open_epoch() {
+        speculating.pump(epoch);
+    }
+    let mut made = speculating.engine.poll_guest(now, &mut ToGuest { wire, inbound, counters });
+    let waiting = egress.waiting().frames;
+    if waiting < WAITING && egress.may_transmit(|| now.as_ns()) {
+        let mut sink = ToWire { wire, egress, counters, audit, core, id, now };
+        made += speculating.engine.poll_wire(now, SEND_BURST.min((WAITING - waiting) as usize), &mut sink);
+    }
+    made
+}
+
+/// Forged ACKs go behind all that came for the guest before.
+struct ToGuest<'a, W: Wire> {
+    wire: &'a mut W,
+    inbound: &'a mut Inbound<W::Frame>,
+    counters: &'a PortCounters,
+}
+
+impl<W: Wire> Sink for ToGuest<'_, W> {
+    fn emit(&mut self, len: usize, _epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
+        let Some(mut frame) = self.wire.alloc(len) else {
+            self.counters.drops.add(DropReason::NoFrames, 1);
+            return false;
+        };
+        write(frame.bytes_mut());
+        if let Err(reason) = self.inbound.push(frame) {
+            // The guest asks again, and is answered again.
+            self.counters.drops.add(reason, 1);
+            return true;
+        }
+        self.counters.events.add(PortCounter::Forged, 1);
+        true
+    }
+}
+
+/// Committed bytes go behind all that may go already (OC-1: the engine has nothing else to give).
+struct ToWire<'a, W: Wire> {
+    wire: &'a mut W,
+    egress: &'a mut Egress<W::Frame>,
+    counters: &'a PortCounters,
+    audit: Option<&'a mut Audit>,
+    core: &'a Block<CoreCounter>,
+    id: PortId,
+    now: Time,
+}
+
+impl<W: Wire> Sink for ToWire<'_, W> {
+    fn emit(&mut self, len: usize, epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
+        let Some(mut frame) = self.wire.alloc(len) else { return false };
+        write(frame.bytes_mut());
+        if let Some(audit) = &mut self.audit {
+            let record = Record {
+                hash: audit::hash(frame.bytes()),
+                epoch: epoch.map_or(0, EpochId::get),
+                len: len as u32,
+                port: self.id.0,
+                flags: if epoch.is_some() { PROTECTED } else { 0 },
+                mono_ns: self.now.as_ns(),
+            };
+            if !audit.append(&record) {
+                self.core.add(CoreCounter::AuditLost, 1);
+            }
+        }
+        self.egress.send(frame);
+        self.counters.events.add(PortCounter::Speculated, 1);
+        true
+    }
+}
