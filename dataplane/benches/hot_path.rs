@@ -228,7 +228,7 @@ fn commit() {
         epoch += 1;
         bench.send(100);
         bench.command(move |handle| {
-            handle.cut(&PORT, EpochId::new(epoch)).expect("cut");
+            handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
             handle.release(&PORT, token(epoch)).expect("released");
         });
         while bench.core.turn() > 0 {}
