@@ -195,7 +195,7 @@ fn escrow_allocates_nothing_and_a_release_no_more_for_many_frames_than_for_few()
             assert_eq!(bench.send(frames), 0, "capture into the escrow");
         }
         let cut = bench.command(move |handle| {
-            handle.cut(&PORT, EpochId::new(epoch)).expect("cut");
+            handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
         });
         assert_eq!(bench.peer.drop_sent(), 0);
         let release = bench.command(move |handle| {
