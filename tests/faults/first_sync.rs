@@ -28,7 +28,9 @@ fn amid_the_first_sync(seed: u64) -> (Scene, Streams) {
 
 /// Host B has half an image: it stays where it is for longer than any lease, and says so when asked.
 fn refuses_to_go_live(b: &Appliance) {
-    wait_status(b, VM, "without a session", |status| status["link"]["connected"] == false);
+    wait_status(b, VM, "decided and without a session", |status| {
+        status["role"] != "undecided" && status["link"]["connected"] == false
+    });
     let until = Instant::now() + Duration::from_millis(1200);
     while Instant::now() < until {
         let status = b.vm(VM).expect("a status");

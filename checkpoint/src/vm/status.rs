@@ -8,6 +8,8 @@ use serde::Serialize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
+    /// The arbiter has not been asked yet whose the machine is: this host has just started, and is silent.
+    Undecided,
     /// The guest runs here.
     Primary,
     /// The peer runs the guest; its checkpoints come here.
@@ -20,6 +22,8 @@ pub enum Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum State {
+    /// Undecided: see [`Role::Undecided`].
+    Starting,
     /// Primary: no QEMU, or its memory is not connected yet.
     AwaitingGuest,
     /// Primary: the guest runs, output passes, no backup is wanted.

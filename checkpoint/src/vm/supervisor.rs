@@ -67,8 +67,8 @@ fn first_status(config: &VmConfig) -> VmStatus {
     VmStatus {
         vm: config.name.clone(),
         host: config.host.clone(),
-        role: Role::Fenced,
-        state: State::Fenced,
+        role: Role::Undecided,
+        state: State::Starting,
         term: 0,
         committed_epoch: None,
         protect: config.protect,
