@@ -3,22 +3,32 @@
 //! ```text
 //! Begin{full}  --> image.begin_sync;  Base* --> image.write_base
 //! Begin{!full} --> image.resume_at
-//! Pages*, StatePart*, Seal --> digest verified --> image.apply --> commit log --> Committed
+//! Pages*, Stream*, StatePart*, Seal --> digest verified --> image.prepare --> gate.keep --> image.commit
+//!                                       --> commit log --> Committed
 //! ```
+//!
+//! CK-1 spans two stores: the image, and what the gate keeps of speculative flows (SP-2). The image's part is
+//! prepared first: all that it can lack, order, pages or room, shows there, before the gate is asked. The gate
+//! then takes its part whole or refuses it whole. A refusal of either leaves both at the last commit. What is
+//! left of the image's commit is one rename; should that fail, the gate is an epoch ahead, and the image lets
+//! go of a checkpoint that would need what the gate kept for it. So no machine goes live from an image and a
+//! gate of two epochs, and nothing has to be kept twice.
 //!
 //! Everything that a peer drives is checked here: what does not fit the state of the session, the
 //! term (FO-1), the bounds (RB-1) or the digest (CK-1) is refused with a reason, and the session ends.
 //! The image is then what it was at the last commit.
 //!
-//! No thread and no socket here; the image and the commit log are the only I/O.
+//! No thread and no socket here; the image and the commit log are the only I/O. The gate is held for a seal.
 
 mod log;
 
 pub use log::CommitLog;
 
 use crate::digest::{EpochHasher, PageHasher};
+use crate::gate::{GateError, GateState};
 use crate::image::{Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
 use crate::pages::PAGE_SIZE;
+use crate::primary::SharedGate;
 use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Refusal, RefusalCode, Seal, StateKind};
 use crate::reduction::{Reduced, restore};
 use holdfast_epoch::{EpochId, Term};
@@ -56,8 +66,8 @@ pub(crate) struct BackupSession {
 enum Phase {
     /// Nothing but a Begin is expected.
     Welcomed,
-    /// Pages of the running guest may come, or those of this epoch.
-    Open { next: EpochId, base: bool },
+    /// Pages of the running guest may come, or those of this epoch; `first` if it is the session's first.
+    Open { next: EpochId, base: bool, first: bool },
 }
 
 /// The epoch on its way.
@@ -66,6 +76,8 @@ struct Staging {
     pages: StagedPages,
     devices: Vec<u8>,
     gate: Vec<u8>,
+    /// Bytes that were acknowledged to the guest.
+    stream: Vec<u8>,
     hasher: EpochHasher,
     base: Option<PageHasher>,
     bytes: u64,
@@ -91,6 +103,7 @@ impl BackupSession {
         message: Message,
         image: &mut Image,
         log: &mut CommitLog,
+        gate: &SharedGate,
     ) -> Result<Outcome, Refusal> {
         match (self.state, message) {
             (Phase::Welcomed, Message::Begin(begin)) => self.begin(begin, image),
@@ -101,8 +114,17 @@ impl BackupSession {
             (Phase::Open { next, .. }, Message::StatePart(epoch, kind, bytes)) if epoch == next => {
                 self.state_part(kind, &bytes)
             }
-            (Phase::Open { next, .. }, Message::Seal(seal)) if seal.epoch == next => {
-                self.seal(&seal, image, log)
+            (Phase::Open { next, first: false, .. }, Message::Stream(epoch, bytes)) if epoch == next => {
+                self.stream(&bytes)
+            }
+            (Phase::Open { next, first, .. }, Message::Seal(seal)) if seal.epoch == next => {
+                if first && !seal.self_contained {
+                    return Err(Refusal::new(
+                        RefusalCode::Gate,
+                        "the gate's state of a session's first epoch must say all by itself",
+                    ));
+                }
+                self.seal(&seal, image, log, gate)
             }
             (_, Message::Relinquish { term }) if term == self.term => Ok(Outcome::Relinquished),
             (_, Message::Relinquish { term }) => Err(stale(term, self.term)),
@@ -125,7 +147,7 @@ impl BackupSession {
             image.resume_at(begin.term, begin.first).map_err(|fault| refusal(&fault))?;
         }
         self.term = begin.term;
-        self.state = Phase::Open { next: begin.first, base: begin.full };
+        self.state = Phase::Open { next: begin.first, base: begin.full, first: true };
         Ok(Outcome::Begun { full: begin.full })
     }
 
@@ -192,6 +214,15 @@ impl BackupSession {
         Ok(Outcome::Taken)
     }
 
+    /// RB-1: counted against the same limit as everything else of the epoch.
+    fn stream(&mut self, bytes: &[u8]) -> Result<Outcome, Refusal> {
+        self.staged.bytes += RECORD_COST + bytes.len() as u64;
+        self.check_room()?;
+        self.staged.stream.extend_from_slice(bytes);
+        self.staged.hasher.add_stream(bytes);
+        Ok(Outcome::Taken)
+    }
+
     fn check_room(&self) -> Result<(), Refusal> {
         if self.staged.bytes <= self.limit {
             return Ok(());
@@ -206,25 +237,30 @@ impl BackupSession {
         ))
     }
 
-    /// CK-1: nothing touches the image before the digest was computed anew and found equal.
-    fn seal(&mut self, seal: &Seal, image: &mut Image, log: &mut CommitLog) -> Result<Outcome, Refusal> {
+    /// CK-1: nothing touches the image or the gate before the digest was computed anew and found equal.
+    /// SP-2: nothing is confirmed before the gate has what was acknowledged to the guest.
+    fn seal(
+        &mut self,
+        seal: &Seal,
+        image: &mut Image,
+        log: &mut CommitLog,
+        gate: &SharedGate,
+    ) -> Result<Outcome, Refusal> {
         if seal.term != self.term {
             return Err(stale(seal.term, self.term));
         }
         let mut staged = std::mem::take(&mut self.staged);
         let base = staged.base.take().map(|mut base| base.take());
-        let digest = staged.hasher.take(seal.term, seal.epoch, base);
+        let digest = staged.hasher.take(seal.term, seal.epoch, base, seal.self_contained);
         let (term, epoch) = (seal.term, seal.epoch);
-        let whole = StagedEpoch::verified(
-            (term, epoch),
-            staged.pages,
-            staged.devices,
-            staged.gate,
-            &seal.digest,
-            &digest,
-        )
-        .map_err(|fault| refusal(&fault))?;
-        image.apply(whole).map_err(|fault| refusal(&fault))?;
+        // The image takes the state over for its record: the gate is shown it there.
+        let state = GateState { bytes: staged.gate, self_contained: seal.self_contained };
+        let whole =
+            StagedEpoch::verified((term, epoch), staged.pages, staged.devices, state, &seal.digest, &digest)
+                .map_err(|fault| refusal(&fault))?;
+        let prepared = image.prepare(whole).map_err(|fault| refusal(&fault))?;
+        gate.lock().keep(prepared.gate_state(), &staged.stream).map_err(|fault| not_kept(epoch, &fault))?;
+        image.commit(prepared).map_err(|fault| refusal(&fault))?;
         log.append(epoch, term).map_err(|error| {
             Refusal::new(
                 RefusalCode::Storage,
@@ -235,9 +271,18 @@ impl BackupSession {
                 ),
             )
         })?;
-        self.state = Phase::Open { next: epoch.next(), base: false };
+        self.state = Phase::Open { next: epoch.next(), base: false, first: false };
         Ok(Outcome::Committed(Message::Committed { epoch, term, digest }, ImageHeld { term, epoch }))
     }
+}
+
+/// SP-2: why an epoch is not confirmed although its image could be.
+fn not_kept(epoch: EpochId, fault: &GateError) -> Refusal {
+    let code = match fault {
+        GateError::State(_) => RefusalCode::Gate,
+        GateError::CoreSilent { .. } | GateError::Gone | GateError::Misuse(_) => RefusalCode::Storage,
+    };
+    Refusal::new(code, format!("epoch {epoch} is not confirmed: {fault}"))
 }
 
 fn stale(found: Term, known: Term) -> Refusal {

@@ -1,15 +1,16 @@
 //! The digest of an epoch: what the primary promises and the backup computes anew (CK-1).
 //!
 //! It covers the content, not the way it travelled: term and epoch, the page numbers in the order in
-//! which they come, the bytes of the pages that are not zero, the two states, and for the first epoch
-//! all pages of the full synchronisation before it.
+//! which they come, the bytes of the pages that are not zero, the two states and whether the gate's says all
+//! by itself, the streamed bytes in their order, and for the first epoch all pages of the full
+//! synchronisation before it.
 
 use crate::pages::PageIndex;
 use crate::protocol::StateKind;
 use holdfast_epoch::{Digest, EpochId, Term};
 
 /// Separates these digests from all others.
-const CONTEXT: &str = "holdfast 2026 epoch digest v1";
+const CONTEXT: &str = "holdfast 2026 epoch digest v2";
 
 /// Gathers pages.
 #[derive(Debug, Default)]
@@ -58,6 +59,7 @@ pub(crate) struct EpochHasher {
     pub(crate) pages: PageHasher,
     devices: blake3::Hasher,
     gate: blake3::Hasher,
+    stream: blake3::Hasher,
 }
 
 impl EpochHasher {
@@ -69,10 +71,22 @@ impl EpochHasher {
         };
     }
 
+    /// The next streamed bytes (SP-2).
+    pub(crate) fn add_stream(&mut self, bytes: &[u8]) {
+        self.stream.update(bytes);
+    }
+
     /// The digest, after the full synchronisation `base` if this is the first epoch; begins anew.
-    pub(crate) fn take(&mut self, term: Term, epoch: EpochId, base: Option<PagesDigest>) -> Digest {
+    pub(crate) fn take(
+        &mut self,
+        term: Term,
+        epoch: EpochId,
+        base: Option<PagesDigest>,
+        self_contained: bool,
+    ) -> Digest {
         let mut all = blake3::Hasher::new_derive_key(CONTEXT);
         all.update(&term.get().to_le_bytes()).update(&epoch.get().to_le_bytes());
+        all.update(&[u8::from(self_contained)]);
         for pages in [base, Some(self.pages.take())] {
             match pages {
                 None => all.update(&[0]),
@@ -83,8 +97,8 @@ impl EpochHasher {
                     .update(pages.bytes.as_bytes()),
             };
         }
-        for state in [&mut self.devices, &mut self.gate] {
-            all.update(std::mem::take(state).finalize().as_bytes());
+        for bytes in [&mut self.devices, &mut self.gate, &mut self.stream] {
+            all.update(std::mem::take(bytes).finalize().as_bytes());
         }
         Digest(*all.finalize().as_bytes())
     }
@@ -102,26 +116,30 @@ mod tests {
         hasher.pages.add_bytes(&[7; 4096]);
         hasher.add_state(StateKind::Devices, b"devices");
         change(&mut hasher);
-        hasher.take(Term::new(1), EpochId::new(2), None)
+        hasher.take(Term::new(1), EpochId::new(2), None, true)
     }
 
-    /// CK-1: each part of an epoch changes its digest.
+    /// CK-1, SP-2: each part of an epoch changes its digest.
     #[test]
     fn every_part_of_an_epoch_is_covered() {
-        let changes: [Change; 6] = [
+        let changes: [Change; 8] = [
             |_| {},
             |hasher| hasher.pages.add_index(PageIndex(4), true),
             |hasher| hasher.pages.add_index(PageIndex(4), false),
             |hasher| hasher.pages.add_bytes(&[1]),
             |hasher| hasher.add_state(StateKind::Devices, b"!"),
             |hasher| hasher.add_state(StateKind::Gate, b"!"),
+            |hasher| hasher.add_stream(b"!?"),
+            |hasher| hasher.add_stream(b"?!"),
         ];
         let mut seen: Vec<[u8; 32]> = changes.into_iter().map(|change| digest_of(change).0).collect();
         let mut hasher = EpochHasher::default();
-        seen.push(hasher.take(Term::new(1), EpochId::new(2), None).0);
-        seen.push(hasher.take(Term::new(2), EpochId::new(2), None).0);
-        seen.push(hasher.take(Term::new(2), EpochId::new(1), None).0);
-        seen.push(hasher.take(Term::new(2), EpochId::new(1), Some(PageHasher::default().take())).0);
+        let base = Some(PageHasher::default().take());
+        seen.push(hasher.take(Term::new(1), EpochId::new(2), None, true).0);
+        seen.push(hasher.take(Term::new(2), EpochId::new(2), None, true).0);
+        seen.push(hasher.take(Term::new(2), EpochId::new(1), None, true).0);
+        seen.push(hasher.take(Term::new(2), EpochId::new(1), None, false).0);
+        seen.push(hasher.take(Term::new(2), EpochId::new(1), base, true).0);
         let count = seen.len();
         seen.sort_unstable();
         seen.dedup();
@@ -133,12 +151,17 @@ mod tests {
         let (mut whole, mut pieces) = (EpochHasher::default(), EpochHasher::default());
         whole.pages.add_bytes(&[9; 8192]);
         whole.add_state(StateKind::Gate, b"state");
+        whole.add_stream(b"bytes");
         pieces.pages.add_bytes(&[9; 4096]);
         pieces.pages.add_bytes(&[9; 4096]);
         pieces.add_state(StateKind::Gate, b"st");
         pieces.add_state(StateKind::Gate, b"ate");
+        pieces.add_stream(b"by");
+        pieces.add_stream(b"tes");
         let (term, epoch) = (Term::new(1), EpochId::FIRST);
-        assert_eq!(whole.take(term, epoch, None), pieces.take(term, epoch, None));
-        assert_eq!(whole.take(term, epoch, None), pieces.take(term, epoch, None), "both begin anew");
+        for what in ["as they were filled", "both begin anew"] {
+            let (whole, pieces) = (whole.take(term, epoch, None, true), pieces.take(term, epoch, None, true));
+            assert_eq!(whole, pieces, "{what}");
+        }
     }
 }

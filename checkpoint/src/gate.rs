@@ -12,22 +12,82 @@
 //!     ^                 |                    |
 //!     '---- fence ------'------- fence ------'
 //! ```
+//!
+//! A gate that speculates hands over the bytes that it has acknowledged to the guest ahead of the epoch
+//! that they belong to, by its [`Stream`], and says at the cut how much there is of them. The gate of the
+//! backup keeps both with each commit (SP-2), and goes on from what it kept last when the machine comes
+//! there:
+//!
+//! ```text
+//!  primary: chunk k, chunk k, ... cut(k) -> state k, chunk k+1 ...     backup: keep(state k, chunks k) ... restore
+//! ```
 
 use crate::pages::{PageIndex, PageSet};
 use crate::tracker::FileIdentity;
+use crossbeam_channel::{Receiver, Sender};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::time::Instant;
 use thiserror::Error;
 
+/// What the other host's gate needs to carry on from a cut: learned addresses, flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GateState {
+    /// Opaque to the checkpoint side.
+    pub bytes: Vec<u8>,
+    /// Whether these bytes say all by themselves. Otherwise they count on what the gate of the backup kept
+    /// with the epoch before and on the bytes that were streamed for this one, which lie in the memory of
+    /// its process and are lost with it.
+    pub self_contained: bool,
+}
+
+impl GateState {
+    /// A state that says all by itself.
+    #[must_use]
+    pub const fn whole(bytes: Vec<u8>) -> Self {
+        Self { bytes, self_contained: true }
+    }
+
+    /// What changed since the cut before.
+    #[must_use]
+    pub const fn delta(bytes: Vec<u8>) -> Self {
+        Self { bytes, self_contained: false }
+    }
+}
+
 /// What a cut found in the gate, and the state that has to travel with the epoch.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CutReport {
     /// Frames held for the epoch.
     pub frames: u64,
     /// Bytes in these frames.
     pub bytes: u64,
-    /// What the backup's gate needs to carry on: learned addresses, later the flow table.
-    pub state: Vec<u8>,
+    /// What the backup's gate needs to carry on.
+    pub state: GateState,
+}
+
+/// Some of the bytes that a gate acknowledges to the guest as soon as they were handed over here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamChunk {
+    /// The epoch that is open as they are handed over here, and in which they are acknowledged.
+    pub epoch: EpochId,
+    /// Opaque to the checkpoint side.
+    pub bytes: Vec<u8>,
+}
+
+/// The way of these bytes out of a gate. It is there as long as the gate is, and outlives sessions.
+///
+/// Chunks come in order: all of an epoch before any of the next. The gate has put all chunks of epoch k
+/// there before its answer to `cut(k)` returns. The channel is bounded, and a gate that finds it full does
+/// not wait: it acknowledges nothing until there is room again. Nobody takes chunks while no session stands.
+///
+/// One thread takes them, that of the session's replication. What it takes of epochs up to the first one of
+/// its session goes nowhere: the state of that epoch is whole and has these bytes.
+#[derive(Clone, Debug)]
+pub struct Stream {
+    /// Chunks in their order.
+    pub chunks: Receiver<StreamChunk>,
+    /// Where their buffers go back to, empty, to be filled again; one that finds no room is dropped.
+    pub spare: Sender<Vec<u8>>,
 }
 
 /// Why the gate did not do what it was told; the host is at fault unless the text says otherwise.
@@ -42,8 +102,9 @@ pub enum GateError {
     /// The dataplane is gone.
     #[error("the dataplane has stopped")]
     Gone,
-    /// The gate's state that came with an epoch cannot be read.
-    #[error("the gate's state of the last commit cannot be read: {0}")]
+    /// What came with an epoch for the gate to keep cannot be read, or is not all there (SP-2); the peer
+    /// is at fault.
+    #[error("what came for the gate cannot be kept: {0}")]
     State(String),
     /// The call does not fit the gate's state; a bug of the caller.
     #[error("the gate cannot do that now: {0}")]
@@ -53,11 +114,19 @@ pub enum GateError {
 /// The output of one virtual machine.
 pub trait OutputGate: Send {
     /// Ends epoch `epoch`: all that was taken from the guest so far belongs to it. The guest stands
-    /// still and its rings are parked.
+    /// still and its rings are parked. Called by the supervisor's thread.
+    ///
+    /// `whole` asks for a state that says all by itself, with every byte that was acknowledged to the guest
+    /// and that the client has not confirmed: the first epoch of each session, also of one that goes on with
+    /// the image that the backup holds. What was streamed for epochs that were given up is nowhere else.
     ///
     /// # Errors
     /// When the dataplane did not do it: the epoch cannot be sealed.
-    fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError>;
+    fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError>;
+
+    /// The bytes that leave ahead of their epochs; none for a gate that never speculates. Asked for once a
+    /// session, by the supervisor's thread; the replication thread takes from it.
+    fn stream(&self) -> Option<Stream>;
 
     /// Lets the output of a committed epoch, and of those before it, go (OC-1).
     ///
@@ -80,7 +149,7 @@ pub trait OutputGate: Send {
     fn open(&mut self) -> Result<(), GateError>;
 
     /// Drops what is held, and transmits nothing after this returns, until [`OutputGate::admit`]
-    /// (FO-1). Cannot fail: an implementation that cannot reach its core any more ends the process.
+    /// (FO-1). What was kept for the other host's machine is not touched. Cannot fail: an implementation that cannot reach its core any more ends the process.
     fn fence(&mut self);
 
     /// Lifts the fence for a term that this host was granted; output passes through.
@@ -93,11 +162,22 @@ pub trait OutputGate: Send {
     /// nothing to a gate that is not holding.
     fn extend_lease(&mut self, until: Instant);
 
-    /// Takes the state that a cut on the other host reported.
+    /// Takes, on the backup, the state that a cut on the other host reported, and what that host streamed
+    /// for the epoch. A state that is not self-contained is one of the epoch after the one kept last.
+    /// Nothing of it shows before [`OutputGate::restore`]. Called by the supervisor's thread with each commit,
+    /// before the epoch is confirmed: takes no longer than the bytes need.
     ///
     /// # Errors
-    /// When the bytes are not a state.
-    fn restore(&mut self, state: &[u8]) -> Result<(), GateError>;
+    /// When the bytes are not a state, or some that were acknowledged to the guest are missing (SP-2): what
+    /// was kept before is still kept then, and nothing of this.
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError>;
+
+    /// The machine comes here: what was kept last is what the gate goes on from. Called while it is
+    /// fenced, before [`OutputGate::admit`].
+    ///
+    /// # Errors
+    /// When nothing was kept, or the dataplane did not take it.
+    fn restore(&mut self) -> Result<(), GateError>;
 
     /// Tells the network that the machine's addresses are reached through this host now.
     fn announce(&mut self);
@@ -153,3 +233,6 @@ pub trait GuestMemorySource: Send {
     /// Moves the pages that Holdfast wrote since the last call into `into` (CK-2).
     fn drain_dirty(&mut self, into: &mut PageSet);
 }
+
+#[cfg(test)]
+pub(crate) mod spoken;

@@ -9,13 +9,18 @@
 //!   '--- create -----------'
 //! ```
 //!
-//! An epoch is applied in two steps. Its record, with device state, gate state and all its pages, is
-//! written under a temporary name and renamed over the old record: that is the commit, whole or not at
-//! all. Then its pages are copied into the memory. A process that dies amid the copy leaves a complete
+//! An epoch is applied in two steps. [`Image::prepare`] checks it and writes its record, with device state,
+//! gate state and all its pages, under a temporary name; whatever can be lacking for it is found out there.
+//! [`Image::commit`] renames it over the old record: that is the commit, whole or not at all. Then its pages
+//! are copied into the memory. A process that dies amid the copy leaves a complete
 //! record, and [`Image::open`] copies its pages once more; as the copying of an epoch ends before the
 //! record of the next one is renamed, this always gives that one checkpoint. An image that was
 //! still being synchronised, that a guest has run on, or whose memory is not the memory which the
 //! record speaks of (another inode, another boot) is refused with the reason.
+//!
+//! Between the two steps the gate is given what it has to keep of the epoch. A gate's state that is not
+//! self-contained counts on that, and the gate keeps it in the memory of its process: a later process refuses
+//! such a checkpoint, and when a commit fails after the gate took its part, the image lets go of it.
 //!
 //! Both files live as long as the host's memory does, so nothing is synced to a disk; put the record on
 //! tmpfs too, since it carries the epoch's pages. The whole memory is allocated when the image is made:
@@ -31,6 +36,7 @@ mod staged;
 pub use error::ImageError;
 pub use staged::{StagedEpoch, StagedPages};
 
+use crate::gate::GateState;
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use holdfast_epoch::{Digest, EpochId, Term};
 use memory::Memory;
@@ -57,7 +63,7 @@ pub struct ImageConfig {
 /// What an image holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImageState {
-    /// Nothing yet.
+    /// Nothing yet, or nothing any more.
     Empty,
     /// Part of the guest's memory; epoch `first` will complete it.
     Syncing {
@@ -90,7 +96,24 @@ pub struct Checkpoint {
     /// What QEMU wrote for its devices and vCPUs.
     pub device_state: Vec<u8>,
     /// What the output gate handed over at the seal.
-    pub gate_state: Vec<u8>,
+    pub gate_state: GateState,
+}
+
+/// An epoch that was checked and whose record is written, and does not count yet. Dropped, it never does.
+#[derive(Debug)]
+#[must_use = "an epoch counts once it is committed"]
+pub struct PreparedEpoch {
+    term: Term,
+    id: EpochId,
+    record: Record,
+}
+
+impl PreparedEpoch {
+    /// What the output gate handed over at the seal.
+    #[must_use]
+    pub fn gate_state(&self) -> &[u8] {
+        &self.record.gate_state
+    }
 }
 
 /// The backup's image of one guest.
@@ -121,21 +144,26 @@ impl Image {
     /// Opens the image that is there, finishing the copy of its last epoch if a crash cut it off.
     ///
     /// # Errors
-    /// [`ImageError::Unusable`] with the reason when it is not a checkpoint: [`Image::create`] it anew and
-    /// synchronise. Others when the files cannot be read, are of another size or VM, or are in use.
+    /// [`ImageError::Unusable`] with the reason when it is not a checkpoint, or [`ImageError::KeptLost`] when it
+    /// is one without what the gate of another process kept: [`Image::create`] it anew and synchronise. Others when the files cannot be read, are of another size or VM, or are in use.
     pub fn open(config: ImageConfig) -> Result<Self, ImageError> {
         let memory = Memory::open(&config.memory, config.len)?;
         let record = Record::read(&config.record, config.len)?;
         record.check_owner(&config, memory.identity())?;
         let (term, epoch) = match record.what {
-            What::Checkpoint { term, epoch } => (Term::new(term), EpochId::new(epoch)),
+            What::Checkpoint { term, epoch, self_contained: true } => (Term::new(term), EpochId::new(epoch)),
+            // SP-2: the bytes that were acknowledged to the guest are not here.
+            What::Checkpoint { term, epoch, self_contained: false } => {
+                let (term, epoch) = (Term::new(term), EpochId::new(epoch));
+                return Err(ImageError::KeptLost { path: config.memory, term, epoch });
+            }
             What::Syncing { .. } => return Err(config.unusable("its synchronisation was cut off")),
             What::Live { term } => {
                 return Err(config.unusable(format!("the guest has run on it since term {term}")));
             }
         };
         memory.apply(&record.pages);
-        let (device_state, gate_state) = (record.device_state, record.gate_state);
+        let (device_state, gate_state) = (record.device_state, GateState::whole(record.gate_state));
         Ok(Self {
             missing: PageSet::for_bytes(config.len),
             config,
@@ -222,21 +250,47 @@ impl Image {
         Ok(())
     }
 
-    /// Applies an epoch: all of it, and only the one that comes next (CK-1).
+    /// Applies an epoch: all of it, and only the one that comes next (CK-1). For one whose gate's state needs
+    /// nothing to be kept beside it.
+    ///
+    /// # Errors
+    /// As [`Image::prepare`] and [`Image::commit`].
+    pub fn apply(&mut self, staged: StagedEpoch) -> Result<(), ImageError> {
+        let prepared = self.prepare(staged)?;
+        self.commit(prepared)
+    }
+
+    /// Checks an epoch and writes its record, which does not count before [`Image::commit`].
     ///
     /// # Errors
     /// When it is not the next epoch, leaves pages of the synchronisation missing, reaches beyond the
     /// memory, or its record cannot be written (the host has no room). The image is then what it was.
-    pub fn apply(&mut self, staged: StagedEpoch) -> Result<(), ImageError> {
+    pub fn prepare(&self, staged: StagedEpoch) -> Result<PreparedEpoch, ImageError> {
         self.check_next(&staged)?;
         self.check_complete(&staged)?;
         let StagedEpoch { term, id, pages, device_state, gate_state } = staged;
-        let what = What::Checkpoint { term: term.get(), epoch: id.get() };
+        let GateState { bytes, self_contained } = gate_state;
+        let what = What::Checkpoint { term: term.get(), epoch: id.get(), self_contained };
         let mut record = Record::bare(&self.config, self.memory.identity(), what);
-        (record.pages, record.device_state, record.gate_state) = (pages, device_state, gate_state);
-        record.write(&self.config.record)?;
+        (record.pages, record.device_state, record.gate_state) = (pages, device_state, bytes);
+        record.prepare(&self.config.record)?;
+        Ok(PreparedEpoch { term, id, record })
+    }
+
+    /// Makes a prepared epoch the checkpoint: all of it, and only the one that comes next (CK-1). What the
+    /// gate keeps of it is kept by now.
+    ///
+    /// # Errors
+    /// When it is not the next epoch any more or its record cannot be put in its place. The checkpoint before
+    /// it is then still there if it says all by itself; otherwise there is none: the gate is ahead of it.
+    pub fn commit(&mut self, prepared: PreparedEpoch) -> Result<(), ImageError> {
+        let PreparedEpoch { term, id, record } = prepared;
+        let placed = self.check_order(term, id).and_then(|()| record::place(&self.config.record));
+        placed.inspect_err(|_| self.let_go())?;
         self.memory.apply(&record.pages);
-        let Record { device_state, gate_state, .. } = record;
+        let Record { device_state, gate_state, what, .. } = record;
+        let self_contained = matches!(what, What::Checkpoint { self_contained: true, .. });
+        let gate_state = GateState { bytes: gate_state, self_contained };
         self.state = ImageState::Valid { term, epoch: id };
         self.next = Some((term, id.next()));
         self.missing.clear();
@@ -284,15 +338,26 @@ impl Image {
 
     fn check_next(&self, staged: &StagedEpoch) -> Result<(), ImageError> {
         self.refuse_live()?;
+        self.check_order(staged.term, staged.id)
+    }
+
+    fn check_order(&self, term: Term, epoch: EpochId) -> Result<(), ImageError> {
         match self.next {
-            Some(next) if next == (staged.term, staged.id) => Ok(()),
-            expected => Err(ImageError::OutOfOrder { expected, term: staged.term, epoch: staged.id }),
+            Some(next) if next == (term, epoch) => Ok(()),
+            expected => Err(ImageError::OutOfOrder { expected, term, epoch }),
+        }
+    }
+
+    /// SP-2: a checkpoint whose gate's part may be another epoch's by now is none.
+    fn let_go(&mut self) {
+        if self.last.as_ref().is_some_and(|last| !last.gate_state.self_contained) {
+            (self.state, self.next, self.last) = (ImageState::Empty, None, None);
         }
     }
 
     fn check_complete(&self, staged: &StagedEpoch) -> Result<(), ImageError> {
         staged.pages.iter().try_for_each(|(page, _)| self.check_page(page))?;
-        for state in [&staged.device_state, &staged.gate_state] {
+        for state in [&staged.device_state, &staged.gate_state.bytes] {
             if state.len() > STATE_LIMIT {
                 return Err(ImageError::StateTooLarge { bytes: state.len() });
             }

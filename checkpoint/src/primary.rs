@@ -8,6 +8,7 @@
 //! capture            '-> scan, copy into chunks ... last scan, copy      |
 //!                               | chunks (bounded pool)                  v
 //! replication                   '-> reduce, digest, send ............. seal, send
+//!   the gate's stream --------------> digest, send (SP-2) .........^
 //!                                   committed -> token -> gate.release (OC-1)
 //! ```
 //!
@@ -20,6 +21,7 @@ mod capture;
 mod policy;
 mod replicator;
 mod stats;
+mod stream;
 
 pub use policy::{EpochPolicy, FixedLength};
 pub use stats::{SpreadUs, StatsSnapshot};
@@ -28,7 +30,7 @@ pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
 pub(crate) use stats::{SealTimes, Stats};
 
-use crate::gate::{CutReport, GateError, OutputGate};
+use crate::gate::{CutReport, GateError, OutputGate, Stream};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -61,8 +63,12 @@ struct HoldingGate {
 }
 
 impl OutputGate for HoldingGate {
-    fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError> {
-        self.gate.cut(epoch)
+    fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
+        self.gate.cut(epoch, whole)
+    }
+
+    fn stream(&self) -> Option<Stream> {
+        self.gate.stream()
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
@@ -98,8 +104,12 @@ impl OutputGate for HoldingGate {
         self.gate.extend_lease(until);
     }
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), GateError> {
-        self.gate.restore(state)
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        self.gate.keep(state, stream)
+    }
+
+    fn restore(&mut self) -> Result<(), GateError> {
+        self.gate.restore()
     }
 
     fn announce(&mut self) {

@@ -8,12 +8,16 @@
 //!   <------------------------------------ Welcome | Refuse
 //!   Begin{full or not, term, first epoch} --------------->
 //!   Base* (full only, while the guest runs) ------------->
-//!   Pages* DeviceState* GateState* Seal{epoch} ---------->       again and again
+//!   Pages* Stream* DeviceState* GateState* Seal{epoch} -->       again and again
 //!   <--------------------------------------------- Committed{epoch}
 //!   Heartbeat ------------------------------------------->       at any time, past everything else
 //!   <--------------------------------------- HeartbeatAnswer
 //!   Relinquish | Goodbye | Refuse ----------------------->
 //! ```
+//!
+//! All that an epoch carries comes before its seal and after the seal of the epoch before. Its Stream
+//! messages come while the guest still runs in it; the first epoch of a session has none, as its gate state
+//! is whole.
 //!
 //! Each message travels in a frame: length of the body (32 bits), kind (16), nothing (16), then the
 //! body; all numbers are little-endian. A length is checked against its bound before anything is
@@ -26,8 +30,10 @@ mod codec;
 mod message;
 mod pages;
 
-pub use codec::{DecodeError, FRAME_HEAD, FrameHead, HELLO_LIMIT, MESSAGE_LIMIT, decode, encode};
-pub(crate) use codec::{begin_pages, end_frame};
+pub use codec::{
+    DecodeError, FRAME_HEAD, FrameHead, HELLO_LIMIT, MESSAGE_LIMIT, STREAM_LIMIT, decode, encode,
+};
+pub(crate) use codec::{begin_pages, begin_stream, end_frame};
 pub use message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Seal,
     StateKind, Welcome,

@@ -1,6 +1,6 @@
 //! The ports of one VM as the gate that the checkpoint side holds.
 
-use holdfast_checkpoint::gate::{CutReport, GateError, OutputGate};
+use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, Stream};
 use holdfast_dataplane::{GateError as PortError, Handle, Mode, PortId};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use nix::time::{ClockId, clock_gettime};
@@ -22,6 +22,8 @@ pub(crate) struct PortGate {
     /// End of the lease granted so far, whether or not it counts now.
     until_ns: u64,
     protected: bool,
+    /// The state of the last commit that came here.
+    kept: Option<Vec<u8>>,
 }
 
 impl PortGate {
@@ -29,7 +31,7 @@ impl PortGate {
     pub(crate) fn new(vm: &str, handle: &Handle, ports: Vec<PortId>) -> Result<Self, PortError> {
         let handle = handle.with_deadline(DEADLINE);
         let lease = handle.lease(&ports)?;
-        Ok(Self { vm: vm.to_owned(), handle, ports, lease, until_ns: 0, protected: false })
+        Ok(Self { vm: vm.to_owned(), handle, ports, lease, until_ns: 0, protected: false, kept: None })
     }
 }
 
@@ -44,9 +46,15 @@ fn told(fault: PortError) -> GateError {
 }
 
 impl OutputGate for PortGate {
-    fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError> {
+    /// The state of a port that does not speculate is always whole.
+    fn cut(&mut self, epoch: EpochId, _whole: bool) -> Result<CutReport, GateError> {
         let report = self.handle.cut(&self.ports, epoch).map_err(told)?;
-        Ok(CutReport { frames: report.frames, bytes: report.bytes, state: report.port_state })
+        let state = GateState::whole(report.port_state);
+        Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
+    }
+
+    fn stream(&self) -> Option<Stream> {
+        None
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
@@ -95,8 +103,19 @@ impl OutputGate for PortGate {
         }
     }
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), GateError> {
-        self.handle.restore(&self.ports, state).map_err(told)
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        if !stream.is_empty() {
+            return Err(GateError::State("it speaks of speculation, which this host does not do".to_owned()));
+        }
+        let kept = self.kept.get_or_insert_default();
+        kept.clear();
+        kept.extend_from_slice(state);
+        Ok(())
+    }
+
+    fn restore(&mut self) -> Result<(), GateError> {
+        let kept = self.kept.take().ok_or_else(|| GateError::Misuse("nothing was kept".to_owned()))?;
+        self.handle.restore(&self.ports, &kept).map_err(told)
     }
 
     fn announce(&mut self) {

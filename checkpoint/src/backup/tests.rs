@@ -1,12 +1,17 @@
 //! Sessions against a real image, with messages made by hand.
 
 use super::*;
+use crate::gate::spoken::{Spoken, seeded};
+use crate::gate::{CutReport, OutputGate, Stream};
 use crate::image::{ImageConfig, ImageState};
 use crate::pages::PageIndex;
 use crate::protocol::{PageBatch, encode};
 use crate::reduction::Reducer;
-use holdfast_epoch::Digest;
+use holdfast_epoch::{Digest, ReleaseToken};
 use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 use tempfile::TempDir;
 
 const PAGES: u64 = 64;
@@ -16,7 +21,48 @@ struct Bench {
     image: Image,
     log: CommitLog,
     session: BackupSession,
+    kept: Arc<Mutex<Spoken>>,
+    gate: SharedGate,
     dir: TempDir,
+}
+
+/// A gate that only keeps, and is none of a primary.
+struct Keeper {
+    kept: Arc<Mutex<Spoken>>,
+    /// A file that it removes whenever it keeps something.
+    harms: PathBuf,
+}
+
+impl OutputGate for Keeper {
+    fn cut(&mut self, _epoch: EpochId, _whole: bool) -> Result<CutReport, GateError> {
+        Err(GateError::Gone)
+    }
+    fn stream(&self) -> Option<Stream> {
+        None
+    }
+    fn release(&mut self, _token: ReleaseToken) -> Result<(), GateError> {
+        Err(GateError::Gone)
+    }
+    fn protect(&mut self, _first: EpochId) -> Result<(), GateError> {
+        Err(GateError::Gone)
+    }
+    fn open(&mut self) -> Result<(), GateError> {
+        Err(GateError::Gone)
+    }
+    fn fence(&mut self) {}
+    fn admit(&mut self, _term: Term) -> Result<(), GateError> {
+        Err(GateError::Gone)
+    }
+    fn extend_lease(&mut self, _until: Instant) {}
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        self.kept.lock().unwrap().keep(state, stream)?;
+        drop(fs::remove_file(&self.harms));
+        Ok(())
+    }
+    fn restore(&mut self) -> Result<(), GateError> {
+        Err(GateError::Gone)
+    }
+    fn announce(&mut self) {}
 }
 
 fn term(number: u64) -> Term {
@@ -37,18 +83,25 @@ fn bench() -> Bench {
     })
     .expect("room for the image");
     let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
-    Bench { image, log, session: BackupSession::new(term(1), LIMIT), dir }
+    let kept = Arc::default();
+    let keeper = Keeper { kept: Arc::clone(&kept), harms: dir.path().join("nothing") };
+    let gate = SharedGate::new(Box::new(keeper));
+    Bench { image, log, session: BackupSession::new(term(1), LIMIT), kept, gate, dir }
 }
 
 impl Bench {
     fn tell(&mut self, message: Message) -> Result<Outcome, Refusal> {
-        self.session.handle(message, &mut self.image, &mut self.log)
+        self.session.handle(message, &mut self.image, &mut self.log, &self.gate)
     }
 
     fn refused(&mut self, message: Message) -> RefusalCode {
-        let before = (self.image.state(), self.image.digest());
+        let before = (self.image.state(), self.image.digest(), self.kept());
         let refusal = self.tell(message).expect_err("it must be refused");
-        assert_eq!((self.image.state(), self.image.digest()), before, "a refusal changes nothing");
+        assert_eq!(
+            (self.image.state(), self.image.digest(), self.kept()),
+            before,
+            "a refusal changes nothing"
+        );
         refusal.code
     }
 
@@ -60,6 +113,22 @@ impl Bench {
         assert_eq!(self.tell(Message::Base(batch)), Ok(Outcome::Taken));
         let seal = sealed(term(2), epoch(first), &[], Some(hasher.take()));
         assert!(matches!(self.tell(seal), Ok(Outcome::Committed(..))));
+    }
+
+    fn kept(&self) -> Spoken {
+        self.kept.lock().unwrap().clone()
+    }
+
+    /// What comes of epoch `number` of term 2 before its seal, and the seal.
+    fn speak(&mut self, number: u64, state: &GateState, stream: &[&[u8]], pages: &[(u64, u8)]) -> Message {
+        for part in stream {
+            self.tell(Message::Stream(epoch(number), part.to_vec())).expect("taken");
+        }
+        for &(page, fill) in pages {
+            self.tell(Message::Pages(epoch(number), batch(page..page + 1, fill).0)).expect("taken");
+        }
+        self.tell(Message::StatePart(epoch(number), StateKind::Gate, state.bytes.clone())).expect("taken");
+        sealed_with(term(2), epoch(number), pages, None, state, stream)
     }
 
     fn log(&self) -> Vec<(u64, u64)> {
@@ -87,12 +156,24 @@ fn batch(pages: std::ops::Range<u64>, fill: u8) -> (PageBatch, PageHasher) {
     (PageBatch::from_bytes(bytes), hasher)
 }
 
-/// The seal of an epoch of these pages, each filled with a byte.
+/// The seal of an epoch of these pages, each filled with a byte, of a gate that never speaks.
 fn sealed(
     term: Term,
     epoch: EpochId,
     pages: &[(u64, u8)],
     base: Option<crate::digest::PagesDigest>,
+) -> Message {
+    sealed_with(term, epoch, pages, base, &GateState::whole(Vec::new()), &[])
+}
+
+/// The same, of a gate with this state and stream.
+fn sealed_with(
+    term: Term,
+    epoch: EpochId,
+    pages: &[(u64, u8)],
+    base: Option<crate::digest::PagesDigest>,
+    state: &GateState,
+    stream: &[&[u8]],
 ) -> Message {
     let mut hasher = EpochHasher::default();
     for &(page, fill) in pages {
@@ -101,7 +182,11 @@ fn sealed(
             hasher.pages.add_bytes(&[fill; PAGE_SIZE]);
         }
     }
-    Message::Seal(Seal { epoch, term, pages: pages.len() as u64, digest: hasher.take(term, epoch, base) })
+    hasher.add_state(StateKind::Gate, &state.bytes);
+    stream.iter().for_each(|part| hasher.add_stream(part));
+    let (pages, self_contained) = (pages.len() as u64, state.self_contained);
+    let digest = hasher.take(term, epoch, base, self_contained);
+    Message::Seal(Seal { epoch, term, pages, self_contained, digest })
 }
 
 fn page_of(image: &Image, page: u64) -> u8 {
@@ -136,7 +221,8 @@ fn an_epoch_with_a_wrong_digest_is_never_applied() {
     let mut bench = bench();
     bench.synchronise(1);
     bench.tell(Message::Pages(epoch(2), batch(3..4, 9).0)).expect("taken");
-    let lie = Message::Seal(Seal { epoch: epoch(2), term: term(2), pages: 1, digest: Digest([0; 32]) });
+    let (epoch, term, digest) = (epoch(2), term(2), Digest([0; 32]));
+    let lie = Message::Seal(Seal { epoch, term, pages: 1, self_contained: true, digest });
     assert_eq!(bench.refused(lie), RefusalCode::Digest);
     assert_eq!(bench.log(), [(1, 2)]);
 }
@@ -224,4 +310,137 @@ fn an_epoch_that_cannot_be_logged_is_not_confirmed() {
     let refusal = bench.tell(sealed(term(2), epoch(2), &[], None)).expect_err("not confirmed");
     assert_eq!(refusal.code, RefusalCode::Storage);
     assert!(refusal.text.contains("/dev/full"), "{refusal}");
+}
+
+/// What a gate says in epoch 2 after a silent first one.
+fn spoken() -> (Spoken, [Vec<u8>; 2]) {
+    let parts = [seeded(1, 500), seeded(2, 7)];
+    let mut spoken = Spoken::default();
+    spoken.hold(&parts.concat());
+    (spoken, parts)
+}
+
+/// SP-2, CK-1: the gate keeps an epoch's bytes when it is sealed and not before, and with them what it says of
+/// later epochs adds up.
+#[test]
+fn what_was_said_is_kept_with_its_epoch() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let (mut spoken, [one, two]) = spoken();
+    let seal = bench.speak(2, &spoken.state(false), &[&one, &two], &[(3, 9)]);
+    assert_eq!(bench.kept(), Spoken::default(), "nothing is kept before the seal");
+    assert!(matches!(bench.tell(seal), Ok(Outcome::Committed(..))));
+    assert_eq!((bench.kept(), page_of(&bench.image, 3)), (spoken.clone(), 9));
+    assert!(!bench.image.last().expect("a checkpoint").gate_state.self_contained);
+    spoken.hold(&two);
+    spoken.confirm_all_but(20);
+    let seal = bench.speak(3, &spoken.state(false), &[&two], &[]);
+    assert!(matches!(bench.tell(seal), Ok(Outcome::Committed(..))));
+    assert_eq!(bench.kept(), spoken);
+}
+
+/// SP-2: streamed bytes that changed on the way, or come in another order, are found by the digest: neither
+/// the image nor the gate sees them.
+#[test]
+fn streamed_bytes_that_were_damaged_are_refused() {
+    let damages: [fn(&mut [Vec<u8>; 2]); 4] = [
+        |parts| parts[0][100] ^= 1,
+        |parts| parts.swap(0, 1),
+        |parts| parts[1].truncate(6),
+        |parts| parts[1].push(0),
+    ];
+    for damage in damages {
+        let mut bench = bench();
+        bench.synchronise(1);
+        let (spoken, [one, two]) = spoken();
+        let seal = sealed_with(term(2), epoch(2), &[], None, &spoken.state(false), &[&one, &two]);
+        let mut parts = [one, two];
+        damage(&mut parts);
+        bench.speak(2, &spoken.state(false), &[&parts[0], &parts[1]], &[]);
+        assert_eq!(bench.refused(seal), RefusalCode::Digest);
+        assert_eq!(bench.log(), [(1, 2)]);
+    }
+}
+
+/// SP-2, CK-1: an epoch that lacks bytes which were acknowledged to the guest is refused whole, although every
+/// byte that was sent of it arrived; the checkpoint before it stays, and the gate's part of that.
+#[test]
+fn an_epoch_that_lacks_bytes_is_not_confirmed() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let (spoken, [one, two]) = spoken();
+    let seal = bench.speak(2, &spoken.state(false), &[&one], &[(3, 9)]);
+    assert_eq!(bench.refused(seal), RefusalCode::Gate);
+    assert_eq!(bench.log(), [(1, 2)]);
+    // The next session begins with a whole state, and the image goes on.
+    bench.session = BackupSession::new(term(2), LIMIT);
+    bench.tell(Message::Begin(Begin { full: false, term: term(2), first: epoch(4) })).expect("newer");
+    let seal = bench.speak(4, &spoken.state(true), &[], &[(3, 7)]);
+    assert!(matches!(bench.tell(seal), Ok(Outcome::Committed(..))));
+    assert_eq!((bench.kept(), page_of(&bench.image, 3)), (spoken.clone(), 7));
+    let mut spoken = spoken;
+    spoken.hold(&two);
+    let seal = bench.speak(5, &spoken.state(false), &[&two], &[]);
+    assert!(matches!(bench.tell(seal), Ok(Outcome::Committed(..))));
+    assert_eq!(bench.kept(), spoken);
+}
+
+/// SP-2: a session's first epoch says all by itself and has no stream; what was streamed of another epoch than
+/// the one that is open is out of order.
+#[test]
+fn the_first_epoch_of_a_session_must_be_whole() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    assert_eq!(bench.refused(Message::Stream(epoch(1), vec![1])), RefusalCode::OutOfOrder);
+    assert_eq!(bench.refused(Message::Stream(epoch(3), vec![1])), RefusalCode::OutOfOrder);
+    bench.session = BackupSession::new(term(2), LIMIT);
+    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1])), RefusalCode::OutOfOrder);
+    bench.tell(Message::Begin(Begin { full: false, term: term(2), first: epoch(2) })).expect("newer");
+    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1])), RefusalCode::OutOfOrder);
+    let seal = bench.speak(2, &Spoken::default().state(false), &[], &[]);
+    assert_eq!(bench.refused(seal), RefusalCode::Gate);
+}
+
+/// CK-1, SP-2: an epoch that the image cannot take is not shown to the gate.
+#[test]
+fn what_the_image_cannot_take_is_not_kept() {
+    let mut bench = bench();
+    let begin = Message::Begin(Begin { full: true, term: term(2), first: epoch(1) });
+    bench.tell(begin).expect("begun");
+    let (spoken, _) = spoken();
+    bench.session.staged.base = None;
+    let seal = bench.speak(1, &spoken.state(true), &[], &[(3, 9)]);
+    assert_eq!(bench.refused(seal), RefusalCode::OutOfOrder);
+}
+
+/// CK-1, SP-2: should the image's commit fail after the gate kept the epoch, nothing here may go live: the
+/// gate is ahead of the checkpoint.
+#[test]
+fn a_gate_ahead_of_its_image_leaves_no_checkpoint() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let (mut spoken, [one, two]) = spoken();
+    let seal = bench.speak(2, &spoken.state(false), &[&one, &two], &[]);
+    bench.tell(seal).expect("committed");
+    let keeper = Keeper { kept: Arc::clone(&bench.kept), harms: bench.dir.path().join("record.next") };
+    bench.gate = SharedGate::new(Box::new(keeper));
+    spoken.hold(&two);
+    let seal = bench.speak(3, &spoken.state(false), &[&two], &[]);
+    assert_eq!(bench.tell(seal).expect_err("no record").code, RefusalCode::Storage);
+    assert_eq!((bench.image.state(), bench.image.last()), (ImageState::Empty, None));
+    assert_eq!(bench.log(), [(1, 2), (2, 2)]);
+}
+
+/// RB-1: streamed bytes without end are refused at the limit of an epoch, however small the pieces.
+#[test]
+fn a_stream_beyond_the_staging_limit_is_refused() {
+    for len in [0, 1, 1000] {
+        let mut bench = bench();
+        bench.synchronise(1);
+        let endless = (0..100_000).find_map(|_| bench.tell(Message::Stream(epoch(2), vec![1; len])).err());
+        let refusal = endless.expect("there is a limit");
+        assert_eq!(refusal.code, RefusalCode::NoRoom);
+        assert!(refusal.text.contains("staging limit"), "{refusal}");
+        assert!(bench.session.staged.stream.len() as u64 <= LIMIT);
+    }
 }

@@ -83,6 +83,21 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
+    /// The checkpoint counts on what the gate of a process that has ended kept in its memory (SP-2); a full
+    /// synchronisation makes another.
+    #[error(
+        "the image {} cannot be used: bytes that were acknowledged to the guest belong to its epoch {epoch} of \
+         term {term}, and the Holdfast that kept them in its memory has ended; a full synchronisation is needed",
+        path.display()
+    )]
+    KeptLost {
+        /// The memory file.
+        path: PathBuf,
+        /// Term of the checkpoint.
+        term: Term,
+        /// The epoch.
+        epoch: EpochId,
+    },
     /// The operator: the files belong to another VM.
     #[error("{} is the image of VM {found:?}, not of {expected:?}: choose another path", path.display())]
     OtherVm {

@@ -1,7 +1,7 @@
 //! The record beside the memory: what the memory is, and all of its last epoch.
 //!
 //! ```text
-//! "HFCKPT01"  u32 length of header  header (JSON)  32 bytes BLAKE3 of header, index and states
+//! "HFCKPT02"  u32 length of header  header (JSON)  32 bytes BLAKE3 of header, index and states
 //! device state   gate state   index: u64 per page, top bit set when it is all zeros   pages' bytes
 //! ```
 //! All numbers are little-endian. The pages' bytes are not in the digest: they lie in the same kind of
@@ -19,7 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-const MAGIC: &[u8; 8] = b"HFCKPT01";
+const MAGIC: &[u8; 8] = b"HFCKPT02";
 const HEADER_LIMIT: u32 = 64 << 10;
 const ZERO: u64 = 1 << 63;
 
@@ -30,7 +30,12 @@ pub(super) enum What {
     /// Part of a guest's memory.
     Syncing { term: u64 },
     /// This checkpoint.
-    Checkpoint { term: u64, epoch: u64 },
+    Checkpoint {
+        term: u64,
+        epoch: u64,
+        /// Whether the gate's state says all by itself.
+        self_contained: bool,
+    },
     /// A guest's working memory.
     Live { term: u64 },
 }
@@ -82,17 +87,20 @@ impl Record {
 
     /// Puts the record in the place of the one that is there, whole or not at all.
     pub(super) fn write(&self, path: &Path) -> Result<(), ImageError> {
+        self.prepare(path)?;
+        place(path)
+    }
+
+    /// Writes the record beside the one that is there.
+    pub(super) fn prepare(&self, path: &Path) -> Result<(), ImageError> {
         let next = next_path(path);
-        match self.write_to(&next) {
-            Ok(()) => exchange(&next, path),
-            Err(source) => {
-                // What was written of it takes room; the fault to tell is the first one.
-                if let Err(error) = fs::remove_file(&next) {
-                    tracing::warn!(path = %next.display(), %error, "half a record stays behind");
-                }
-                Err(fault("write", &next, source))
+        self.write_to(&next).map_err(|source| {
+            // What was written of it takes room; the fault to tell is the first one.
+            if let Err(error) = fs::remove_file(&next) {
+                tracing::warn!(path = %next.display(), %error, "half a record stays behind");
             }
-        }
+            fault("write", &next, source)
+        })
     }
 
     fn write_to(&self, path: &Path) -> io::Result<()> {
@@ -174,6 +182,11 @@ pub(super) fn remove(path: &Path) -> Result<(), ImageError> {
         }
     }
     Ok(())
+}
+
+/// Puts the record that was prepared last in the place of the one that is there.
+pub(super) fn place(path: &Path) -> Result<(), ImageError> {
+    exchange(&next_path(path), path)
 }
 
 /// Makes `next` the record, in one step, and keeps the old one's memory for the one after.

@@ -1,6 +1,7 @@
 //! An epoch that arrived whole and was verified, and is not yet applied.
 
 use super::ImageError;
+use crate::gate::GateState;
 use crate::pages::{PAGE_SIZE, PageIndex};
 use holdfast_epoch::{Digest, EpochId, Term};
 
@@ -88,7 +89,7 @@ pub struct StagedEpoch {
     pub(super) id: EpochId,
     pub(super) pages: StagedPages,
     pub(super) device_state: Vec<u8>,
-    pub(super) gate_state: Vec<u8>,
+    pub(super) gate_state: GateState,
 }
 
 impl StagedEpoch {
@@ -101,7 +102,7 @@ impl StagedEpoch {
         (term, id): (Term, EpochId),
         pages: StagedPages,
         device_state: Vec<u8>,
-        gate_state: Vec<u8>,
+        gate_state: GateState,
         promised: &Digest,
         computed: &Digest,
     ) -> Result<Self, ImageError> {

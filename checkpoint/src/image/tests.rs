@@ -48,7 +48,7 @@ fn pages_of(epoch: u64, pages: impl IntoIterator<Item = u64>) -> StagedPages {
 
 fn staged(epoch: u64, pages: StagedPages) -> StagedEpoch {
     let device = format!("devices at {epoch}").into_bytes();
-    let gate = format!("gate at {epoch}").into_bytes();
+    let gate = GateState::whole(format!("gate at {epoch}").into_bytes());
     StagedEpoch::verified((TERM, EpochId::new(epoch)), pages, device, gate, &DIGEST, &DIGEST).unwrap()
 }
 
@@ -89,7 +89,7 @@ fn an_image_grows_from_nothing_to_the_checkpoints_that_were_applied() {
         assert_eq!((image.state(), image.digest()), (valid(epoch), expected_digest(&writer)));
     }
     let last = image.last().unwrap();
-    assert_eq!((&*last.device_state, &*last.gate_state), (&b"devices at 8"[..], &b"gate at 8"[..]));
+    assert_eq!((&*last.device_state, &*last.gate_state.bytes), (&b"devices at 8"[..], &b"gate at 8"[..]));
 }
 
 /// CK-1: only the next epoch is applied, and a refused one leaves no trace.
@@ -115,7 +115,7 @@ fn a_damaged_epoch_is_refused() {
         (TERM, EpochId::FIRST),
         pages_of(1, [1]),
         Vec::new(),
-        Vec::new(),
+        GateState::whole(Vec::new()),
         &DIGEST,
         &Digest([0; 32]),
     )
@@ -248,6 +248,64 @@ fn a_damaged_record_is_refused() {
     assert!(matches!(Image::open(config.clone()), Err(ImageError::Unusable { .. })), "too long");
     fs::write(&config.record, &whole).unwrap();
     Image::open(config).unwrap();
+}
+
+/// SP-2: a checkpoint that counts on what the gate kept in its memory is none to a later process; one whose
+/// gate's state says all by itself still is.
+#[test]
+fn a_checkpoint_without_what_the_gate_kept_is_refused() {
+    let dir = tmpfs_dir();
+    let mut image = synchronised(dir.path());
+    let delta = |epoch: u64| StagedEpoch {
+        gate_state: GateState::delta(vec![1]),
+        ..staged(epoch, pages_of(epoch, [3]))
+    };
+    image.apply(delta(2)).unwrap();
+    assert_eq!(image.last().unwrap().gate_state, GateState::delta(vec![1]), "in this process it is one");
+    drop(image);
+    let fault = Image::open(config(dir.path(), LEN)).unwrap_err();
+    assert!(matches!(fault, ImageError::KeptLost { term: TERM, .. }), "{fault}");
+    assert!(fault.to_string().contains("epoch 2"), "{fault}");
+    let mut image = synchronised(dir.path());
+    image.apply(delta(2)).unwrap();
+    image.apply(staged(3, pages_of(3, [4]))).unwrap();
+    drop(image);
+    assert_eq!(Image::open(config(dir.path(), LEN)).unwrap().state(), valid(3));
+}
+
+/// CK-1: a prepared epoch counts for nothing until it is committed, and never when another took its place.
+#[test]
+fn an_epoch_that_was_prepared_counts_once_it_is_committed() {
+    let dir = tmpfs_dir();
+    let mut image = synchronised(dir.path());
+    let before = image.digest();
+    drop(image.prepare(staged(2, pages_of(2, [5]))).unwrap());
+    assert_eq!((image.state(), image.digest()), (valid(1), before));
+    let first = image.prepare(staged(2, pages_of(2, [5]))).unwrap();
+    image.commit(first).unwrap();
+    assert_eq!(image.state(), valid(2));
+    let late = image.prepare(staged(3, pages_of(3, [6]))).unwrap();
+    image.resume_at(TERM, EpochId::new(9)).unwrap();
+    assert!(matches!(image.commit(late), Err(ImageError::OutOfOrder { .. })));
+    drop(image);
+    let image = Image::open(config(dir.path(), LEN)).unwrap();
+    assert_eq!(image.state(), valid(2), "what was prepared is not what is found");
+}
+
+/// SP-2, CK-1: when the record cannot be put in its place the gate is ahead of the image: the checkpoint
+/// before is let go of if it needs what the gate kept, and only then.
+#[test]
+fn a_commit_that_fails_leaves_no_checkpoint_that_the_gate_has_left_behind() {
+    for (self_contained, left) in [(true, valid(2)), (false, ImageState::Empty)] {
+        let dir = tmpfs_dir();
+        let mut image = synchronised(dir.path());
+        let gate_state = GateState { bytes: vec![1], self_contained };
+        image.apply(StagedEpoch { gate_state, ..staged(2, pages_of(2, [3])) }).unwrap();
+        let prepared = image.prepare(staged(3, pages_of(3, [4]))).unwrap();
+        fs::remove_file(dir.path().join("record.next")).unwrap();
+        assert!(matches!(image.commit(prepared), Err(ImageError::Io { .. })));
+        assert_eq!((image.state(), image.last().is_some()), (left, self_contained));
+    }
 }
 
 #[test]

@@ -5,11 +5,13 @@
 //! ends, the page sets of all epochs that were not confirmed come back in the ending (CK-2).
 
 use crate::digest::{EpochHasher, PageHasher};
-use crate::gate::GateError;
+use crate::gate::{GateError, GateState, StreamChunk};
 use crate::pages::{PAGE_SIZE, PageSet};
+use crate::primary::stream::Feed;
 use crate::primary::{Chunk, SharedGate, Stats, Work};
 use crate::protocol::{
-    FRAME_HEAD, Message, PageBatch, Refusal, Seal, StateKind, begin_pages, encode, end_frame,
+    FRAME_HEAD, Message, PageBatch, Refusal, STREAM_LIMIT, Seal, StateKind, begin_pages, begin_stream,
+    encode, end_frame,
 };
 use crate::reduction::{Reduced, Reducer, is_zero};
 use crate::transport::{Link, LinkEvent};
@@ -31,7 +33,7 @@ pub(crate) type SealedEpoch = Epoch<Sealed<Contents>>;
 pub(crate) struct Contents {
     pub(crate) set: PageSet,
     pub(crate) devices: Vec<u8>,
-    pub(crate) gate: Vec<u8>,
+    pub(crate) gate: GateState,
     pub(crate) sealed_at: Instant,
 }
 
@@ -107,6 +109,8 @@ pub(crate) struct SessionSettings {
     pub(crate) chunks: usize,
     /// Whether a full synchronisation comes first.
     pub(crate) full: bool,
+    /// The epoch that is sealed first; its gate state is whole.
+    pub(crate) first: EpochId,
     pub(crate) compress: bool,
 }
 
@@ -122,6 +126,7 @@ pub(crate) fn begin(
     let (free, freed) = bounded(settings.chunks);
     let (reports, reported) = unbounded();
     let lease = Arc::new(Mutex::new(Instant::now()));
+    let feed = Feed::new(gate.lock().stream(), settings.first);
     let replicator = Replicator {
         link: Arc::clone(&link),
         work: taken,
@@ -129,6 +134,7 @@ pub(crate) fn begin(
         reports,
         lease: Arc::clone(&lease),
         gate,
+        feed,
         stats,
         in_flight: InFlight::new(settings.in_flight),
         reducer: Reducer::new(settings.compress),
@@ -146,6 +152,7 @@ struct Replicator {
     reports: Sender<Report>,
     lease: Arc<Mutex<Instant>>,
     gate: SharedGate,
+    feed: Feed,
     stats: Arc<Mutex<Stats>>,
     in_flight: InFlight<Kept>,
     reducer: Reducer,
@@ -195,6 +202,10 @@ impl Replicator {
                 Work::Pages(epoch, chunk) => self.send_pages(epoch, chunk),
                 Work::Seal(epoch) => self.send_seal(*epoch),
             },
+            recv(self.feed.chunks()) -> chunk => {
+                let chunk = chunk.map_err(|_| GateError::Gone)?;
+                self.feed.sort(chunk)?.map_or(Ok(()), |chunk| self.send_chunk(chunk))
+            }
         }
     }
 
@@ -262,22 +273,49 @@ impl Replicator {
 
     fn send_seal(&mut self, epoch: SealedEpoch) -> Result<(), Stop> {
         let (id, term) = (epoch.id(), epoch.term());
-        let sent = self.send_states(&epoch);
+        let self_contained = epoch.captured().gate.self_contained;
+        let sent = self.send_rest_of_stream().and_then(|()| self.send_states(&epoch));
         let pages = self.hasher.pages.pages();
         let base = self.base.take().map(|mut base| base.take());
-        let digest = self.hasher.take(term, id, base);
+        let digest = self.hasher.take(term, id, base, self_contained);
         // In flight before a byte of the seal leaves: from here on an end of the session gives the set
         // back, whatever the backup came to see of it.
         self.in_flight.push(
             epoch.replicated(digest, |contents| Kept { set: contents.set, sealed_at: contents.sealed_at }),
         );
         sent?;
-        self.send_bulk(encode(&Message::Seal(Seal { epoch: id, term, pages, digest })))
+        self.send_bulk(encode(&Message::Seal(Seal { epoch: id, term, pages, self_contained, digest })))?;
+        self.feed.sealed().map_or(Ok(()), |chunk| self.send_chunk(chunk))
+    }
+
+    /// SP-2: what was acknowledged to the guest in the epoch leaves before its seal.
+    fn send_rest_of_stream(&mut self) -> Result<(), Stop> {
+        while let Some(chunk) = self.feed.rest()? {
+            self.send_chunk(chunk)?;
+        }
+        Ok(())
+    }
+
+    fn send_chunk(&mut self, chunk: StreamChunk) -> Result<(), Stop> {
+        let StreamChunk { epoch, bytes } = chunk;
+        let sent = bytes.chunks(STREAM_LIMIT).try_for_each(|piece| {
+            let mut frame = self.link.buffer();
+            begin_stream(epoch, &mut frame);
+            frame.extend_from_slice(piece);
+            end_frame(&mut frame);
+            self.hasher.add_stream(piece);
+            self.stats().streamed(piece.len());
+            self.send_bulk(frame)
+        });
+        self.feed.give_back(bytes);
+        sent
     }
 
     fn send_states(&mut self, epoch: &SealedEpoch) -> Result<(), Stop> {
         let contents = epoch.captured();
-        for (kind, bytes) in [(StateKind::Devices, &contents.devices), (StateKind::Gate, &contents.gate)] {
+        for (kind, bytes) in
+            [(StateKind::Devices, &contents.devices), (StateKind::Gate, &contents.gate.bytes)]
+        {
             self.hasher.add_state(kind, bytes);
             for piece in bytes.chunks(STATE_PIECE) {
                 let frame = encode(&Message::StatePart(epoch.id(), kind, piece.to_vec()));
@@ -328,9 +366,11 @@ impl Replicator {
         };
         self.link.close();
         let unconfirmed: Vec<_> = self.in_flight.abort_all().map(|kept| kept.set).collect();
-        let Self { work, free, reports, .. } = self;
+        let Self { work, free, reports, feed, .. } = self;
         // The capture thread may wait for a chunk: it learns that none will come.
         drop(free);
+        // Once the end is known another session may take from the stream.
+        drop(feed);
         let ending = Ending { fault, text, refusal, parted, unconfirmed, work };
         drop(reports.send(Report::Ended(Box::new(ending))));
     }

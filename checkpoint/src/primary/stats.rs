@@ -48,6 +48,8 @@ pub struct StatsSnapshot {
     pub replicated_bytes: u64,
     /// Bytes handed to the link for them.
     pub wire_bytes: u64,
+    /// Bytes of speculative output that went to the backup ahead of their epochs; not in the two above.
+    pub streamed_bytes: u64,
     /// Full synchronisations done.
     pub full_syncs: u64,
     /// Duration of the last full synchronisation.
@@ -117,6 +119,7 @@ pub(crate) struct Stats {
     pages: Spread,
     replicated_bytes: u64,
     wire_bytes: u64,
+    streamed_bytes: u64,
     full_syncs: u64,
     last_sync: (Duration, u64),
 }
@@ -138,6 +141,7 @@ impl Stats {
             pages: Spread::new(),
             replicated_bytes: 0,
             wire_bytes: 0,
+            streamed_bytes: 0,
             full_syncs: 0,
             last_sync: (Duration::ZERO, 0),
         }
@@ -169,6 +173,10 @@ impl Stats {
         self.wire_bytes += wire as u64;
     }
 
+    pub(crate) fn streamed(&mut self, bytes: usize) {
+        self.streamed_bytes += bytes as u64;
+    }
+
     pub(crate) fn synchronised(&mut self, took: Duration, pages: u64) {
         self.full_syncs += 1;
         self.last_sync = (took, pages);
@@ -191,6 +199,7 @@ impl Stats {
             dirty_pages_p99: self.pages.at(0.99),
             replicated_bytes: self.replicated_bytes,
             wire_bytes: self.wire_bytes,
+            streamed_bytes: self.streamed_bytes,
             full_syncs: self.full_syncs,
             last_sync_ms: u64::try_from(self.last_sync.0.as_millis()).unwrap_or(u64::MAX),
             last_sync_pages: self.last_sync.1,

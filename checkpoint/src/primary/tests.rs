@@ -1,14 +1,17 @@
 //! The pipeline without a guest: pages written by a test, a real link, and a backup that gathers them.
 
+mod stream;
+
 use super::*;
 use crate::backup::{BackupSession, CommitLog, Outcome};
-use crate::gate::{CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts};
+use crate::gate::spoken::{Speaker, Spoken};
+use crate::gate::{CutReport, GateError, GateState, GuestMemorySource, MemoryError, MemoryFacts};
 use crate::image::{Image, ImageConfig};
 use crate::keys::{Identity, make_pair};
 use crate::pages::PageSet;
 use crate::protocol::{Begin, DeviceDigest, Hello, Message, PROTOCOL_VERSION};
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
-use crate::transport::{Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
+use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
 use crossbeam_channel::{Receiver, unbounded};
 use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
 use std::time::{Duration, Instant};
@@ -87,15 +90,40 @@ impl DirtyTracker for Memory {
     }
 }
 
-/// A gate that notes the epochs it releases.
-struct Noted(Arc<Mutex<Vec<u64>>>);
+/// What the gates of a test do.
+#[derive(Clone)]
+struct Told {
+    released: Arc<Mutex<Vec<u64>>>,
+    /// The primary's stream.
+    speaker: Arc<Mutex<Speaker>>,
+    /// What the backup keeps.
+    kept: Arc<Mutex<Spoken>>,
+    stats: Arc<Mutex<Stats>>,
+}
 
-impl OutputGate for Noted {
-    fn cut(&mut self, _epoch: EpochId) -> Result<CutReport, GateError> {
-        Ok(CutReport::default())
+impl Told {
+    fn new() -> Self {
+        let speaker = Arc::new(Mutex::new(Speaker::new(8)));
+        let stats = Arc::new(Mutex::new(Stats::new()));
+        Self { released: Arc::default(), speaker, kept: Arc::default(), stats }
+    }
+
+    fn gate(&self) -> SharedGate {
+        SharedGate::new(Box::new(self.clone()))
+    }
+}
+
+/// Notes the epochs that it releases.
+impl OutputGate for Told {
+    fn cut(&mut self, _epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
+        let state = self.speaker.lock().unwrap().spoken.state(whole);
+        Ok(CutReport { frames: 0, bytes: 0, state })
+    }
+    fn stream(&self) -> Option<Stream> {
+        Some(self.speaker.lock().unwrap().stream.clone())
     }
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
-        self.0.lock().unwrap().push(token.epoch().get());
+        self.released.lock().unwrap().push(token.epoch().get());
         Ok(())
     }
     fn protect(&mut self, _first: EpochId) -> Result<(), GateError> {
@@ -109,7 +137,10 @@ impl OutputGate for Noted {
         Ok(())
     }
     fn extend_lease(&mut self, _until: Instant) {}
-    fn restore(&mut self, _state: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        self.kept.lock().unwrap().keep(state, stream)
+    }
+    fn restore(&mut self) -> Result<(), GateError> {
         Ok(())
     }
     fn announce(&mut self) {}
@@ -121,6 +152,7 @@ struct Backup {
     image: Image,
     log: CommitLog,
     session: BackupSession,
+    gate: SharedGate,
 }
 
 impl Backup {
@@ -128,17 +160,38 @@ impl Backup {
     fn gather(&mut self, epochs: usize) {
         let mut left = epochs;
         while left > 0 {
-            let Ok(LinkEvent::Message { message, charge }) = self.link.events().recv_timeout(SOON) else {
-                panic!("the link ended: {:?}", self.link.end())
-            };
-            let outcome = self.session.handle(message, &mut self.image, &mut self.log).expect("taken");
-            self.link.grant(charge);
-            if let Outcome::Committed(answer, _) = outcome {
-                self.link.send(&answer);
-                left -= 1;
-            }
+            left -= usize::from(self.take().0 == "Seal");
         }
     }
+
+    /// Takes one message; says which it was and what was staged with it.
+    fn take(&mut self) -> (&'static str, Option<EpochId>) {
+        let Ok(LinkEvent::Message { message, charge }) = self.link.events().recv_timeout(SOON) else {
+            panic!("the link ended: {:?}", self.link.end())
+        };
+        let taken = match &message {
+            Message::Stream(epoch, _) | Message::Pages(epoch, _) => (message.name(), Some(*epoch)),
+            Message::Seal(seal) => (message.name(), Some(seal.epoch)),
+            _ => (message.name(), None),
+        };
+        let Self { session, image, log, gate, .. } = self;
+        let outcome = session.handle(message, image, log, gate).expect("taken");
+        self.link.grant(charge);
+        if let Outcome::Committed(answer, _) = outcome {
+            self.link.send(&answer);
+        }
+        taken
+    }
+}
+
+/// Begins a session on the primary.
+fn session(link: Link, capture: &Capture, told: &Told, full: bool, first: EpochId) -> Session {
+    link.send(&Message::Begin(Begin { full, term: TERM, first }));
+    let settings = SessionSettings { in_flight: 3, chunks: 4, full, first, compress: true };
+    let stats = Arc::clone(&told.stats);
+    let session = begin(Arc::new(link), told.gate(), stats, &settings).expect("a thread");
+    capture.open(session.work.clone(), session.free.clone(), settings.chunks);
+    session
 }
 
 struct Bench {
@@ -146,17 +199,24 @@ struct Bench {
     capture: Capture,
     session: Session,
     backup: Backup,
-    released: Arc<Mutex<Vec<u64>>>,
+    told: Told,
     open: Option<Epoch<holdfast_epoch::Open>>,
-    _listener: Listener,
+    /// The session's first epoch.
+    first: EpochId,
+    ways: Ways,
     _dir: TempDir,
 }
 
-impl Bench {
-    /// A session that begins with a full synchronisation of `pages` pages, with TLS or in the clear.
-    fn begin(pages: u64, tls: bool) -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
-        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+/// How the hosts meet.
+struct Ways {
+    transport: TcpTransport,
+    incoming: Receiver<Incoming>,
+    _listener: Listener,
+}
+
+impl Ways {
+    fn new(dir: &std::path::Path, tls: bool) -> Self {
+        let (a, b) = (dir.join("a"), dir.join("b"));
         make_pair(&a, &b).expect("keys");
         let side = |keys| match tls {
             true => Security::Tls(Identity::load(keys).expect("keys load")),
@@ -164,47 +224,69 @@ impl Bench {
         };
         let listener = Listener::bind(([127, 0, 0, 1], 0).into(), side(&b)).expect("a port");
         let incoming = listener.route("vm");
-        let link = TcpTransport::new(listener.address(), side(&a)).dial(SOON).expect("dialled");
+        let transport = TcpTransport::new(listener.address(), side(&a));
+        Self { transport, incoming, _listener: listener }
+    }
+
+    /// Both ends of a link whose session was welcomed.
+    fn meet(&self, memory: u64, window: u64) -> (Link, Link) {
+        let link = self.transport.dial(SOON).expect("dialled");
         link.send(&Message::Hello(Hello {
             version: PROTOCOL_VERSION,
             vm: "vm".into(),
             host: "a".into(),
             term: TERM,
-            memory: pages * PAGE_SIZE as u64,
+            memory,
             page_size: PAGE_SIZE as u32,
             session: 1,
             lease_ms: 1000,
             devices: DeviceDigest::default(),
         }));
-        let backup = incoming.recv_timeout(SOON).expect("a session").link;
-        backup.allow(WINDOW);
+        let backup = self.incoming.recv_timeout(SOON).expect("a session").link;
+        backup.allow(window);
         // As a Welcome would say that it is allowed by now.
         backup.send(&Message::Summon { term: TERM });
         assert!(link.events().recv_timeout(SOON).is_ok());
-        link.set_window(WINDOW);
-        let first = EpochId::FIRST;
-        link.send(&Message::Begin(Begin { full: true, term: TERM, first }));
-        let released = Arc::default();
-        let gate = SharedGate::new(Box::new(Noted(Arc::clone(&released))));
-        let settings = SessionSettings { in_flight: 3, chunks: 4, full: true, compress: true };
-        let stats = Arc::new(Mutex::new(Stats::new()));
-        let session = begin(Arc::new(link), gate, stats, &settings).expect("a thread");
+        link.set_window(window);
+        (link, backup)
+    }
+}
+
+impl Bench {
+    /// A session that begins with a full synchronisation of `pages` pages, with TLS or in the clear.
+    fn begin(pages: u64, tls: bool) -> Self {
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let len = pages * PAGE_SIZE as u64;
+        let (told, first) = (Told::new(), EpochId::FIRST);
         let memory = Memory::new(pages);
         let capture = Capture::start(Box::new(memory.clone())).expect("a thread");
         capture.attach(memory.facts(), Box::new(memory.clone()));
-        capture.open(session.work.clone(), session.free.clone(), settings.chunks);
         let image = Image::create(ImageConfig {
             vm: "vm".into(),
             memory: dir.path().join("image"),
             record: dir.path().join("record"),
-            len: pages * PAGE_SIZE as u64,
+            len,
         })
         .expect("room");
         let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
-        let gathered = BackupSession::new(TERM, 2 * pages * PAGE_SIZE as u64);
-        let backup = Backup { link: backup, image, log, session: gathered };
+        let ways = Ways::new(dir.path(), tls);
+        let (link, backup) = ways.meet(len, WINDOW);
+        let session = session(link, &capture, &told, true, first);
+        let gathered = BackupSession::new(TERM, 2 * len);
+        let backup = Backup { link: backup, image, log, session: gathered, gate: told.gate() };
         let open = Some(Epoch::open(TERM, first));
-        Self { memory, capture, session, backup, released, open, _listener: listener, _dir: dir }
+        Self { memory, capture, session, backup, told, open, first, ways, _dir: dir }
+    }
+
+    /// Another session, which goes on with the image that is held and seals epoch `first` next.
+    fn go_on(&mut self, first: u64, window: u64) {
+        self.first = EpochId::new(first);
+        let len = self.backup.image.len();
+        let link;
+        (link, self.backup.link) = self.ways.meet(len, window);
+        self.backup.session = BackupSession::new(TERM, 2 * len);
+        self.session = session(link, &self.capture, &self.told, false, self.first);
+        self.open = Some(Epoch::open(TERM, self.first));
     }
 
     fn round(&self, whole: bool) -> Receiver<RoundEnd> {
@@ -213,20 +295,23 @@ impl Bench {
 
     /// Captures and seals the open epoch; `meanwhile` happens between the two scans.
     fn seal(&mut self, meanwhile: impl FnOnce(&Memory)) -> Digest {
+        let sealed = self.cut(meanwhile);
+        self.session.work.send(Work::Seal(Box::new(sealed))).expect("the session stands");
+        self.memory.digest()
+    }
+
+    /// The open epoch, sealed and not handed over yet.
+    fn cut(&mut self, meanwhile: impl FnOnce(&Memory)) -> SealedEpoch {
         let epoch = self.open.take().expect("one is open");
         self.capture.first(epoch.id()).recv().expect("an answer").expect("captured");
         meanwhile(&self.memory);
         let captured = self.capture.last(epoch.id()).recv().expect("an answer").expect("captured");
-        let contents = Contents {
-            set: captured.set,
-            devices: vec![7; 3 << 20],
-            gate: vec![8; 10],
-            sealed_at: Instant::now(),
-        };
+        let gate = self.told.clone().cut(epoch.id(), epoch.id() == self.first).expect("a state").state;
+        let (devices, sealed_at) = (vec![7; 3 << 20], Instant::now());
+        let contents = Contents { set: captured.set, devices, gate, sealed_at };
         let (sealed, next) = epoch.seal(contents);
         self.open = Some(next);
-        self.session.work.send(Work::Seal(Box::new(sealed))).expect("the session stands");
-        self.memory.digest()
+        sealed
     }
 
     fn report(&self) -> Report {
@@ -273,10 +358,10 @@ fn the_image_is_the_memory_of_each_seal() {
             memory.write(u64::from(epoch) * 3, epoch + 100);
             memory.write(PAGES / 2 + u64::from(epoch), epoch);
         });
-        assert!(!bench.released.lock().unwrap().contains(&u64::from(epoch)), "not before its commit");
+        assert!(!bench.told.released.lock().unwrap().contains(&u64::from(epoch)), "not before its commit");
         bench.backup.gather(1);
         assert_eq!(bench.committed(), u64::from(epoch));
-        assert_eq!(bench.released.lock().unwrap().last(), Some(&u64::from(epoch)));
+        assert_eq!(bench.told.released.lock().unwrap().last(), Some(&u64::from(epoch)));
         assert_eq!(bench.backup.image.digest(), sealed, "after epoch {epoch}");
     }
 }
@@ -371,7 +456,7 @@ fn a_false_confirmation_releases_nothing() {
     bench.backup.link.send(&Message::Committed { epoch, term, digest: Digest([0; 32]) });
     let Report::Ended(ending) = bench.report() else { panic!("the session ends") };
     assert_eq!(ending.fault, crate::vm::Fault::Peer);
-    assert_eq!(*bench.released.lock().unwrap(), [1]);
+    assert_eq!(*bench.told.released.lock().unwrap(), [1]);
     assert_eq!(ending.into_sets().map(|set| set.len()).sum::<u64>(), 1, "its page comes back");
 }
 
@@ -396,7 +481,8 @@ fn pages_get_across_at_speed() {
             let epoch = EpochId::FIRST;
             capture.first(epoch).recv().expect("an answer").expect("captured");
             let set = capture.last(epoch).recv().expect("an answer").expect("captured").set;
-            let (devices, gate, sealed_at) = (Vec::new(), Vec::new(), Instant::now());
+            let gate = GateState::whole(Vec::new());
+            let (devices, sealed_at) = (Vec::new(), Instant::now());
             let (sealed, _) = Epoch::open(TERM, epoch).seal(Contents { set, devices, gate, sealed_at });
             session.work.send(Work::Seal(Box::new(sealed))).expect("the session stands");
             memory.digest()
@@ -421,9 +507,9 @@ fn token(epoch: u64) -> ReleaseToken {
 /// FO-1: a commit that comes after the gate was fenced or opened releases nothing, until it holds again.
 #[test]
 fn a_commit_that_comes_after_fence_or_open_releases_nothing() {
-    let released: Arc<Mutex<Vec<u64>>> = Arc::default();
-    let gate = SharedGate::new(Box::new(Noted(Arc::clone(&released))));
-    let told = || released.lock().unwrap().clone();
+    let gates = Told::new();
+    let gate = gates.gate();
+    let told = || gates.released.lock().unwrap().clone();
     gate.lock().protect(EpochId::FIRST).unwrap();
     gate.lock().release(token(1)).unwrap();
     gate.lock().fence();

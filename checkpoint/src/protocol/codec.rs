@@ -13,6 +13,10 @@ pub const FRAME_HEAD: usize = 8;
 pub const HELLO_LIMIT: usize = 4096;
 /// Longest body of a session: 256 pages that do not shrink, with room for their heads.
 pub const MESSAGE_LIMIT: usize = (1 << 20) + (1 << 16);
+/// Most bytes of speculative output in one message; a longer chunk travels in pieces.
+pub const STREAM_LIMIT: usize = 256 << 10;
+/// Bytes of the epoch's number in front of a body that is mostly payload.
+const EPOCH_BYTES: usize = 8;
 /// Longest name or text in a message.
 const TEXT_LIMIT: usize = 1024;
 
@@ -33,6 +37,7 @@ mod kind {
     pub(super) const RELINQUISH: u16 = 14;
     pub(super) const SUMMON: u16 = 15;
     pub(super) const GOODBYE: u16 = 16;
+    pub(super) const STREAM: u16 = 17;
 }
 
 /// Why bytes are no message; the peer is at fault.
@@ -78,7 +83,8 @@ pub struct FrameHead {
 }
 
 impl FrameHead {
-    /// Reads a head; a body longer than `limit` is refused before it is awaited (RB-1).
+    /// Reads a head; a body longer than `limit`, or than its kind may be, is refused before it is awaited
+    /// (RB-1).
     ///
     /// # Errors
     /// When the head cannot be one.
@@ -88,16 +94,21 @@ impl FrameHead {
         if [n0, n1] != [0, 0] {
             return Err(DecodeError::Head);
         }
+        let kind = u16::from_le_bytes([k0, k1]);
+        let limit = if kind == kind::STREAM { limit.min(EPOCH_BYTES + STREAM_LIMIT) } else { limit };
         if len as usize > limit {
             return Err(DecodeError::TooLong { len, limit });
         }
-        Ok(Self { len: len as usize, kind: u16::from_le_bytes([k0, k1]) })
+        Ok(Self { len: len as usize, kind })
     }
 
     /// Whether the body counts against the credit of the sender.
     #[must_use]
     pub const fn is_bulk(self) -> bool {
-        matches!(self.kind, kind::BASE | kind::PAGES | kind::DEVICE_STATE | kind::GATE_STATE | kind::SEAL)
+        matches!(
+            self.kind,
+            kind::BASE | kind::PAGES | kind::DEVICE_STATE | kind::GATE_STATE | kind::STREAM | kind::SEAL
+        )
     }
 }
 
@@ -112,6 +123,14 @@ pub(crate) fn begin_pages(epoch: Option<EpochId>, out: &mut Vec<u8>) {
         }
         None => begin_frame(kind::BASE, out),
     }
+}
+
+/// Begins a frame of streamed bytes of an epoch: at most [`STREAM_LIMIT`] of them follow, then
+/// [`end_frame`].
+pub(crate) fn begin_stream(epoch: EpochId, out: &mut Vec<u8>) {
+    out.clear();
+    begin_frame(kind::STREAM, out);
+    put_u64(out, epoch.get());
 }
 
 fn begin_frame(kind: u16, out: &mut Vec<u8>) {
@@ -187,11 +206,17 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_u64(&mut out, epoch.get());
             out.extend_from_slice(bytes);
         }
+        Message::Stream(epoch, bytes) => {
+            assert!(bytes.len() <= STREAM_LIMIT, "{} streamed bytes are more than a message's", bytes.len());
+            begin_stream(*epoch, &mut out);
+            out.extend_from_slice(bytes);
+        }
         Message::Seal(seal) => {
             begin_frame(kind::SEAL, &mut out);
             put_u64(&mut out, seal.epoch.get());
             put_u64(&mut out, seal.term.get());
             put_u64(&mut out, seal.pages);
+            out.push(u8::from(seal.self_contained));
             out.extend_from_slice(&seal.digest.0);
         }
         Message::Committed { epoch, term, digest } => {
@@ -257,6 +282,10 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
             return Ok(Message::StatePart(epoch, StateKind::Gate, rest));
         }
+        kind::STREAM => {
+            let (epoch, rest) = split_epoch(body, "Stream")?;
+            return Ok(Message::Stream(epoch, rest));
+        }
         _ => {}
     }
     let mut body = Body { rest: &body, name: "?" };
@@ -276,6 +305,7 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
             epoch: EpochId::new(body.named("Seal").u64()?),
             term: Term::new(body.u64()?),
             pages: body.u64()?,
+            self_contained: body.flag()?,
             digest: Digest(body.array()?),
         }),
         kind::COMMITTED => Message::Committed {
@@ -295,9 +325,9 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
 }
 
 fn split_epoch(mut body: Vec<u8>, name: &'static str) -> Result<(EpochId, Vec<u8>), DecodeError> {
-    let epoch = body.first_chunk::<8>().ok_or(DecodeError::Truncated(name))?;
+    let epoch = body.first_chunk::<EPOCH_BYTES>().ok_or(DecodeError::Truncated(name))?;
     let epoch = EpochId::new(u64::from_le_bytes(*epoch));
-    body.drain(..8);
+    body.drain(..EPOCH_BYTES);
     Ok((epoch, body))
 }
 
@@ -417,19 +447,22 @@ mod tests {
         vec![
             Message::Hello(hello()),
             Message::Welcome(Welcome {
-                version: 1,
+                version: PROTOCOL_VERSION,
                 host: "host-b".into(),
                 session: 99,
                 held: Some(ImageHeld { term, epoch }),
                 window: 1 << 24,
             }),
             Message::Refuse(Refusal::new(RefusalCode::StaleTerm, "term 2 is over")),
+            Message::Refuse(Refusal::new(RefusalCode::Gate, "bytes are missing")),
             Message::Begin(Begin { full: true, term, first: epoch }),
             Message::Base(PageBatch::from_bytes(vec![1; 8])),
             Message::Pages(epoch, PageBatch::from_bytes(vec![2; 80])),
             Message::StatePart(epoch, StateKind::Devices, vec![3; 5]),
             Message::StatePart(epoch, StateKind::Gate, vec![]),
-            Message::Seal(Seal { epoch, term, pages: 12, digest }),
+            Message::Stream(epoch, vec![4; 7]),
+            Message::Seal(Seal { epoch, term, pages: 12, self_contained: true, digest }),
+            Message::Seal(Seal { epoch, term, pages: 0, self_contained: false, digest }),
             Message::Committed { epoch, term, digest },
             Message::Credit { bytes: 4096 },
             Message::Heartbeat { number: 1 },
@@ -457,8 +490,10 @@ mod tests {
     fn messages_of_the_wrong_length_are_refused() {
         for message in every_message() {
             let frame = encode(&message);
-            let open_ended =
-                matches!(message, Message::Base(_) | Message::Pages(..) | Message::StatePart(..));
+            let open_ended = matches!(
+                message,
+                Message::Base(_) | Message::Pages(..) | Message::StatePart(..) | Message::Stream(..)
+            );
             for len in FRAME_HEAD..frame.len() {
                 assert!(open_ended || read(&frame[..len]).is_err(), "{} at {len}", message.name());
             }
@@ -479,6 +514,23 @@ mod tests {
         assert_eq!(FrameHead::parse([0, 0, 0, 0, 1, 0, 1, 0], HELLO_LIMIT), Err(DecodeError::Head));
     }
 
+    /// RB-1: streamed bytes have a bound of their own below that of a message; the longest piece fits.
+    #[test]
+    fn a_stream_message_longer_than_its_bound_is_refused_by_its_head() {
+        let whole = Message::Stream(EpochId::new(7), vec![1; STREAM_LIMIT]);
+        let mut frame = encode(&whole);
+        assert_eq!(read(&frame), Ok(whole));
+        let longer = u32::try_from(STREAM_LIMIT + EPOCH_BYTES + 1).expect("small");
+        frame[..4].copy_from_slice(&longer.to_le_bytes());
+        let head = *frame.first_chunk().expect("a head");
+        let limit = STREAM_LIMIT + EPOCH_BYTES;
+        assert_eq!(FrameHead::parse(head, MESSAGE_LIMIT), Err(DecodeError::TooLong { len: longer, limit }));
+        assert_eq!(
+            FrameHead::parse(head, HELLO_LIMIT),
+            Err(DecodeError::TooLong { len: longer, limit: HELLO_LIMIT })
+        );
+    }
+
     #[test]
     fn strangers_and_unknown_kinds_are_told_apart() {
         let mut frame = encode(&Message::Hello(hello()));
@@ -491,9 +543,11 @@ mod tests {
     /// A Hello of another version is read far enough to be refused for its version.
     #[test]
     fn the_version_of_a_hello_is_read_whatever_follows_it() {
-        let mut frame = encode(&Message::Hello(Hello { version: 2, ..hello() }));
-        frame.extend_from_slice(b"fields of the future");
-        let Ok(Message::Hello(found)) = read(&frame) else { panic!("the head is readable") };
-        assert_eq!(found.version, 2);
+        for version in [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1] {
+            let mut frame = encode(&Message::Hello(Hello { version, ..hello() }));
+            frame.extend_from_slice(b"fields of another time");
+            let Ok(Message::Hello(found)) = read(&frame) else { panic!("the head is readable") };
+            assert_eq!(found.version, version);
+        }
     }
 }

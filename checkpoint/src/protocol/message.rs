@@ -8,7 +8,7 @@ use std::fmt;
 pub const MAGIC: [u8; 8] = *b"HOLDFAST";
 
 /// Version of this protocol. Hosts of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Digest of how the guest's devices are configured; both hosts must agree when both know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,12 +83,14 @@ pub enum RefusalCode {
     Digest = 8,
     /// No room for the epoch.
     NoRoom = 9,
-    /// The image or the commit log cannot be written.
+    /// The image or the commit log cannot be written, or the gate does not answer.
     Storage = 10,
     /// The bytes make no sense.
     Malformed = 11,
     /// Anything else; the text says it.
     Other = 12,
+    /// What came for the gate to keep is not whole (SP-2).
+    Gate = 13,
 }
 
 impl RefusalCode {
@@ -105,6 +107,7 @@ impl RefusalCode {
             9 => Self::NoRoom,
             10 => Self::Storage,
             11 => Self::Malformed,
+            13 => Self::Gate,
             _ => Self::Other,
         }
     }
@@ -161,6 +164,8 @@ pub struct Seal {
     pub term: Term,
     /// Page records in it.
     pub pages: u64,
+    /// Whether the gate's state says all by itself.
+    pub self_contained: bool,
     /// Digest over all of it.
     pub digest: Digest,
 }
@@ -182,6 +187,9 @@ pub enum Message {
     Pages(EpochId, PageBatch),
     /// A piece of a state that belongs to an epoch; pieces follow each other.
     StatePart(EpochId, StateKind, Vec<u8>),
+    /// Bytes that the gate acknowledged to the guest in this epoch, ahead of its seal; pieces follow each
+    /// other.
+    Stream(EpochId, Vec<u8>),
     /// See [`Seal`].
     Seal(Seal),
     /// The backup holds all of an epoch.
@@ -237,6 +245,7 @@ impl Message {
             Self::Base(_) => "Base",
             Self::Pages(..) => "Pages",
             Self::StatePart(..) => "StatePart",
+            Self::Stream(..) => "Stream",
             Self::Seal(_) => "Seal",
             Self::Committed { .. } => "Committed",
             Self::Credit { .. } => "Credit",

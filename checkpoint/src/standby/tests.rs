@@ -1,6 +1,7 @@
 //! Tests on a real QEMU: the guest of the QEMU tests moves to its standby.
 
 use super::*;
+use crate::gate::GateState;
 use crate::host_needs;
 use crate::image::{Image, ImageConfig, StagedEpoch, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
@@ -71,7 +72,11 @@ fn a_guest_goes_on_from_its_checkpoint() {
     (0..MEMORY / PAGE_SIZE as u64).for_each(|index| pages.push(PageIndex(index), page(&sealed, index)));
     let digest = Digest([0; 32]);
     let key = (Term::new(1), EpochId::FIRST);
-    image.apply(StagedEpoch::verified(key, pages, state, Vec::new(), &digest, &digest).unwrap()).unwrap();
+    image
+        .apply(
+            StagedEpoch::verified(key, pages, state, GateState::whole(Vec::new()), &digest, &digest).unwrap(),
+        )
+        .unwrap();
     wait_until("a difference of the primary", || fs::read(&primary.memory).unwrap() != sealed);
     primary.kill();
 

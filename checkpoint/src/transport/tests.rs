@@ -134,12 +134,14 @@ fn only_the_dialling_host_having_wrong_keys_is_told_to_it_too() {
 #[test]
 fn a_peer_of_another_version_is_refused_and_told_why() {
     let pair = pair(true);
-    let link = pair.dialer.dial(SOON).expect("dialled");
-    link.send(&Message::Hello(Hello { version: PROTOCOL_VERSION + 1, ..hello() }));
-    let Message::Refuse(refusal) = next(&link) else { panic!("a refusal was due") };
-    assert_eq!(refusal.code, RefusalCode::Version);
-    assert!(refusal.text.contains("same release"), "{refusal}");
-    assert_eq!(pair.listener.counters().refused, 1);
+    for (version, refused) in [(PROTOCOL_VERSION - 1, 1), (PROTOCOL_VERSION + 1, 2)] {
+        let link = pair.dialer.dial(SOON).expect("dialled");
+        link.send(&Message::Hello(Hello { version, ..hello() }));
+        let Message::Refuse(refusal) = next(&link) else { panic!("a refusal was due") };
+        assert_eq!(refusal.code, RefusalCode::Version);
+        assert!(refusal.text.contains("same release"), "{refusal}");
+        assert_eq!(pair.listener.counters().refused, refused);
+    }
 }
 
 #[test]

@@ -91,7 +91,11 @@ fn open(core: &Core, config: &BackupConfig) -> Result<(Image, CommitLog), String
             Err(fault)
         }
         Err(fault) => {
-            tracing::debug!(%fault, "no checkpoint is here");
+            match fault {
+                // Not held, and not to go live from: the operator may wonder why.
+                ImageError::KeptLost { .. } => core.board.trouble(Fault::Host, fault.to_string()),
+                _ => tracing::debug!(%fault, "no checkpoint is here"),
+            }
             Image::create(settings)
         }
     };
@@ -435,7 +439,7 @@ impl Backup<'_> {
     fn message(&mut self, message: Message, charge: u64) -> Option<Next> {
         let heard = Instant::now();
         let active = self.session.as_mut()?;
-        match active.session.handle(message, &mut self.image, &mut self.log) {
+        match active.session.handle(message, &mut self.image, &mut self.log, &self.core.gate) {
             Ok(outcome) => {
                 active.link.grant(charge);
                 match outcome {
@@ -562,7 +566,11 @@ impl Backup<'_> {
         };
         self.image.mark_live(self.core.term).map_err(|fault| host(&refusal(&fault)))?;
         let mut gate = self.core.gate.lock();
-        gate.restore(&checkpoint.gate_state).map_err(|fault| host(&fault))?;
+        if checkpoint.gate_state.self_contained {
+            // Whatever the gate kept, if anything: an earlier process may have taken this checkpoint.
+            gate.keep(&checkpoint.gate_state.bytes, &[]).map_err(|fault| host(&fault))?;
+        }
+        gate.restore().map_err(|fault| host(&fault))?;
         gate.admit(self.core.term).map_err(|fault| host(&fault))?;
         drop(gate);
         let guest =

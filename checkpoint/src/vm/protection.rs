@@ -1,5 +1,6 @@
 //! The primary's session with a backup: synchronising, sealing epochs, and their end.
 
+use crate::gate::GateState;
 use crate::primary::{
     CaptureError, Captured, Contents, Ending, Report, Round, RoundEnd, SealTimes, Session, SessionSettings,
     Work, begin,
@@ -40,6 +41,8 @@ pub(super) enum Lost {
 pub(super) struct Active {
     pub(super) session: Session,
     full: bool,
+    /// The epoch that is sealed first: the gate's state of it must say all by itself (SP-2).
+    first: EpochId,
     /// A round of pages of the running guest, under way.
     pub(super) round: Option<Receiver<RoundEnd>>,
     rounds: u32,
@@ -141,7 +144,7 @@ impl Primary<'_> {
         link.start_heartbeats(config.heartbeat, config.lease);
         link.send(&Message::Begin(Begin { full, term: self.core.term, first }));
         let chunks = usize::try_from(config.capture_limit / CHUNK_BYTES).unwrap_or(usize::MAX).max(4);
-        let settings = SessionSettings { in_flight: config.in_flight, chunks, full, compress: true };
+        let settings = SessionSettings { in_flight: config.in_flight, chunks, full, first, compress: true };
         let (gate, stats) = (self.core.gate.clone(), Arc::clone(&self.core.stats));
         let session = match begin(Arc::clone(&link), gate, stats, &settings) {
             Ok(session) => session,
@@ -163,6 +166,7 @@ impl Primary<'_> {
         self.way = Way::Open(Box::new(Active {
             session,
             full,
+            first,
             round: Some(round),
             rounds: 1,
             sent: 0,
@@ -363,18 +367,20 @@ impl Primary<'_> {
         id: EpochId,
         started: Instant,
         times: &mut SealTimes,
-    ) -> Result<(Captured, Vec<u8>, Vec<u8>), SealFault> {
+    ) -> Result<(Captured, Vec<u8>, GateState), SealFault> {
         self.with_guest(|guest| guest.stop())?;
         times.stop = started.elapsed();
         let at = Instant::now();
         let gate_fault = |fault: crate::gate::GateError| SealFault::Other(Fault::Host, fault.to_string());
+        // Without a session nobody is sent what a delta would count on.
+        let whole = !matches!(&self.way, Way::Open(active) if active.first < id);
         let mut gate = self.core.gate.lock();
         if !self.holding {
             gate.protect(id).map_err(gate_fault)?;
             gate.extend_lease(self.lease_until);
             self.holding = true;
         }
-        let cut = gate.cut(id).map_err(gate_fault)?;
+        let cut = gate.cut(id, whole).map_err(gate_fault)?;
         drop(gate);
         times.cut = at.elapsed();
         let copying = self.core.capture.first(id);

@@ -43,7 +43,10 @@ impl Couple {
     }
 
     fn start_with(tune_a: impl FnOnce(&mut VmConfig), tune_b: impl FnOnce(&mut VmConfig)) -> Self {
-        let lab = Lab::new();
+        Self::start_in(Lab::new(), tune_a, tune_b)
+    }
+
+    fn start_in(lab: Lab, tune_a: impl FnOnce(&mut VmConfig), tune_b: impl FnOnce(&mut VmConfig)) -> Self {
         let (a, b) = (lab.site("a"), lab.site("b"));
         let qemu = a.start_qemu();
         let (listen_a, listen_b) = (a.listen(), b.listen());
@@ -54,6 +57,11 @@ impl Couple {
         let vm_b = b.supervise(config_b, &listen_b, listen_a.address());
         let vm_a = a.supervise(config_a, &listen_a, way.address);
         Self { vm_a, vm_b, a, b, qemu, way, listen_a, listen_b, lab }
+    }
+
+    /// With a gate that speaks ahead of its epochs, or not.
+    fn start_silent(silent: bool) -> Self {
+        Self::start_in(Lab::new_silent(silent), |_| {}, |_| {})
     }
 
     fn protected() -> Self {
@@ -204,18 +212,24 @@ fn without_an_arbiter_output_is_held() {
     assert_eq!(opened(), if winner == "a" { (1, 0) } else { (0, 1) }, "{winner} won");
 }
 
-/// The backup's Holdfast ends and returns: the guest runs on alone meanwhile, and its image is continued.
+/// The backup's Holdfast ends and returns: the guest runs on alone meanwhile, and its image is continued if
+/// its checkpoint says all by itself. SP-2: one that needs what the gate kept in the memory of the process that
+/// ended is not held any more; the memory is synchronised anew.
 #[test]
-fn a_backup_that_returns_is_continued() {
+fn a_backup_that_returns_is_continued_if_it_can_be() {
     let Some(_turn) = can_run() else { return };
-    let mut couple = Couple::protected();
-    couple.vm_b.shutdown().expect("ended");
-    wait_for(&couple.vm_a, Role::Primary, State::Solo);
-    couple.vm_b = couple.b.supervise(couple.b.config(), &couple.listen_b, couple.listen_a.address());
-    wait_for(&couple.vm_a, Role::Primary, State::Protected);
-    wait_for_commits(&couple.vm_a, 3);
-    assert_eq!(couple.vm_a.status().stats.full_syncs, 1);
-    couple.fail_over();
+    for (silent, syncs) in [(true, 1), (false, 2)] {
+        let mut couple = Couple::start_silent(silent);
+        wait_for(&couple.vm_a, Role::Primary, State::Protected);
+        wait_for_commits(&couple.vm_a, 5);
+        couple.vm_b.shutdown().expect("ended");
+        wait_for(&couple.vm_a, Role::Primary, State::Solo);
+        couple.vm_b = couple.b.supervise(couple.b.config(), &couple.listen_b, couple.listen_a.address());
+        wait_for(&couple.vm_a, Role::Primary, State::Protected);
+        wait_for_commits(&couple.vm_a, 3);
+        assert_eq!(couple.vm_a.status().stats.full_syncs, syncs);
+        couple.fail_over();
+    }
 }
 
 /// FO-1: a QEMU that hangs is taken for dead; it is silenced and ended before the backup goes live.
@@ -463,7 +477,10 @@ impl Apart {
     }
 
     fn protected() -> Self {
-        let lab = Lab::new();
+        Self::protected_in(Lab::new())
+    }
+
+    fn protected_in(lab: Lab) -> Self {
         let (a, b) = (lab.site("a"), lab.site("b"));
         let qemu = a.start_qemu();
         let listen_b = b.listen();
@@ -541,4 +558,36 @@ fn a_guest_outlives_its_host() {
     apart.qemu.kill();
     apart.lost_to_b(Instant::now());
     assert_released_after_commit(&apart.a);
+}
+
+/// SP-2: both Holdfasts end, and the backup's returns alone. It goes live from a checkpoint that says all by
+/// itself; from one that needs what its process had kept it does not, and says why.
+#[test]
+fn a_backup_started_anew_goes_live_only_with_all_that_was_said() {
+    let Some(_turn) = can_run() else { return };
+    for silent in [true, false] {
+        let mut apart = Apart::protected_in(Lab::new_silent(silent));
+        // The backup first: alone, the primary would be granted to go on alone.
+        apart.holdfast.signal(Signal::SIGSTOP);
+        apart.vm_b.shutdown().expect("ended");
+        apart.holdfast.kill();
+        let (last, _) = *apart.b.commits().last().expect("commits");
+        apart.vm_b = apart.b.supervise(apart.b.config(), &apart.listen_b, Apart::address(&apart.a));
+        if silent {
+            let report = wait_to_go_live(&apart.vm_b, None);
+            assert_eq!(report.resumed_from_epoch, last);
+            assert_resumed_from_seal(&apart.b, last);
+            continue;
+        }
+        let trouble = eventually("the reason", || {
+            apart.vm_b.status().trouble.filter(|trouble| trouble.text.contains("acknowledged to the guest"))
+        });
+        assert!(trouble.text.contains(&format!("epoch {last} ")), "{}", trouble.text);
+        // Longer than any silence that it would wait for.
+        std::thread::sleep(LEASE * 2);
+        let status = apart.vm_b.status();
+        assert_eq!((status.role, status.state), (Role::Backup, State::Waiting));
+        let fault = apart.vm_b.failover().expect_err("nothing to go live from");
+        assert!(fault.text.contains("no committed checkpoint"), "{fault}");
+    }
 }

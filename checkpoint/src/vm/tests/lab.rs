@@ -2,7 +2,8 @@
 //! writes down what it was told.
 
 use crate::arbiter::{Arbiter, FileArbiter, Grant};
-use crate::gate::{CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts, OutputGate};
+use crate::gate::spoken::{Speaker, Spoken, seeded};
+use crate::gate::{CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts, OutputGate, Stream};
 use crate::keys::{Identity, make_pair};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::qemu::tests::{LIMIT, MEMORY, command, place};
@@ -47,6 +48,15 @@ impl Lab {
         make_pair(&dir.path().join("a/keys"), &dir.path().join("b/keys")).expect("keys");
         fs::create_dir(dir.path().join("arbiter")).expect("a folder for the arbiter");
         Self { dir }
+    }
+
+    /// With gates that speak ahead of their epochs, as usual, or that never do.
+    pub(super) fn new_silent(silent: bool) -> Self {
+        let lab = Self::new();
+        if silent {
+            fs::write(lab.dir.path().join("silent"), "").expect("written");
+        }
+        lab
     }
 
     pub(super) fn site(&self, name: &'static str) -> Site {
@@ -151,7 +161,11 @@ impl Site {
             host: self.name,
             log: append(&self.path("gate")),
             joint: append(&self.root.join("gates")),
+            sealed: append(&self.root.join("spoken")),
             slow: self.root.join("slow"),
+            speaks: !self.root.join("silent").exists(),
+            speaker: Speaker::new(32),
+            kept: None,
             peer_log,
             last_cut: Arc::clone(&last_cut),
             term: Term::NONE,
@@ -266,14 +280,28 @@ struct WrittenGate {
     log: File,
     /// What all gates were told, in one order.
     joint: File,
+    /// What was said up to each cut.
+    sealed: File,
     /// While this file is there, a fence takes long.
     slow: PathBuf,
+    /// Unless a file said otherwise as this host started.
+    speaks: bool,
+    speaker: Speaker,
+    kept: Option<Spoken>,
     peer_log: PathBuf,
     last_cut: Arc<Mutex<Option<EpochId>>>,
     term: Term,
 }
 
 impl WrittenGate {
+    /// Says some bytes in this epoch, as far as they can be handed over.
+    fn say(&mut self, epoch: EpochId, part: u64) {
+        if self.speaks {
+            let seed = epoch.get() << 8 | part;
+            self.speaker.say(epoch.get(), &seeded(seed, 1 + (seed % 4000) as usize));
+        }
+    }
+
     fn note(&mut self, text: String) {
         self.log.write_all(format!("{text}\n").as_bytes()).expect("the gate's log");
         let line = format!("{} {text}\n", self.host);
@@ -282,10 +310,22 @@ impl WrittenGate {
 }
 
 impl OutputGate for WrittenGate {
-    fn cut(&mut self, epoch: EpochId) -> Result<CutReport, GateError> {
-        self.note(format!("cut {epoch}"));
+    /// The guest has said something all along; what was confirmed is forgotten; and before anybody is told
+    /// of the cut, the next epoch has begun to speak.
+    fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
+        self.note(format!("cut {epoch}{}", if whole { " whole" } else { "" }));
         *self.last_cut.lock().expect("no panic") = Some(epoch);
-        Ok(CutReport { frames: 1, bytes: 2, state: format!("gate at {epoch}").into_bytes() })
+        (2..5).for_each(|part| self.say(epoch, part));
+        self.speaker.spoken.confirm_all_but(32 << 10);
+        let state = self.speaker.spoken.state(whole || !self.speaks);
+        let line = format!("{epoch} {}\n", self.speaker.spoken.digest());
+        self.sealed.write_all(line.as_bytes()).expect("the list of what was said");
+        (0..2).for_each(|part| self.say(epoch.next(), part));
+        Ok(CutReport { frames: 1, bytes: 2, state })
+    }
+
+    fn stream(&self) -> Option<Stream> {
+        self.speaks.then(|| self.speaker.stream.clone())
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
@@ -311,6 +351,7 @@ impl OutputGate for WrittenGate {
         if self.slow.exists() {
             std::thread::sleep(LEASE / 4);
         }
+        self.speaker.spoken = Spoken::default();
         self.note("fence".to_owned());
     }
 
@@ -323,8 +364,14 @@ impl OutputGate for WrittenGate {
 
     fn extend_lease(&mut self, _until: Instant) {}
 
-    fn restore(&mut self, state: &[u8]) -> Result<(), GateError> {
-        self.note(format!("restore {}", String::from_utf8_lossy(state)));
+    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        self.kept.get_or_insert_default().keep(state, stream)
+    }
+
+    fn restore(&mut self) -> Result<(), GateError> {
+        let kept = self.kept.take().ok_or_else(|| GateError::Misuse("nothing was kept".to_owned()))?;
+        self.note(format!("restore {}", kept.digest()));
+        self.speaker.spoken = kept;
         Ok(())
     }
 
@@ -532,14 +579,23 @@ impl Standby for WatchedStandby {
     }
 }
 
-/// O6, CK-1: what was resumed on `site` is what the primary's memory and devices were at that epoch.
+/// O6, CK-1, SP-2: what was resumed on `site` is what the primary's memory and devices were at that epoch, and
+/// what its gate had said and the client had not confirmed.
 pub(super) fn assert_resumed_from_seal(site: &Site, epoch: u64) {
     let resumed = fs::read_to_string(site.path("resumed")).expect("it went live");
     let resumed = resumed.lines().last().expect("it went live");
-    let sealed = fs::read_to_string(site.root.join("sealed")).expect("epochs were sealed");
+    assert_eq!(resumed, at_seal(site, "sealed", epoch), "not what was sealed as epoch {epoch}");
+    let restored =
+        site.gate_log().iter().rev().find_map(|line| line.strip_prefix("restore ").map(str::to_owned));
+    let spoken = at_seal(site, "spoken", epoch);
+    assert_eq!(restored.as_deref(), Some(&*spoken), "not what was said up to epoch {epoch}");
+}
+
+/// The newest line of an epoch in a list that both hosts write.
+fn at_seal(site: &Site, list: &str, epoch: u64) -> String {
+    let lines = fs::read_to_string(site.root.join(list)).expect("epochs were sealed");
     let prefix = format!("{epoch} ");
-    let sealed = sealed.lines().rev().find_map(|line| line.strip_prefix(&prefix)).expect("it was sealed");
-    assert_eq!(resumed, sealed, "what was resumed is not what was sealed as epoch {epoch}");
+    lines.lines().rev().find_map(|line| line.strip_prefix(&prefix)).expect("it was sealed").to_owned()
 }
 
 /// OC-1: every release came after its line in the backup's commit log, and in order (OC-2).
