@@ -25,7 +25,7 @@
 use crate::pages::{PageIndex, PageSet};
 use crate::tracker::FileIdentity;
 use crossbeam_channel::{Receiver, Sender};
-use holdfast_epoch::{EpochId, ReleaseToken, Term};
+use holdfast_epoch::{EpochId, ReleaseToken, StreamChunk, Term};
 use std::time::Instant;
 use thiserror::Error;
 
@@ -63,15 +63,6 @@ pub struct CutReport {
     pub bytes: u64,
     /// What the backup's gate needs to carry on.
     pub state: GateState,
-}
-
-/// Some of the bytes that a gate acknowledges to the guest as soon as they were handed over here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamChunk {
-    /// The epoch that is open as they are handed over here, and in which they are acknowledged.
-    pub epoch: EpochId,
-    /// Opaque to the checkpoint side.
-    pub bytes: Vec<u8>,
 }
 
 /// The way of these bytes out of a gate. It is there as long as the gate is, and outlives sessions.
@@ -149,7 +140,8 @@ pub trait OutputGate: Send {
     fn open(&mut self) -> Result<(), GateError>;
 
     /// Drops what is held, and transmits nothing after this returns, until [`OutputGate::admit`]
-    /// (FO-1). What was kept for the other host's machine is not touched. Cannot fail: an implementation that cannot reach its core any more ends the process.
+    /// (FO-1). What was kept for the other host's machine is not touched. Cannot fail: an implementation
+    /// that cannot reach its core any more ends the process.
     fn fence(&mut self);
 
     /// Lifts the fence for a term that this host was granted; output passes through.

@@ -14,7 +14,7 @@
 //! wake-up of a receiver that sleeps, once a chunk.
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use holdfast_epoch::EpochId;
+use holdfast_epoch::{EpochId, StreamChunk};
 
 /// Buffers of one stream.
 const BUFFERS: usize = 64;
@@ -25,16 +25,8 @@ pub(crate) const CHUNK_LEN: usize = 256 << 10;
 /// Bytes that say whose records follow: place of the port, then their length.
 pub(crate) const CHUNK_HEAD: usize = 5;
 
-/// Some speculative bytes on their way to the backup; [`crate::kept::KeptPorts::apply`] reads them.
-#[derive(Debug)]
-pub struct StreamChunk {
-    /// The epoch in which the guest sent them. All chunks of an epoch precede those of the next.
-    pub epoch: EpochId,
-    /// Records of one port.
-    pub bytes: Vec<u8>,
-}
-
-/// The replication's end.
+/// The replication's end. The bytes of its chunks are records of one port each, for
+/// [`KeptPorts::apply`](crate::kept::KeptPorts::apply) on the backup.
 #[derive(Clone, Debug)]
 pub struct Stream {
     /// Chunks as they are captured.

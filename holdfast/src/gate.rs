@@ -1,7 +1,8 @@
 //! The ports of one VM as the gate that the checkpoint side holds.
 
 use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, Stream};
-use holdfast_dataplane::{GateError as PortError, Handle, Mode, PortId};
+use holdfast_dataplane::kept::KeptPorts;
+use holdfast_dataplane::{GateError as PortError, Handle, LedgerLimits, Mode, PortId};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use nix::time::{ClockId, clock_gettime};
 use std::sync::Arc;
@@ -22,16 +23,43 @@ pub(crate) struct PortGate {
     /// End of the lease granted so far, whether or not it counts now.
     until_ns: u64,
     protected: bool,
-    /// The state of the last commit that came here.
-    kept: Option<Vec<u8>>,
+    /// None for a VM that never speculates.
+    stream: Option<Stream>,
+    /// What came with the commits of the other host.
+    kept: KeptPorts,
+    /// Whether anything was kept since it was last gone on from.
+    has_kept: bool,
 }
 
 impl PortGate {
-    /// The gate of `ports`, which were added fenced.
-    pub(crate) fn new(vm: &str, handle: &Handle, ports: Vec<PortId>) -> Result<Self, PortError> {
+    /// The gate of `ports`, which were added fenced; `limits` of what is kept of each port's flows, none
+    /// for a port that never speculates.
+    pub(crate) fn new(
+        vm: &str,
+        handle: &Handle,
+        ports: Vec<PortId>,
+        limits: &[Option<LedgerLimits>],
+    ) -> Result<Self, PortError> {
         let handle = handle.with_deadline(DEADLINE);
         let lease = handle.lease(&ports)?;
-        Ok(Self { vm: vm.to_owned(), handle, ports, lease, until_ns: 0, protected: false, kept: None })
+        let stream = match limits.iter().any(Option::is_some) {
+            true => {
+                let streamed = handle.stream(&ports)?;
+                Some(Stream { chunks: streamed.chunks, spare: streamed.spare })
+            }
+            false => None,
+        };
+        Ok(Self {
+            vm: vm.to_owned(),
+            handle,
+            ports,
+            lease,
+            until_ns: 0,
+            protected: false,
+            stream,
+            kept: KeptPorts::new(limits),
+            has_kept: false,
+        })
     }
 }
 
@@ -46,15 +74,18 @@ fn told(fault: PortError) -> GateError {
 }
 
 impl OutputGate for PortGate {
-    /// The state of a port that does not speculate is always whole.
-    fn cut(&mut self, epoch: EpochId, _whole: bool) -> Result<CutReport, GateError> {
-        let report = self.handle.cut(&self.ports, epoch).map_err(told)?;
-        let state = GateState::whole(report.port_state);
+    /// The state of ports that do not speculate is always whole.
+    fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
+        let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
+        let state = match whole || self.stream.is_none() {
+            true => GateState::whole(report.port_state),
+            false => GateState::delta(report.port_state),
+        };
         Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
     }
 
     fn stream(&self) -> Option<Stream> {
-        None
+        self.stream.clone()
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
@@ -104,18 +135,19 @@ impl OutputGate for PortGate {
     }
 
     fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
-        if !stream.is_empty() {
-            return Err(GateError::State("it speaks of speculation, which this host does not do".to_owned()));
-        }
-        let kept = self.kept.get_or_insert_default();
-        kept.clear();
-        kept.extend_from_slice(state);
+        self.kept.apply(state, stream).map_err(|fault| GateError::State(fault.to_string()))?;
+        self.has_kept = true;
         Ok(())
     }
 
     fn restore(&mut self) -> Result<(), GateError> {
-        let kept = self.kept.take().ok_or_else(|| GateError::Misuse("nothing was kept".to_owned()))?;
-        self.handle.restore(&self.ports, &kept).map_err(told)
+        if !std::mem::take(&mut self.has_kept) {
+            return Err(GateError::Misuse("nothing was kept".to_owned()));
+        }
+        if !self.kept.is_sound() {
+            return Err(GateError::State("the flows kept are of different epochs".to_owned()));
+        }
+        self.handle.restore(&self.ports, &mut self.kept).map_err(told)
     }
 
     fn announce(&mut self) {

@@ -15,9 +15,11 @@
 //!
 //! Pure: no I/O, no clock, no threads.
 
+mod chunk;
 mod ids;
 mod state;
 
+pub use chunk::StreamChunk;
 pub use ids::{EpochId, Term};
 pub use state::{
     Committed, Confirmation, ConfirmationError, Digest, Epoch, InFlight, Open, ReleaseToken, Replicated,

@@ -4,9 +4,10 @@
 //! A state is a flag (whole or not), first and last byte held, the digest of all of them, and the bytes if it
 //! is whole; that of a gate that never speaks is empty. So `keep` finds out for itself whether it has every byte (SP-2).
 
-use crate::gate::{GateError, GateState, Stream, StreamChunk};
+use crate::gate::{GateError, GateState, Stream};
+
 use crossbeam_channel::{Receiver, Sender, bounded};
-use holdfast_epoch::EpochId;
+use holdfast_epoch::{EpochId, StreamChunk};
 
 /// Bytes that were acknowledged and that the client has not confirmed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -5,7 +5,7 @@
 //! ends, the page sets of all epochs that were not confirmed come back in the ending (CK-2).
 
 use crate::digest::{EpochHasher, PageHasher};
-use crate::gate::{GateError, GateState, StreamChunk};
+use crate::gate::{GateError, GateState};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::primary::stream::Feed;
 use crate::primary::{Chunk, SharedGate, Stats, Work};
@@ -17,7 +17,7 @@ use crate::reduction::{Reduced, Reducer, is_zero};
 use crate::transport::{Link, LinkEvent};
 use crate::vm::Fault;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
-use holdfast_epoch::{Confirmation, ConfirmationError, Epoch, EpochId, InFlight, Sealed, Term};
+use holdfast_epoch::{Confirmation, ConfirmationError, Epoch, EpochId, InFlight, Sealed, StreamChunk, Term};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};

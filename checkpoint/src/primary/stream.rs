@@ -13,9 +13,9 @@
 //! dropped: that epoch's state is whole. Epoch numbers are never used twice, so that none is mistaken for
 //! one of this session.
 
-use crate::gate::{GateError, Stream, StreamChunk};
+use crate::gate::{GateError, Stream};
 use crossbeam_channel::{Receiver, TryRecvError, never};
-use holdfast_epoch::EpochId;
+use holdfast_epoch::{EpochId, StreamChunk};
 use std::cmp::Ordering;
 
 /// What a session takes of a gate's stream.

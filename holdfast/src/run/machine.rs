@@ -61,7 +61,7 @@ impl Machine {
                 let fault = |what: String| Failure::Failed(format!("VM {}: {what}", vm.name));
                 let parts = Parts {
                     gate: Box::new(
-                        PortGate::new(&vm.name, &dataplane.handle, ports.clone())
+                        PortGate::new(&vm.name, &dataplane.handle, ports.clone(), &vec![None; ports.len()])
                             .map_err(|error| fault(error.to_string()))?,
                     ),
                     memory: Box::new(DeviceMemory::new(devices.clone())),
@@ -246,7 +246,7 @@ fn plug(
     let limits = Limits { bytes: nic.escrow_bytes, ..Limits::default() };
     dataplane
         .handle
-        .add_port(port, Box::new(endpoint), PortConfig { wire, limits, fenced })
+        .add_port(port, Box::new(endpoint), PortConfig { wire, limits, fenced, speculation: None })
         .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
     Ok(device)
 }
