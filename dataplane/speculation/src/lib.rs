@@ -21,6 +21,7 @@
 //! **SP-3** bytes are freed on the client's cumulative ACK alone; **SP-4** what the guest sees never
 //! moves back and is never invented; **OC-1** the client leg is given committed bytes alone.
 
+pub mod client_leg;
 mod seq;
 mod time;
 
