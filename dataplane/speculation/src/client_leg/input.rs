@@ -52,6 +52,8 @@ impl Sender {
         if let (Some(first), false) = (news.first, news.again) {
             self.rtt.sample(now, now.since(first));
             self.rack.measured();
+        } else if confirmed > 0 {
+            self.rtt.progressed();
         }
         if news.bytes > 0 || confirmed > 0 || was_zero || self.window.is_zero() {
             // The client is there: R2 begins anew (RFC 9293 §3.8.3, §3.8.6.1).

@@ -11,6 +11,8 @@ pub(super) const INITIAL_RTO: Duration = Duration::from_secs(1);
 pub(super) const MIN_VARIANCE: Duration = Duration::from_millis(200);
 /// RFC 6298 §2.5: at least 60 s.
 pub(super) const MAX_RTO: Duration = Duration::from_secs(60);
+/// Where progress without a sample takes a backed-off RTO: what RFC 6298 §5.7 falls back to.
+const FALLBACK_RTO: Duration = Duration::from_secs(3);
 /// How long a minimum RTT counts (RFC 8985 §6.2 step 1 asks for a windowed one): one to two of these.
 const MIN_RTT_WINDOW: Duration = Duration::from_secs(30);
 
@@ -72,6 +74,15 @@ impl RoundTrip {
     /// The RTO.
     pub(super) fn timeout(&self) -> Duration {
         doubled(self.base_timeout(), self.backoff)
+    }
+
+    /// Something was confirmed, but nothing that gives a sample. Karn's rule would keep the back-off until
+    /// there is one, with up to a minute for each loss among the retransmissions after an outage; a path
+    /// that carries is given the fallback instead, which is longer than its RTT.
+    pub(super) fn progressed(&mut self) {
+        while self.backoff > 0 && self.timeout() > FALLBACK_RTO.max(self.base_timeout()) {
+            self.backoff -= 1;
+        }
     }
 
     /// RFC 6298 §5.5.
@@ -144,6 +155,21 @@ mod tests {
         assert_eq!(rtt.timeout(), MAX_RTO);
         rtt.sample(Time::ZERO, 20 * MS);
         assert_eq!(rtt.timeout(), 220 * MS);
+    }
+
+    #[test]
+    fn progress_without_a_sample_keeps_no_more_than_three_seconds_of_back_off() {
+        // RFC 6298 §5.5, §5.7
+        let mut rtt = RoundTrip::new();
+        rtt.sample(Time::ZERO, 20 * MS);
+        rtt.back_off();
+        rtt.progressed();
+        assert_eq!(rtt.timeout(), 440 * MS);
+        for _ in 0..30 {
+            rtt.back_off();
+        }
+        rtt.progressed();
+        assert_eq!(rtt.timeout(), 1760 * MS);
     }
 
     #[test]
