@@ -1,7 +1,7 @@
 //! The command line: what there is, and who carries it out.
 
 use crate::control::{self, Request};
-use crate::{bench, check_host, config, demo, keys};
+use crate::{bench, check_host, config, demo, keys, wire_emulator};
 use clap::{Args, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -75,6 +75,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// A wire with delay, loss and the like between two interfaces, for a laboratory; SIGTERM ends it, and it
+    /// prints its counters as a line of JSON.
+    WireEmulator(wire_emulator::Options),
     /// Write the initramfs of the demonstration guest, to attach a guest by hand.
     GuestImage {
         /// Where to write it.
@@ -172,6 +175,7 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Demo(options) => demo::run(&options),
         Command::Soak(options) => demo::soak(&options),
         Command::Bench { bench } => bench::run(&bench),
+        Command::WireEmulator(options) => wire_emulator::run(&options),
         Command::GuestImage { file } => holdfast_lab::artifacts::Artifacts::locate()
             .and_then(|artifacts| artifacts.write_initramfs(&file))
             .map_err(|fault| Failure::HostLacks(fault.to_string())),

@@ -45,7 +45,7 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     });
 
     let capture = Capture::start(
-        &pair.topology.client,
+        &pair.topology.switch,
         pair.topology.a.client_port,
         Flow::Arriving,
         &pair.scratch.file("wire.pcap"),
