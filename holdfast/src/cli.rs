@@ -37,6 +37,9 @@ pub(crate) enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+        /// With the TCP flows that speculate.
+        #[arg(long)]
+        flows: bool,
         #[command(flatten)]
         socket: Socket,
     },
@@ -63,6 +66,14 @@ pub(crate) enum Command {
         vm: String,
         /// Milliseconds from one checkpoint to the next.
         epoch_ms: u64,
+        #[command(flatten)]
+        socket: Socket,
+    },
+    /// Change what is done with a VM's output while it runs; no byte is lost.
+    Mode {
+        vm: String,
+        #[arg(value_enum)]
+        mode: config::Mode,
         #[command(flatten)]
         socket: Socket,
     },
@@ -159,8 +170,8 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
             }
             crate::run::run(checked)
         }
-        Command::Status { vm, json, socket } => {
-            let document = ask(&socket, &Request::Status { vm })?;
+        Command::Status { vm, json, flows, socket } => {
+            let document = ask(&socket, &Request::Status { vm, flows })?;
             if json {
                 println!("{document:#}");
             } else {
@@ -172,6 +183,7 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Protect { vm, socket } => ask(&socket, &Request::Protect { vm }).map(drop),
         Command::Unprotect { vm, socket } => ask(&socket, &Request::Unprotect { vm }).map(drop),
         Command::Epoch { vm, epoch_ms, socket } => ask(&socket, &Request::Epoch { vm, epoch_ms }).map(drop),
+        Command::Mode { vm, mode, socket } => ask(&socket, &Request::SetMode { vm, mode }).map(drop),
         Command::Demo(options) => demo::run(&options),
         Command::Soak(options) => demo::soak(&options),
         Command::Bench { bench } => bench::run(&bench),

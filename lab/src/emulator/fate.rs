@@ -1,5 +1,7 @@
 //! Dice that fall the same way for the same seed and frame, in whatever order they are thrown.
 
+use holdfast_guest_init::stream;
+
 /// What is decided about a frame, each by a throw of its own.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Question {
@@ -39,10 +41,7 @@ impl Dice {
     }
 }
 
-/// SplitMix64's output function, with its increment before it.
+/// SplitMix64: without the increment, 0 would stay 0.
 fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ value >> 31
+    stream::mix(value.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }

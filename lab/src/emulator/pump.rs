@@ -50,6 +50,13 @@ pub struct Report {
     pub up: DirectionReport,
 }
 
+impl Report {
+    /// Frames that the wire lost or dropped, both ways.
+    pub fn missing_frames(&self) -> u64 {
+        [self.down, self.up].iter().map(|way| way.counters.lost_frames + way.counters.dropped_frames).sum()
+    }
+}
+
 /// Frames on their way to one side.
 struct Lane {
     impairment: Impairment,
