@@ -20,6 +20,7 @@ pub mod audit;
 pub mod capture;
 pub mod client;
 pub mod emulator;
+pub mod expert;
 pub mod guest;
 pub mod initramfs;
 pub mod join;

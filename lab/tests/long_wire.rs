@@ -2,7 +2,9 @@
 
 use holdfast_guest_init::protocol::{Direction, STREAM_PORT};
 use holdfast_guest_init::stream::Stream;
+use holdfast_lab::capture::{Capture, Flow};
 use holdfast_lab::emulator::{Pump, Report, WireSpec};
+use holdfast_lab::expert::{Complaints, complaints};
 use holdfast_lab::netns::Namespace;
 use holdfast_lab::process::ProcessSpec;
 use holdfast_lab::requirements::{Need, can_run};
@@ -135,6 +137,34 @@ fn a_tcp_stream_gets_through_every_hardship_unharmed() {
         let on = direction.under_way_frames + counters.delivered_frames;
         assert_eq!(on, counters.frames - gone + counters.duplicated_frames);
     }
+}
+
+/// What tshark complains of in the client's capture of a download over that wire.
+fn complaints_over(wire: &str) -> Complaints {
+    let scratch = Scratch::new("expert").expect("folders");
+    let wire = lay(wire, 6);
+    let client = (&wire.topology.client, wire.topology.client_interface);
+    let capture =
+        Capture::start(client.0, client.1, Flow::Both, &scratch.file("client.pcap")).expect("captures");
+    wire.download(23, 4 * MIB);
+    let captured = capture.stop().expect("captured");
+    assert_eq!(captured.dropped, 0);
+    wire.end();
+    let found = complaints(&captured.path).expect("an analysis");
+    println!("{found:?}");
+    found
+}
+
+#[test]
+fn a_lossy_wire_is_complained_of_and_a_clean_one_is_not() {
+    if !can_run(&[Need::Root]) {
+        return;
+    }
+    let clean = complaints_over("delay=1ms");
+    let lossy = complaints_over("delay=1ms,loss=1%");
+    let more: Vec<String> = lossy.beyond(&clean).into_iter().map(|found| found.complaint).collect();
+    assert!(more.iter().any(|text| text.contains("retransmission")), "{more:?}");
+    assert!(!clean.0.keys().any(|text| text.contains("retransmission")), "{clean:?}");
 }
 
 #[test]
