@@ -1,7 +1,7 @@
 //! The command line: what there is, and who carries it out.
 
 use crate::control::{self, Request};
-use crate::{bench, check_host, config, demo, keys};
+use crate::{bench, check_host, config, demo, keys, wire_emulator};
 use clap::{Args, Parser, Subcommand};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,6 +37,9 @@ pub(crate) enum Command {
         /// As JSON.
         #[arg(long)]
         json: bool,
+        /// With the TCP flows that speculate.
+        #[arg(long)]
+        flows: bool,
         #[command(flatten)]
         socket: Socket,
     },
@@ -66,6 +69,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Change what is done with a VM's output while it runs; no byte is lost.
+    Mode {
+        vm: String,
+        #[arg(value_enum)]
+        mode: config::Mode,
+        #[command(flatten)]
+        socket: Socket,
+    },
     /// The whole story on one machine: two hosts and a client in network namespaces, a kill, a failover.
     Demo(demo::DemoOptions),
     /// The demonstration many times, each with another seed and another victim; a line a run.
@@ -75,6 +86,9 @@ pub(crate) enum Command {
         #[command(subcommand)]
         bench: bench::Bench,
     },
+    /// A wire with delay, loss and the like between two interfaces, for a laboratory; SIGTERM ends it, and it
+    /// prints its counters as a line of JSON.
+    WireEmulator(wire_emulator::Options),
     /// Write the initramfs of the demonstration guest, to attach a guest by hand.
     GuestImage {
         /// Where to write it.
@@ -156,8 +170,8 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
             }
             crate::run::run(checked)
         }
-        Command::Status { vm, json, socket } => {
-            let document = ask(&socket, &Request::Status { vm })?;
+        Command::Status { vm, json, flows, socket } => {
+            let document = ask(&socket, &Request::Status { vm, flows })?;
             if json {
                 println!("{document:#}");
             } else {
@@ -169,9 +183,11 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Protect { vm, socket } => ask(&socket, &Request::Protect { vm }).map(drop),
         Command::Unprotect { vm, socket } => ask(&socket, &Request::Unprotect { vm }).map(drop),
         Command::Epoch { vm, epoch_ms, socket } => ask(&socket, &Request::Epoch { vm, epoch_ms }).map(drop),
+        Command::Mode { vm, mode, socket } => ask(&socket, &Request::SetMode { vm, mode }).map(drop),
         Command::Demo(options) => demo::run(&options),
         Command::Soak(options) => demo::soak(&options),
         Command::Bench { bench } => bench::run(&bench),
+        Command::WireEmulator(options) => wire_emulator::run(&options),
         Command::GuestImage { file } => holdfast_lab::artifacts::Artifacts::locate()
             .and_then(|artifacts| artifacts.write_initramfs(&file))
             .map_err(|fault| Failure::HostLacks(fault.to_string())),

@@ -15,6 +15,7 @@ mod memory;
 mod run;
 mod status;
 mod wire;
+mod wire_emulator;
 
 use clap::Parser;
 use std::process::ExitCode;

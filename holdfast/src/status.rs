@@ -1,8 +1,39 @@
 //! The table that `holdfast status` prints, drawn from the JSON document that the daemon answers.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A TCP flow that speculates, in a VM's array `flows`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FlowRow {
+    /// Place of the VM's NIC that it passes, from 0.
+    pub(crate) nic: usize,
+    /// The guest's end.
+    pub(crate) guest: SocketAddr,
+    /// The client's end.
+    pub(crate) client: SocketAddr,
+    /// The VLAN, where frames have a tag.
+    pub(crate) vlan: Option<u16>,
+    /// What the flow is doing, in a word.
+    pub(crate) state: String,
+    /// What was acknowledged to the guest in the client's name, and not by the client yet.
+    pub(crate) ahead_bytes: u64,
+    /// Held for the client: committed or not.
+    pub(crate) escrow_bytes: u64,
+    /// Of these, those that are free to go.
+    pub(crate) committed_bytes: u64,
+    /// Sent to the client and not confirmed.
+    pub(crate) in_flight_bytes: u64,
+    /// Smoothed round trip to the client; null before the first.
+    pub(crate) rtt_us: Option<u64>,
+    /// The congestion window.
+    pub(crate) cwnd_bytes: u64,
+    /// Segments that were sent again.
+    pub(crate) retransmissions: u64,
+}
 
 /// A table of the VMs and their NICs in `document`.
 pub(crate) fn table(document: &Value) -> String {
@@ -71,12 +102,51 @@ pub(crate) fn table(document: &Value) -> String {
                 );
             }
         }
+        if let Some(rows) = vm["flows"].as_array() {
+            flows(&mut out, rows);
+        }
         if let Some(trouble) = vm["trouble"]["text"].as_str() {
             let (fault, age) = (text(&vm["trouble"]["fault"]), age_s(&vm["trouble"]["at_unix_ms"]));
             line(&mut out, format_args!("  last trouble ({fault}'s, {age} s ago): {trouble}"));
         }
     }
     out
+}
+
+/// The flows of a VM; rows of another version's shape are passed over, and counted.
+fn flows(out: &mut String, rows: &[Value]) {
+    let read: Vec<FlowRow> = rows.iter().filter_map(|row| serde_json::from_value(row.clone()).ok()).collect();
+    if rows.is_empty() {
+        line(out, format_args!("  no flow speculates"));
+        return;
+    }
+    line(
+        out,
+        format_args!(
+            "  {:<44} {:<12} {:>10} {:>10} {:>10} {:>9} {:>10} {:>6}",
+            "flow", "state", "ahead KiB", "escrow KiB", "flight KiB", "rtt ms", "cwnd KiB", "resent"
+        ),
+    );
+    for row in &read {
+        let tag = row.vlan.map_or_else(String::new, |vlan| format!(" vlan {vlan}"));
+        line(
+            out,
+            format_args!(
+                "  {:<44} {:<12} {:>10} {:>10} {:>10} {:>9} {:>10} {:>6}",
+                format!("{} > {}{tag}", row.guest, row.client),
+                row.state,
+                row.ahead_bytes >> 10,
+                row.escrow_bytes >> 10,
+                row.in_flight_bytes >> 10,
+                row.rtt_us.map_or_else(|| "-".into(), |us| format!("{:.2}", us as f64 / 1e3)),
+                row.cwnd_bytes >> 10,
+                row.retransmissions
+            ),
+        );
+    }
+    if read.len() < rows.len() {
+        line(out, format_args!("  {} flows of another version's shape", rows.len() - read.len()));
+    }
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
@@ -99,4 +169,35 @@ fn age_s(at_unix_ms: &Value) -> u128 {
 
 fn milliseconds(value: &Value) -> String {
     value.as_f64().map_or_else(|| "-".into(), |us| format!("{:.1} ms", us / 1000.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn flows_are_a_row_each_and_an_idle_vm_says_so() {
+        let flow = FlowRow {
+            nic: 0,
+            guest: "10.99.0.11:7001".parse().expect("an address"),
+            client: "[fd00::1]:40000".parse().expect("an address"),
+            vlan: Some(7),
+            state: "speculating".into(),
+            ahead_bytes: 5 << 20,
+            escrow_bytes: 6 << 20,
+            committed_bytes: 1 << 20,
+            in_flight_bytes: 64 << 10,
+            rtt_us: Some(20_250),
+            cwnd_bytes: 128 << 10,
+            retransmissions: 3,
+        };
+        let document = json!({"host": "a", "vms": [{"vm": "web", "flows": [flow, {"old": true}]}]});
+        let text = table(&document);
+        for part in ["10.99.0.11:7001 > [fd00::1]:40000 vlan 7", "5120", "20.25", "1 flows of another"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(table(&json!({"vms": [{"flows": []}]})).contains("no flow speculates"));
+        assert!(!table(&json!({"vms": [{}]})).contains("flow"));
+    }
 }

@@ -5,22 +5,30 @@
 //! or never. A capture is later than the sending, and a commit is logged before it is answered, so a
 //! rightful frame is never called early.
 //!
+//! A record is written before its frame can leave: when it is taken from the guest, or, for one that
+//! the dataplane makes in the guest's name (a segment of the client leg, sent again with the same bytes
+//! as often as it takes), when it is emitted: each emission has a record of its own, with the epoch of
+//! its last byte. So a frame on the wire without a record left by a way that nobody watches, and counts
+//! as early too: more equal ones than there are records, or one before its record was written. Only
+//! announcements, which are no guest's output, need none.
+//!
 //! Where frames were held and then dropped, a later equal one is measured by the earlier one's epoch,
 //! which can hide an early one: `ambiguous` says for how many frames the counts differ.
 
 use crate::audit::{AuditRecord, CommitLog, frame_hash};
 use crate::pcap::{CapturedFrame, Pcap, PcapError};
 use crate::report::Summary;
+use nix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::collections::HashMap;
 
 /// A frame that left before its commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct EarlyFrame {
-    /// The epoch in which the guest sent it.
-    pub epoch: u64,
-    /// Its place in the audit.
-    pub audit_index: usize,
+    /// The epoch in which the guest sent it; none where there is no record of it.
+    pub epoch: Option<u64>,
+    /// The place in the audit of what it was measured by.
+    pub audit_index: Option<usize>,
     /// When it was captured.
     pub captured_realtime_ns: u64,
     /// When its epoch was committed, if it was.
@@ -36,9 +44,11 @@ pub struct JoinReport {
     pub frames_matched: u64,
     /// Of these, frames that had to wait for their commit.
     pub frames_protected: u64,
-    /// Frames in the capture that no guest sent, as far as the audit knows: the appliance's own.
-    pub frames_unmatched: u64,
-    /// Protected frames that left before the commit of their epoch. Must be 0.
+    /// Announcements in the capture without a record: the appliance's own.
+    pub frames_announced: u64,
+    /// All others without a record, or before it was written. These are among the early ones.
+    pub frames_unaccounted: u64,
+    /// Protected frames that left before the commit of their epoch, and frames without a record. Must be 0.
     pub frames_released_early: u64,
     /// Frames of the audit that never left.
     pub frames_never_captured: u64,
@@ -52,16 +62,47 @@ pub struct JoinReport {
 }
 
 const EARLY_NAMED: usize = 16;
+/// A record may seem later than its frame by that: two clocks are read one after the other.
+const CLOCKS_APART_NS: u64 = 1_000_000;
 /// Delays kept for the summary; of a longer capture the first ones.
 const MOST_DELAYS: usize = 4 << 20;
 
 /// Joins a capture with the audit and the commits of the host that sent it.
+///
+/// On the machine that made them, within its uptime: the audit's clock is compared with the capture's.
 pub fn join(audit: &[AuditRecord], commits: &CommitLog, capture: &mut Pcap) -> Result<JoinReport, PcapError> {
-    let mut join = Join::new(audit, commits);
+    let mut join = Join::new(audit, commits, realtime_ahead_ns());
     while let Some(frame) = capture.next_frame()? {
         join.take(&frame);
     }
     Ok(join.finish())
+}
+
+/// By how much CLOCK_REALTIME is ahead of CLOCK_MONOTONIC.
+fn realtime_ahead_ns() -> u64 {
+    let nanoseconds = |clock| {
+        clock_gettime(clock).map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+    };
+    nanoseconds(ClockId::CLOCK_REALTIME).saturating_sub(nanoseconds(ClockId::CLOCK_MONOTONIC))
+}
+
+/// Whether a frame announces an address or a MAC (RARP, an ARP announcement, an unsolicited neighbour
+/// advertisement): the appliance says these itself when a guest has come to it.
+fn is_announcement(frame: &[u8]) -> bool {
+    const TO_ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+    const ADVERTISEMENT: u8 = 136;
+    let mut at = 12;
+    while matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8])) {
+        at += 4;
+    }
+    let body = frame.get(at + 2..).unwrap_or_default();
+    match frame.get(at..at + 2) {
+        Some([0x80, 0x35]) => true,
+        // Sender's and target's address are the same.
+        Some([0x08, 0x06]) => body.get(14..18).is_some_and(|sender| body.get(24..28) == Some(sender)),
+        Some([0x86, 0xdd]) => frame.starts_with(&TO_ALL_NODES) && body.get(40) == Some(&ADVERTISEMENT),
+        _ => false,
+    }
 }
 
 /// The places in the audit of one hash, and how many of them were met on the wire. Chained through
@@ -77,6 +118,7 @@ struct Equal {
 struct Join<'a> {
     audit: &'a [AuditRecord],
     commits: &'a CommitLog,
+    realtime_ahead_ns: u64,
     equal: HashMap<u64, Equal>,
     next_equal: Vec<Option<usize>>,
     report: JoinReport,
@@ -84,7 +126,7 @@ struct Join<'a> {
 }
 
 impl<'a> Join<'a> {
-    fn new(audit: &'a [AuditRecord], commits: &'a CommitLog) -> Self {
+    fn new(audit: &'a [AuditRecord], commits: &'a CommitLog, realtime_ahead_ns: u64) -> Self {
         let mut equal: HashMap<u64, Equal> = HashMap::with_capacity(audit.len());
         let mut next_equal = vec![None; audit.len()];
         for (index, record) in audit.iter().enumerate() {
@@ -97,43 +139,68 @@ impl<'a> Join<'a> {
                 })
                 .or_insert(Equal { last: index, next: Some(index), in_audit: 1, on_wire: 0 });
         }
-        Self { audit, commits, equal, next_equal, report: JoinReport::default(), delays_us: Vec::new() }
+        Self {
+            audit,
+            commits,
+            realtime_ahead_ns,
+            equal,
+            next_equal,
+            report: JoinReport::default(),
+            delays_us: Vec::new(),
+        }
     }
 
     fn take(&mut self, frame: &CapturedFrame) {
         self.report.frames_captured += 1;
-        let Some(equal) = self.equal.get_mut(&frame_hash(&frame.bytes)) else {
-            self.report.frames_unmatched += 1;
+        let Some(index) = self.record_of(frame) else {
+            if is_announcement(&frame.bytes) {
+                self.report.frames_announced += 1;
+            } else {
+                self.report.frames_unaccounted += 1;
+                self.early(frame, None, None);
+            }
             return;
         };
-        equal.on_wire += 1;
-        // More of them on the wire than in the audit: the surplus is measured by the last one.
-        let index = equal.next.unwrap_or(equal.last);
-        equal.next = equal.next.and_then(|index| self.next_equal[index]);
         self.report.frames_matched += 1;
         let record = &self.audit[index];
+        let written = record.monotonic_ns + self.realtime_ahead_ns;
+        if record.monotonic_ns > 0 && written > frame.realtime_ns + CLOCKS_APART_NS {
+            self.report.frames_unaccounted += 1;
+            self.early(frame, Some(index), None);
+            return;
+        }
         if !record.protected {
             return;
         }
         self.report.frames_protected += 1;
-        let committed = self.commits.committed_at(record.epoch);
-        match committed {
+        match self.commits.committed_at(record.epoch) {
             Some(at) if at <= frame.realtime_ns => {
                 if self.delays_us.len() < MOST_DELAYS {
                     self.delays_us.push((frame.realtime_ns - at) as f64 / 1e3);
                 }
             }
-            _ => {
-                self.report.frames_released_early += 1;
-                if self.report.early.len() < EARLY_NAMED {
-                    self.report.early.push(EarlyFrame {
-                        epoch: record.epoch,
-                        audit_index: index,
-                        captured_realtime_ns: frame.realtime_ns,
-                        committed_realtime_ns: committed,
-                    });
-                }
-            }
+            committed => self.early(frame, Some(index), committed),
+        }
+    }
+
+    /// The record of the next of equal frames; none when all of them were met already.
+    fn record_of(&mut self, frame: &CapturedFrame) -> Option<usize> {
+        let equal = self.equal.get_mut(&frame_hash(&frame.bytes))?;
+        equal.on_wire += 1;
+        let index = equal.next?;
+        equal.next = self.next_equal[index];
+        Some(index)
+    }
+
+    fn early(&mut self, frame: &CapturedFrame, index: Option<usize>, committed: Option<u64>) {
+        self.report.frames_released_early += 1;
+        if self.report.early.len() < EARLY_NAMED {
+            self.report.early.push(EarlyFrame {
+                epoch: index.map(|index| self.audit[index].epoch),
+                audit_index: index,
+                captured_realtime_ns: frame.realtime_ns,
+                committed_realtime_ns: committed,
+            });
         }
     }
 
@@ -188,9 +255,9 @@ mod tests {
     #[test]
     fn frames_after_their_commit_are_in_order() {
         let audit = [sent(1, 1), sent(2, 2), sent(3, 3)];
-        let found = report(&audit, COMMITS, &[captured(1, 1000), captured(2, 2500), captured(9, 2600)]);
+        let found = report(&audit, COMMITS, &[captured(1, 1000), captured(2, 2500)]);
         assert_eq!(found.frames_released_early, 0);
-        assert_eq!((found.frames_matched, found.frames_unmatched), (2, 1));
+        assert_eq!((found.frames_matched, found.frames_unaccounted), (2, 0));
         assert_eq!(found.frames_never_captured, 1);
         assert_eq!(found.release_us.max, 0.5);
     }
@@ -200,7 +267,7 @@ mod tests {
     fn a_doctored_early_frame_is_found() {
         let found = report(&[sent(1, 1), sent(2, 2)], COMMITS, &[captured(1, 1000), captured(2, 1999)]);
         assert_eq!(found.frames_released_early, 1);
-        assert_eq!(found.early[0].epoch, 2);
+        assert_eq!(found.early[0].epoch, Some(2));
         assert_eq!(found.early[0].committed_realtime_ns, Some(2000));
     }
 
@@ -218,9 +285,83 @@ mod tests {
         let audit = [sent(1, 1), sent(1, 2)];
         let found = report(&audit, COMMITS, &[captured(1, 1500), captured(1, 1600)]);
         assert_eq!(found.frames_released_early, 1);
-        assert_eq!(found.early[0].audit_index, 1);
+        assert_eq!(found.early[0].audit_index, Some(1));
         let found = report(&audit, COMMITS, &[captured(1, 1500), captured(1, 2000)]);
         assert_eq!(found.frames_released_early, 0);
+    }
+
+    /// OC-1: a segment that is sent again with the same bytes has a record for each time, with the epoch of
+    /// its last byte, which was committed before the first.
+    #[test]
+    fn a_frame_sent_again_is_in_order_each_time_it_was_recorded() {
+        let audit = [sent(1, 1), sent(2, 2), sent(1, 1), sent(1, 1)];
+        let frames = [captured(1, 1000), captured(2, 2100), captured(1, 2200), captured(1, 9000)];
+        let found = report(&audit, COMMITS, &frames);
+        assert_eq!((found.frames_matched, found.frames_protected, found.frames_released_early), (4, 4, 0));
+        assert_eq!((found.frames_never_captured, found.frames_ambiguous), (0, 0));
+    }
+
+    /// OC-1: what leaves without a record left by a way that nobody watches, be it unlike all others or the
+    /// third of two.
+    #[test]
+    fn a_frame_without_a_record_is_early() {
+        let found = report(&[sent(1, 1)], COMMITS, &[captured(1, 1000), captured(9, 5000)]);
+        assert_eq!((found.frames_unaccounted, found.frames_released_early), (1, 1));
+        assert_eq!((found.early[0].epoch, found.early[0].audit_index), (None, None));
+        let again = [captured(1, 1000), captured(1, 1100), captured(1, 1200)];
+        let found = report(&[sent(1, 1), sent(1, 1)], COMMITS, &again);
+        assert_eq!((found.frames_unaccounted, found.frames_released_early), (1, 1));
+    }
+
+    /// OC-1: a record that is written once the frame has left is none, though the epoch was committed.
+    #[test]
+    fn a_frame_before_its_record_is_early() {
+        let mut audit = [sent(1, 1), sent(1, 1)];
+        let now = 10_000_000_000;
+        let written = |at: u64| at.saturating_sub(realtime_ahead_ns());
+        let base = realtime_ahead_ns() + now;
+        audit[0].monotonic_ns = written(base);
+        audit[1].monotonic_ns = written(base + 50 * CLOCKS_APART_NS);
+        let found = report(&audit, COMMITS, &[captured(1, base), captured(1, base + 50 * CLOCKS_APART_NS)]);
+        assert_eq!(found.frames_released_early, 0, "{found:?}");
+        let found = report(&audit, COMMITS, &[captured(1, base), captured(1, base + 10 * CLOCKS_APART_NS)]);
+        assert_eq!((found.frames_unaccounted, found.frames_released_early), (1, 1), "{found:?}");
+        assert_eq!(found.early[0].audit_index, Some(1));
+    }
+
+    /// FO-1: a host to which a guest came announces it; these frames are its own.
+    #[test]
+    fn announcements_need_no_record() {
+        let arp = |sender: u8, target: u8| {
+            let mut frame = vec![0xff; 6];
+            frame.extend([2, 0, 0, 0, 0, 1, 0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
+            frame.extend([10, 0, 0, sender, 0, 0, 0, 0, 0, 0, 10, 0, 0, target]);
+            frame.resize(60, 0);
+            frame
+        };
+        let tagged = |frame: &[u8]| [&frame[..12], &[0x81, 0x00, 0, 7], &frame[12..]].concat();
+        let mut rarp = arp(0, 1);
+        rarp[12..14].copy_from_slice(&[0x80, 0x35]);
+        let mut advertisement = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
+        advertisement.resize(86, 0);
+        advertisement[54] = 136;
+        let mut unicast = advertisement.clone();
+        unicast[0] = 2;
+        let cases = [
+            (arp(1, 1), true),
+            (tagged(&arp(1, 1)), true),
+            (rarp, true),
+            (advertisement, true),
+            (arp(1, 2), false),
+            (unicast, false),
+            (vec![0; 5], false),
+        ];
+        for (frame, may) in cases {
+            let captured = CapturedFrame { realtime_ns: 5, len: frame.len() as u32, bytes: frame };
+            let found = report(&[], "", std::slice::from_ref(&captured));
+            assert_eq!(found.frames_announced == 1, may, "{captured:?}");
+            assert_eq!(found.frames_released_early == 0, may, "{captured:?}");
+        }
     }
 
     #[test]

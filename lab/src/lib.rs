@@ -6,6 +6,8 @@
 //!   repl0 --------------------------------------------------------- repl0
 //! ```
 //!
+//! A wire with delay, loss and the like may lie before the client: see [`emulator`].
+//!
 //! `holdfast demo`, `bench` and `soak` and the tests of whole guests are written on it. Everything is
 //! bound to the life of the process that uses it: namespaces are anonymous and end with the last
 //! descriptor, children die with the laboratory, a warden kills what they leave behind and removes
@@ -17,6 +19,8 @@ pub mod artifacts;
 pub mod audit;
 pub mod capture;
 pub mod client;
+pub mod emulator;
+pub mod expert;
 pub mod guest;
 pub mod initramfs;
 pub mod join;

@@ -10,11 +10,12 @@
 
 use crate::artifacts::{Artifacts, ArtifactsError, Qemu};
 use crate::audit::{AuditError, CommitLog};
+use crate::emulator::{WireEmulator, WireSpec};
 use crate::guest::{Backend, Guest, GuestSpec, Nic};
 use crate::netns::NetnsError;
 use crate::process::{Process, ProcessError, ProcessSpec, run_tool};
 use crate::scratch::{Scratch, ScratchError};
-use crate::topology::{Host, Topology, TopologyOptions};
+use crate::topology::{Host, LONG_WIRE, Topology, TopologyOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -117,6 +118,10 @@ pub struct PairOptions {
     pub audit: bool,
     /// Wires and links.
     pub topology: TopologyOptions,
+    /// The wire between the hosts and the client; a plain one takes no emulator.
+    pub wire: WireSpec,
+    /// Seed of the wire's fates.
+    pub wire_seed: u64,
     /// Lines added to the `[[vm]]` section of each VM.
     pub vm_lines: String,
     /// Whether QEMU listens on the vhost-user sockets and Holdfast connects, instead of the reverse.
@@ -140,6 +145,8 @@ impl PairOptions {
             memory_mib: 256,
             audit: true,
             topology: TopologyOptions::default(),
+            wire: WireSpec::default(),
+            wire_seed: 1,
             vm_lines: String::new(),
             qemu_listens: false,
             paired: true,
@@ -182,6 +189,8 @@ pub struct Pair {
     pub b: Appliance,
     /// The guests, in the order of the options.
     pub guests: Vec<Guest>,
+    /// The emulator of the wire, where there is one.
+    pub wire: Option<WireEmulator>,
     /// Wires and client.
     pub topology: Topology,
     /// What it was made from.
@@ -203,9 +212,11 @@ pub enum Victim {
 
 impl Pair {
     /// Sets hosts, keys and configurations up and starts both Holdfasts; guests are not started yet.
-    pub fn start(options: PairOptions) -> Result<Self, PairError> {
+    pub fn start(mut options: PairOptions) -> Result<Self, PairError> {
         let scratch = Scratch::new("pair")?;
+        options.topology.long_wire |= !options.wire.is_plain();
         let topology = Topology::create(&options.topology)?;
+        let wire = start_wire(&options, &topology, &scratch)?;
         let folder = |name: &str| scratch.file(name).display().to_string();
         run_tool(None, &options.holdfast.to_string_lossy(), &["keys", &folder("keys-a"), &folder("keys-b")])?;
         make_folder(&scratch.file("arbiter"))?;
@@ -234,7 +245,7 @@ impl Pair {
             .into_iter()
             .map(|spec| spec.start(&topology.a.namespace))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { a, b, guests, topology, options, scratch })
+        Ok(Self { a, b, guests, wire, topology, options, scratch })
     }
 
     /// Waits until all guests have booted and, where their mode asks for it, are protected.
@@ -496,6 +507,20 @@ impl Appliance {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// The emulator in the gap of the topology, if it has one.
+fn start_wire(
+    options: &PairOptions,
+    topology: &Topology,
+    scratch: &Scratch,
+) -> Result<Option<WireEmulator>, PairError> {
+    if !options.topology.long_wire {
+        return Ok(None);
+    }
+    let wire = (&options.wire, options.wire_seed);
+    let log = scratch.file("wire-emulator.log");
+    Ok(Some(WireEmulator::start(&options.holdfast, &topology.switch, LONG_WIRE, wire, &log)?))
 }
 
 fn socket(scratch: &Scratch, host: &str, nic: u8) -> PathBuf {

@@ -8,6 +8,16 @@
 //!
 //! `wire0` has no address: it is the port of the appliance. Unless asked otherwise, frames on it are
 //! as on a cable: no longer than the MTU, checksums filled in.
+//!
+//! With [`TopologyOptions::long_wire`] the client stands at the far end of a wire that
+//! [`crate::emulator`] makes, whichever host it speaks to; the bridge is in a namespace of its own then:
+//!
+//! ```text
+//!   host A                     switch                         client 10.99.0.1
+//!   wire0 --------------- porta [ br0 ] portc --- emu0 ~~ emu1 --- client0
+//!   host B                       |
+//!   wire0 --------------- portb -'
+//! ```
 
 use crate::netns::{Namespace, NetnsError};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -16,8 +26,14 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 pub const CLIENT_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// The client's IPv6 address on the wire, a /64.
 pub const CLIENT_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 1);
-/// The client's bridge.
+/// The bridge between the hosts' wires and the client: the client's own interface, unless a long wire
+/// lies between them.
 pub const CLIENT_BRIDGE: &str = "br0";
+/// The client's interface at the end of a long wire.
+const CLIENT_PORT: &str = "client0";
+/// The interfaces in the switch's namespace between which the wire emulator stands: the first towards the
+/// hosts, the second towards the client.
+pub const LONG_WIRE: (&str, &str) = ("emu0", "emu1");
 /// The interface of each host on the wire.
 pub const WIRE: &str = "wire0";
 /// The interface of each host on the replication link.
@@ -50,11 +66,13 @@ pub struct TopologyOptions {
     /// Lets the kernel pass unsegmented frames of up to 64 KiB without checksums along the wire, which
     /// no cable does.
     pub wire_offloads: bool,
+    /// Leaves a gap between bridge and client, [`LONG_WIRE`], that the wire emulator has to fill.
+    pub long_wire: bool,
 }
 
 impl Default for TopologyOptions {
     fn default() -> Self {
-        Self { mtu: 1500, replication_mtu: 9000, wire_offloads: false }
+        Self { mtu: 1500, replication_mtu: 9000, wire_offloads: false, long_wire: false }
     }
 }
 
@@ -65,7 +83,7 @@ pub struct Host {
     pub namespace: Namespace,
     /// Its address on the replication link, a /24.
     pub replication_ip: Ipv4Addr,
-    /// The client's end of its wire: what arrives there, this host sent.
+    /// The far end of its wire, in the switch's namespace: what arrives there, this host sent.
     pub client_port: &'static str,
     mtu: u16,
 }
@@ -77,41 +95,52 @@ pub struct Topology {
     pub a: Host,
     /// The host that starts as backup.
     pub b: Host,
+    /// The namespace of the bridge between the wires: the client's, unless a long wire lies between.
+    pub switch: Namespace,
     /// The client's namespace.
     pub client: Namespace,
+    /// The client's interface.
+    pub client_interface: &'static str,
 }
 
 impl Topology {
     /// Lays it.
     pub fn create(options: &TopologyOptions) -> Result<Self, NetnsError> {
         let client = Namespace::create("client")?;
-        client.ip(&format!(
+        let (switch, client_interface) = if options.long_wire {
+            let switch = Namespace::create("switch")?;
+            silence(&switch)?;
+            (switch, CLIENT_PORT)
+        } else {
+            (client.clone(), CLIENT_BRIDGE)
+        };
+        switch.ip(&format!(
             "link add {CLIENT_BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0"
         ))?;
-        client.set(&format!("net/ipv6/conf/{CLIENT_BRIDGE}/accept_dad"), "0")?;
-        client.ip(&format!("link set {CLIENT_BRIDGE} mtu {} up", options.mtu))?;
-        client.ip(&format!("addr add {CLIENT_IP}/24 dev {CLIENT_BRIDGE}"))?;
-        client.ip(&format!("addr add {CLIENT_IP6}/64 dev {CLIENT_BRIDGE} nodad"))?;
+        if options.long_wire {
+            lay_long_wire(&switch, &client, options.mtu)?;
+        }
+        client.set(&format!("net/ipv6/conf/{client_interface}/accept_dad"), "0")?;
+        switch.ip(&format!("link set {CLIENT_BRIDGE} mtu {} up", options.mtu))?;
+        client.ip(&format!("link set {client_interface} up"))?;
+        client.ip(&format!("addr add {CLIENT_IP}/24 dev {client_interface}"))?;
+        client.ip(&format!("addr add {CLIENT_IP6}/64 dev {client_interface} nodad"))?;
 
         let host = |name: &str, last: u8, client_port| -> Result<Host, NetnsError> {
             let namespace = Namespace::create(name)?;
-            // The kernel of a host must not speak on the appliance's wire.
-            namespace.set("net/ipv6/conf/all/disable_ipv6", "1")?;
-            namespace.set("net/ipv6/conf/default/disable_ipv6", "1")?;
-            namespace.set("net/ipv4/ip_forward", "0")?;
-            namespace.set("net/ipv4/conf/all/arp_ignore", "1")?;
-            client.ip(&format!(
+            silence(&namespace)?;
+            switch.ip(&format!(
                 "link add {client_port} mtu {} type veth peer name {WIRE} mtu {} netns {}",
                 options.mtu,
                 options.mtu,
                 namespace.path()
             ))?;
-            client.set(&format!("net/ipv6/conf/{client_port}/disable_ipv6"), "1")?;
+            switch.set(&format!("net/ipv6/conf/{client_port}/disable_ipv6"), "1")?;
             if !options.wire_offloads {
-                client.disable_offloads(client_port)?;
+                switch.disable_offloads(client_port)?;
                 namespace.disable_offloads(WIRE)?;
             }
-            client.ip(&format!("link set {client_port} master {CLIENT_BRIDGE} up"))?;
+            switch.ip(&format!("link set {client_port} master {CLIENT_BRIDGE} up"))?;
             namespace.ip(&format!("link set {WIRE} up"))?;
             Ok(Host {
                 namespace,
@@ -132,7 +161,7 @@ impl Topology {
             host.namespace.ip(&format!("addr add {}/24 dev {REPLICATION}", host.replication_ip))?;
             host.namespace.ip(&format!("link set {REPLICATION} up"))?;
         }
-        Ok(Self { a, b, client })
+        Ok(Self { a, b, switch, client, client_interface })
     }
 
     /// Cuts the replication link or mends it; frames under way are lost.
@@ -142,6 +171,32 @@ impl Topology {
         }
         Ok(())
     }
+}
+
+/// The kernel of a namespace must not speak on the wires that end in it.
+fn silence(namespace: &Namespace) -> Result<(), NetnsError> {
+    namespace.set("net/ipv6/conf/all/disable_ipv6", "1")?;
+    namespace.set("net/ipv6/conf/default/disable_ipv6", "1")?;
+    namespace.set("net/ipv4/ip_forward", "0")?;
+    namespace.set("net/ipv4/conf/all/arp_ignore", "1")
+}
+
+/// From the bridge to one end of the gap, and from its other end to the client. Frames are as on a cable
+/// here whatever the hosts' wires do: the emulator takes no others.
+fn lay_long_wire(switch: &Namespace, client: &Namespace, mtu: u16) -> Result<(), NetnsError> {
+    let (left, right) = LONG_WIRE;
+    switch.ip(&format!("link add portc mtu {mtu} type veth peer name {left} mtu {mtu}"))?;
+    switch.ip(&format!(
+        "link add {right} mtu {mtu} type veth peer name {CLIENT_PORT} mtu {mtu} netns {}",
+        client.path()
+    ))?;
+    for interface in ["portc", left, right] {
+        switch.disable_offloads(interface)?;
+        switch.ip(&format!("link set {interface} up"))?;
+    }
+    client.disable_offloads(CLIENT_PORT)?;
+    switch.ip(&format!("link set portc master {CLIENT_BRIDGE}"))?;
+    Ok(())
 }
 
 impl Host {

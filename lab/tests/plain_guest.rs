@@ -59,7 +59,7 @@ fn streams_through_a_plain_guest_are_exact_in_every_direction() {
     }
     let mut setup = set_up(&Qemu::system().expect("QEMU"), &TopologyOptions::default());
     let path = setup.scratch.file("wire.pcap");
-    let capture = Capture::start(&setup.topology.client, setup.topology.a.client_port, Flow::Arriving, &path);
+    let capture = Capture::start(&setup.topology.switch, setup.topology.a.client_port, Flow::Arriving, &path);
     let capture = capture.expect("capturing");
     streams_are_exact(&setup, guest_ip(0).into(), 64 * MIB);
     streams_are_exact(&setup, guest_ip6(0).into(), 16 * MIB);

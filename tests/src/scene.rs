@@ -57,7 +57,7 @@ impl Scene {
     pub fn capture(&mut self) {
         let capture = |port: &str| {
             let file = self.pair.scratch.file(&format!("{port}.pcap"));
-            Capture::start(&self.pair.topology.client, port, Flow::Arriving, &file).expect("a capture")
+            Capture::start(&self.pair.topology.switch, port, Flow::Arriving, &file).expect("a capture")
         };
         let ports = (self.pair.topology.a.client_port, self.pair.topology.b.client_port);
         self.wires = Some((capture(ports.0), capture(ports.1)));

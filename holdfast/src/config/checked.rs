@@ -1,7 +1,11 @@
 //! The configuration as the program uses it: every value in range, every reference resolved.
 
 use super::Fault;
-use super::raw::{RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawVm};
+use super::exception::Exception;
+use super::mode::Mode;
+use super::raw::{
+    RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawSpeculation, RawVm,
+};
 use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -38,18 +42,12 @@ pub(crate) enum Role {
     Backup,
 }
 
-/// What is done with the guest's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Mode {
-    Native,
-    Commit,
-}
-
 /// One VM on this host.
 #[derive(Clone, Debug)]
 pub(crate) struct Vm {
     pub(crate) name: String,
     pub(crate) mode: Mode,
+    pub(crate) speculation: Speculation,
     pub(crate) role: Role,
     pub(crate) epoch: Duration,
     pub(crate) epochs_in_flight: usize,
@@ -59,6 +57,18 @@ pub(crate) struct Vm {
     pub(crate) accept_unreplicated_disks: bool,
     pub(crate) backup: Option<Standby>,
     pub(crate) nics: Vec<Nic>,
+}
+
+/// Bounds of mode `speculative`, and what does not speculate in it: kept in the other modes as well, as the
+/// mode may change while the VM runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Speculation {
+    /// Bytes that each port of the VM may hold for its clients.
+    pub(crate) escrow_bytes: usize,
+    /// Bytes of these that one flow may have.
+    pub(crate) flow_bytes: usize,
+    /// Flows that keep plain output commit.
+    pub(crate) except: Vec<Exception>,
 }
 
 /// How this host backs the VM up.
@@ -277,7 +287,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         Some(RawRole::Primary) | None => Role::Primary,
         Some(RawRole::Backup) => Role::Backup,
     };
-    if raw.mode == RawMode::Commit && role == Role::Primary && raw.qmp.is_none() {
+    if raw.mode != RawMode::Native && role == Role::Primary && raw.qmp.is_none() {
         faults.add(
             format!("{key}.qmp"),
             "a protected VM is stopped and resumed by QMP, and no socket is given",
@@ -292,6 +302,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         );
     }
     let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, faults));
+    let speculation = check_speculation(&format!("{key}.speculation"), &raw.speculation, faults);
     let nics = raw
         .nics
         .into_iter()
@@ -303,7 +314,9 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         mode: match raw.mode {
             RawMode::Native => Mode::Native,
             RawMode::Commit => Mode::Commit,
+            RawMode::Speculative => Mode::Speculative,
         },
+        speculation,
         role,
         epoch: Duration::from_millis(raw.epoch_ms),
         epochs_in_flight: raw.epochs_in_flight,
@@ -313,6 +326,28 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         accept_unreplicated_disks: raw.accept_unreplicated_disks,
         backup,
         nics,
+    }
+}
+
+fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Speculation {
+    faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, 4096);
+    let most = raw.escrow_mib.clamp(1, 4096);
+    faults.range(format!("{key}.flow_mib"), raw.flow_mib.into(), 1, most.into());
+    let mut except = Vec::new();
+    for (index, text) in raw.except.iter().enumerate() {
+        match text.parse() {
+            Ok(exception) => except.push(exception),
+            Err(problem) => faults.add(
+                format!("{key}.except[{index}]"),
+                format!("'{text}' {problem}"),
+                "except = [\"22\", \"10.0.0.0/8\", \"fd00::/8\"]: ports of either end, and networks of clients",
+            ),
+        }
+    }
+    Speculation {
+        escrow_bytes: raw.escrow_mib as usize * (1 << 20),
+        flow_bytes: raw.flow_mib as usize * (1 << 20),
+        except,
     }
 }
 

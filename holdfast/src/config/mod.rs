@@ -4,10 +4,13 @@
 //! Unknown keys are refused.
 
 mod checked;
+mod exception;
+mod mode;
 mod raw;
 mod reader;
 
-pub(crate) use checked::{Config, Mode, Nic, Replication, Role, Socket, Vm};
+pub(crate) use checked::{Config, Nic, Replication, Role, Socket, Vm};
+pub(crate) use mode::Mode;
 
 use std::fmt;
 use std::path::Path;
@@ -155,6 +158,27 @@ mod tests {
         assert_eq!(keys, ["arbiter.directory", "host.name", "vm[0].nic[0].socket", "vm[0].nic[0].sokcet"]);
         let empty = parse("test", "").expect_err("refused").to_string();
         assert!(empty.contains("host") && empty.contains("missing"), "{empty}");
+    }
+
+    #[test]
+    fn speculation_has_defaults_and_is_read_and_checked() {
+        let config =
+            parse("test", &GOOD.replace("role =", "mode = \"speculative\"\n role =")).expect("taken");
+        let vm = &config.vms[0];
+        assert_eq!(vm.mode, Mode::Speculative);
+        assert_eq!((vm.speculation.escrow_bytes, vm.speculation.flow_bytes), (64 << 20, 32 << 20));
+        assert!(vm.speculation.except.is_empty());
+        let table = "[vm.speculation]\n escrow_mib = 8\n flow_mib = 2\n except = [\"22\", \"10.0.0.0/8\"]\n";
+        let config = parse("test", &format!("{GOOD}{table}")).expect("taken");
+        assert_eq!(config.vms[0].speculation.flow_bytes, 2 << 20);
+        assert_eq!(config.vms[0].speculation.except.len(), 2);
+        let table = table.replace("flow_mib = 2", "flow_mib = 9\n colour = 1").replace("\"22\"", "\"ssh\"");
+        let fault = parse("test", &format!("{GOOD}{table}")).expect_err("refused").to_string();
+        for part in
+            ["speculation.colour", "speculation.flow_mib: 9 is not between 1 and 8", "except[0]: 'ssh'"]
+        {
+            assert!(fault.contains(part), "{part} in {fault}");
+        }
     }
 
     #[test]

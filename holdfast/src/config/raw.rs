@@ -63,6 +63,8 @@ pub(crate) enum RawMode {
     /// Held until the epoch in which it was sent is committed.
     #[default]
     Commit,
+    /// As `Commit`, with the guest's TCP running ahead against acknowledgements given in its clients' names.
+    Speculative,
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,8 +86,25 @@ pub(crate) struct RawVm {
     #[serde(default)]
     pub(crate) accept_unreplicated_disks: bool,
     pub(crate) backup: Option<RawBackup>,
+    #[serde(default)]
+    pub(crate) speculation: RawSpeculation,
     #[serde(default, rename = "nic")]
     pub(crate) nics: Vec<RawNic>,
+}
+
+/// Bounds of mode `speculative`, and what does not speculate in it.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawSpeculation {
+    pub(crate) escrow_mib: u32,
+    pub(crate) flow_mib: u32,
+    pub(crate) except: Vec<String>,
+}
+
+impl Default for RawSpeculation {
+    fn default() -> Self {
+        Self { escrow_mib: 64, flow_mib: 32, except: Vec::new() }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,6 +9,7 @@ mod server;
 pub(crate) use client::ask;
 pub(crate) use server::Server;
 
+use crate::config::Mode;
 use serde::{Deserialize, Serialize};
 
 /// Longest request or answer, in bytes.
@@ -19,7 +20,12 @@ pub(super) const MAX_LINE: usize = 4 << 20;
 #[serde(tag = "command", rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Request {
     /// The state of all VMs, or of one.
-    Status { vm: Option<String> },
+    Status {
+        vm: Option<String>,
+        /// With the TCP flows of each VM.
+        #[serde(default)]
+        flows: bool,
+    },
     /// On the backup: go live now. On the primary: give the VM over to the backup.
     Failover { vm: String },
     /// Start to replicate the VM and hold its output.
@@ -28,6 +34,8 @@ pub(crate) enum Request {
     Unprotect { vm: String },
     /// Set the epoch's length, in milliseconds.
     Epoch { vm: String, epoch_ms: u64 },
+    /// Change what is done with the VM's output, without losing any of it.
+    SetMode { vm: String, mode: Mode },
 }
 
 /// What it gets.

@@ -9,11 +9,25 @@ pub(crate) use options::{DemoOptions, check_host};
 pub(crate) use soak::{SoakOptions, soak};
 
 use crate::cli::Failure;
+use crate::config::Mode;
+use options::Kill;
 
 /// Runs the demonstration, prints the table, writes the JSON.
 pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
     check_host()?;
-    let outcome = story::tell(options, &mut |line| println!("{line}"))?;
+    let mut say = |line: &str| println!("{line}");
+    let mut outcome = story::tell(options, &mut say)?;
+    if options.mode == Mode::Speculative && !options.alone {
+        println!("\nbeside it, shorter and without a kill: mode commit");
+        let commit = DemoOptions {
+            mode: Mode::Commit,
+            duration: (options.duration / 2).max(2),
+            kill: Kill::None,
+            seed: Some(outcome.seed),
+            ..options.clone()
+        };
+        outcome.beside = Some(Box::new(story::tell(&commit, &mut say)?));
+    }
     println!("\n{}", outcome.table());
     if let Some(path) = &options.json {
         let text = serde_json::to_string_pretty(&outcome).map_err(Failure::failed)?;

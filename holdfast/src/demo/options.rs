@@ -1,7 +1,9 @@
 //! What the demonstration can be told.
 
 use crate::cli::Failure;
+use crate::config::Mode;
 use clap::{Args, ValueEnum};
+use holdfast_lab::emulator::WireSpec;
 use holdfast_lab::pair::Victim;
 use std::path::PathBuf;
 
@@ -31,31 +33,14 @@ impl Kill {
     }
 }
 
-/// A mode of protection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum DemoMode {
-    /// Unprotected: shows the wire's speed; nobody can be killed.
-    Native,
-    /// Output is held until its epoch is committed.
-    Commit,
-}
-
-impl DemoMode {
-    /// As in the configuration.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Native => "native",
-            Self::Commit => "commit",
-        }
-    }
-}
-
 #[derive(Clone, Debug, Args)]
 pub(crate) struct DemoOptions {
     /// What is done with the guest's output.
-    #[arg(long, value_enum, default_value_t = DemoMode::Commit)]
-    pub(crate) mode: DemoMode,
+    #[arg(long, value_enum, default_value_t = Mode::Speculative)]
+    pub(crate) mode: Mode,
+    /// Leave out the shorter run in mode commit that mode speculative has beside it.
+    #[arg(long)]
+    pub(crate) alone: bool,
     /// Milliseconds from one checkpoint to the next.
     #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u64).range(5..=10_000))]
     pub(crate) epoch_ms: u64,
@@ -65,6 +50,9 @@ pub(crate) struct DemoOptions {
     /// Who is killed amid the streams.
     #[arg(long, value_enum, default_value_t = Kill::Host)]
     pub(crate) kill: Kill,
+    /// The wire between the hosts and the client, such as "delay=10ms,loss=0.5%"; a plain cable without it.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) wire: WireSpec,
     /// Chooses the streams and the moment of the kill; printed, so that a run can be repeated.
     #[arg(long)]
     pub(crate) seed: Option<u64>,

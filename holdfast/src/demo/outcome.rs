@@ -1,7 +1,8 @@
 //! What a run of the story came to.
 
-use super::options::{DemoMode, Kill};
+use super::options::Kill;
 use crate::cli::Failure;
+use crate::config::Mode;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -9,7 +10,7 @@ use std::fmt::Write;
 /// yield is null.
 #[derive(Debug, Serialize)]
 pub(crate) struct Outcome {
-    pub(crate) mode: DemoMode,
+    pub(crate) mode: Mode,
     pub(crate) kill: Kill,
     pub(crate) seed: u64,
     pub(crate) epoch_ms: u64,
@@ -47,17 +48,37 @@ pub(crate) struct Outcome {
     pub(crate) frames_released_early: u64,
     /// Frames that the capture lost: not looked at.
     pub(crate) frames_capture_lost: u64,
+    /// What the wire to the client was, in the emulator's words.
+    pub(crate) wire: String,
+    /// Frames that the emulated wire lost or dropped, both ways.
+    pub(crate) wire_lost_frames: Option<u64>,
+    /// The shorter run in mode commit, for comparison.
+    pub(crate) beside: Option<Box<Outcome>>,
 }
 
 impl Outcome {
-    /// A short table for people.
+    /// A short table for people: a column for each run.
     pub(crate) fn table(&self) -> String {
+        let rows = self.rows();
+        let beside = self.beside.as_ref().map(|beside| beside.rows());
+        let mut out = String::new();
+        for (index, (name, value)) in rows.iter().enumerate() {
+            match &beside {
+                None => writeln!(out, "  {name:<30} {value}"),
+                Some(beside) => writeln!(out, "  {name:<30} {value:<30} {}", beside[index].1),
+            }
+            .expect("a string takes all text");
+        }
+        out
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
         let ms = |us: Option<f64>| us.map_or_else(|| "-".into(), |us| format!("{:.1} ms", us / 1e3));
         let count = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.0}"));
         let number = |n: Option<u64>| n.map_or_else(|| "-".into(), |n| n.to_string());
         let plain = |n: Option<f64>| n.map_or_else(|| "-".into(), |n| format!("{n:.0} ms"));
-        let rows = [
-            ("mode, epoch", format!("{}, {} ms", self.mode.name(), self.epoch_ms)),
+        let mut rows = vec![
+            ("mode, epoch", format!("{}, {} ms", self.mode, self.epoch_ms)),
             ("epochs committed", self.epochs_committed.to_string()),
             ("pause p50 / p99", format!("{} / {}", ms(self.pause_p50_us), ms(self.pause_p99_us))),
             ("commit latency p50", ms(self.commit_latency_p50_us)),
@@ -76,11 +97,10 @@ impl Outcome {
                 format!("{} of {} joined", self.frames_released_early, self.frames_joined),
             ),
         ];
-        let mut out = String::new();
-        for (name, value) in rows {
-            writeln!(out, "  {name:<30} {value}").expect("a string takes all text");
+        if self.wire_lost_frames.is_some() {
+            rows.push(("frames lost on the wire", number(self.wire_lost_frames)));
         }
-        out
+        rows
     }
 
     /// Whether the promise was kept; what was broken otherwise.
@@ -95,8 +115,11 @@ impl Outcome {
         if self.kill != Kill::None && self.resumed_from_epoch.is_none() {
             broken.push("the guest did not come up on host B".into());
         }
-        if self.mode == DemoMode::Commit && self.frames_joined == 0 {
+        if self.mode.protects() && self.frames_joined == 0 {
             broken.push("the capture holds no frame of the guest, so nothing was checked".into());
+        }
+        if let Some(Err(fault)) = self.beside.as_ref().map(|beside| beside.verdict()) {
+            broken.push(format!("beside it, in mode commit: {fault}"));
         }
         if broken.is_empty() { Ok(()) } else { Err(Failure::Failed(broken.join("; "))) }
     }

@@ -1,9 +1,11 @@
 //! `holdfast soak`: the story again and again, each time with another seed and another victim.
 
-use super::options::{DemoMode, DemoOptions, Kill, check_host};
+use super::options::{DemoOptions, Kill, check_host};
 use super::story::tell;
 use crate::cli::Failure;
+use crate::config::Mode;
 use clap::Args;
+use holdfast_lab::emulator::WireSpec;
 use std::path::PathBuf;
 
 #[derive(Clone, Debug, Args)]
@@ -11,6 +13,12 @@ pub(crate) struct SoakOptions {
     /// How many runs.
     #[arg(long, default_value_t = 20)]
     pub(crate) runs: u64,
+    /// What is done with the guest's output.
+    #[arg(long, value_enum, default_value_t = Mode::Speculative)]
+    pub(crate) mode: Mode,
+    /// The wire between the hosts and the client, such as "delay=2ms,loss=1%"; a plain cable without it.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) wire: WireSpec,
     /// Seed of the first run; the next runs count up from it.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -28,12 +36,20 @@ pub(crate) struct SoakOptions {
 /// Runs all; a line a run, and an error when any of them broke the promise.
 pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
     check_host()?;
+    if options.mode == Mode::Native {
+        return Err(Failure::Usage(
+            "nothing survives in mode native; mend: --mode commit or speculative".into(),
+        ));
+    }
+    println!("mode {}, {}, epochs of {} ms", options.mode, options.wire, options.epoch_ms);
     let mut failed = 0;
     for run in 0..options.runs {
         let seed = options.seed + run;
         let kill = [Kill::Host, Kill::Qemu, Kill::Holdfast][(seed % 3) as usize];
         let one = DemoOptions {
-            mode: DemoMode::Commit,
+            mode: options.mode,
+            alone: true,
+            wire: options.wire.clone(),
             epoch_ms: options.epoch_ms,
             duration: options.duration,
             kill,
@@ -44,8 +60,10 @@ pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
         let result = tell(&one, &mut |line| tracing::debug!("{line}"));
         let line = match result.and_then(|outcome| outcome.verdict().map(|()| outcome)) {
             Ok(outcome) => format!(
-                "exact, {} bytes, {} epochs, resumed from {}, silence {:.0} ms, 0 early of {}",
+                "exact, {} bytes to and from, {} lost on the wire, {} epochs, resumed from {}, silence {:.0} ms, 0 early \
+                 of {}",
                 outcome.stream_bytes,
+                outcome.wire_lost_frames.unwrap_or(0),
                 outcome.epochs_committed,
                 outcome.resumed_from_epoch.unwrap_or(0),
                 outcome.client_gap_ms,

@@ -1,13 +1,15 @@
 //! The story: two hosts and a client, a guest that talks, a kill, and the guest talking on.
 
-use super::options::{DemoMode, DemoOptions, Kill};
+use super::options::{DemoOptions, Kill};
 use super::outcome::Outcome;
 use crate::cli::Failure;
+use crate::config::Mode;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::audit::read_audit;
 use holdfast_lab::capture::{Capture, Captured, Flow};
 use holdfast_lab::client::Direction;
 use holdfast_lab::client::{Amount, Client, Session, SessionReport, SessionSpec};
+use holdfast_lab::emulator::{Report, WireEmulator};
 use holdfast_lab::join::{JoinReport, join};
 use holdfast_lab::pair::{Pair, PairOptions};
 use holdfast_lab::topology::guest_ip;
@@ -24,7 +26,7 @@ const FAILOVER: Duration = Duration::from_secs(30);
 pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<Outcome, Failure> {
     let seed = options.seed.unwrap_or_else(random_seed);
     let mode = options.mode.name();
-    let kill = if options.mode == DemoMode::Native { Kill::None } else { options.kill };
+    let kill = if options.mode == Mode::Native { Kill::None } else { options.kill };
     let began = Instant::now();
     let mut say = |text: &str| say(&format!("[{:5.1} s] {text}", began.elapsed().as_secs_f64()));
 
@@ -34,18 +36,24 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     let program = std::env::current_exe().map_err(Failure::failed)?;
     let mut plan = PairOptions::new(&program, qemu, mode);
     plan.epoch_ms = options.epoch_ms;
+    plan.wire = options.wire.clone();
+    plan.wire_seed = seed;
     let mut pair = Pair::start(plan).map_err(Failure::failed)?;
     say("Holdfast runs on both hosts; the guest boots on host A");
     pair.wait_ready(READY).map_err(Failure::failed)?;
     say(match options.mode {
-        DemoMode::Native => "the guest is up; its output passes through",
-        DemoMode::Commit => {
+        Mode::Native => "the guest is up; its output passes through",
+        Mode::Commit => {
             "the guest is up and protected: its memory is on host B, its output waits for each commit"
+        }
+        Mode::Speculative => {
+            "the guest is up and protected: its memory is on host B, its output waits for each commit, and its \
+             TCP runs ahead"
         }
     });
 
     let capture = Capture::start(
-        &pair.topology.client,
+        &pair.topology.switch,
         pair.topology.a.client_port,
         Flow::Arriving,
         &pair.scratch.file("wire.pcap"),
@@ -89,9 +97,9 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     say(&format!("the streams end: {:?}, {:?}", download.end, upload.end));
 
     let captured = capture.stop().map_err(Failure::failed)?;
-    let joined =
-        if options.mode == DemoMode::Commit { joined(&pair, &captured)? } else { JoinReport::default() };
+    let joined = if options.mode.protects() { joined(&pair, &captured)? } else { JoinReport::default() };
     pair.stop().map_err(Failure::failed)?;
+    let wire = pair.wire.take().map(WireEmulator::stop).transpose().map_err(Failure::failed)?;
     let failover = killed.as_ref().map(|(_, _, report)| report);
     let outcome = Outcome {
         mode: options.mode,
@@ -99,10 +107,7 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
         seed,
         epoch_ms: options.epoch_ms,
         qemu: version,
-        epochs_committed: match options.mode {
-            DemoMode::Native => 0,
-            DemoMode::Commit => pair.commit_log(VM).map_err(Failure::failed)?.commits().len() as u64,
-        },
+        epochs_committed: pair.commit_log(VM).map_err(Failure::failed)?.commits().len() as u64,
         pause_p50_us: before["stats"]["pause"]["p50_us"].as_f64(),
         pause_p99_us: before["stats"]["pause"]["p99_us"].as_f64(),
         commit_latency_p50_us: before["stats"]["commit_latency"]["p50_us"].as_f64(),
@@ -121,6 +126,9 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
         frames_joined: joined.frames_protected,
         frames_released_early: joined.frames_released_early,
         frames_capture_lost: captured.dropped,
+        wire: options.wire.to_string(),
+        wire_lost_frames: wire.as_ref().map(Report::missing_frames),
+        beside: None,
     };
     if outcome.verdict().is_err() {
         say(&format!("logs and captures are kept in {}", pair.scratch.keep().display()));

@@ -6,6 +6,7 @@ use crate::cli::Failure;
 use crate::config::{Config, Mode, Nic, Role, Socket, Vm};
 use crate::gate::PortGate;
 use crate::memory::DeviceMemory;
+use crate::status::FlowRow;
 use holdfast_checkpoint::arbiter::FileArbiter;
 use holdfast_checkpoint::qemu::InspectSettings;
 use holdfast_checkpoint::standby::StandbyConfig;
@@ -16,7 +17,7 @@ use holdfast_checkpoint::vm::{
 use holdfast_dataplane::{Handle, Limits, PortConfig, PortId};
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole, SpawnError};
 use serde_json::{Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Epochs' pages that the backup may have to hold beside the image, as a share of the guest's memory.
@@ -28,6 +29,8 @@ const STANDBY_START: Duration = Duration::from_secs(10);
 /// A VM as the appliance runs it.
 pub(crate) struct Machine {
     vm: Vm,
+    /// The configured one, until another is asked for.
+    mode: Mutex<Mode>,
     handle: Handle,
     ports: Vec<PortId>,
     devices: Vec<Arc<Device>>,
@@ -76,7 +79,14 @@ impl Machine {
                 spawn(vm_config(config, vm), parts).map_err(|error| fault(error.to_string()))
             })
             .transpose()?;
-        Ok(Self { vm: vm.clone(), handle: dataplane.handle.clone(), ports, devices, supervisor })
+        Ok(Self {
+            vm: vm.clone(),
+            mode: Mutex::new(vm.mode),
+            handle: dataplane.handle.clone(),
+            ports,
+            devices,
+            supervisor,
+        })
     }
 
     /// Name of the VM.
@@ -84,17 +94,17 @@ impl Machine {
         &self.vm.name
     }
 
-    /// The VM's part of the status document.
-    pub(crate) fn status(&self) -> Value {
+    /// The VM's part of the status document; with its flows where they are asked for.
+    pub(crate) fn status(&self, flows: bool) -> Value {
         let mut status = match &self.supervisor {
             Some(supervisor) => json!(supervisor.status()),
             None => json!({"vm": self.vm.name, "role": "primary", "state": "native"}),
         };
-        status["mode"] = json!(match self.vm.mode {
-            Mode::Native => "native",
-            Mode::Commit => "commit",
-        });
+        status["mode"] = json!(self.mode());
         status["nics"] = self.nics();
+        if flows {
+            status["flows"] = json!(self.flows());
+        }
         status
     }
 
@@ -112,6 +122,45 @@ impl Machine {
     /// Changes the length of the VM's epochs.
     pub(crate) fn set_epoch(&self, epoch_ms: u64) -> Result<Value, String> {
         self.told(self.supervisor()?.set_epoch(Duration::from_millis(epoch_ms)))
+    }
+
+    /// Changes what is done with the VM's output: nothing of it is lost on the way.
+    pub(crate) fn set_mode(&self, mode: Mode) -> Result<Value, String> {
+        let supervisor = self.supervisor()?;
+        let mut now = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
+        // Out of speculation first, into it last: only a protected guest may run ahead.
+        if mode != Mode::Speculative {
+            self.speculate(false)?;
+        }
+        let answer =
+            self.told(if mode.protects() { supervisor.protect() } else { supervisor.unprotect() })?;
+        if mode == Mode::Speculative {
+            self.speculate(true)?;
+        }
+        *now = mode;
+        Ok(answer)
+    }
+
+    /// The mode asked for last.
+    fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- Where speculation meets the dataplane: `speculate` and `flows` are all there is of it here. Bounds
+    // ---- and exceptions are in `self.vm.speculation`.
+
+    /// Lets the guest's flows run ahead, or stops that; called once per change of mode. Until the engine is
+    /// part of the polling core, mode `speculative` holds output as `commit` does.
+    fn speculate(&self, wanted: bool) -> Result<(), String> {
+        if wanted {
+            tracing::debug!("VM {}: {:?}", self.vm.name, self.vm.speculation);
+        }
+        Ok(())
+    }
+
+    /// The flows of all ports of the VM.
+    fn flows(&self) -> Vec<FlowRow> {
+        Vec::new()
     }
 
     fn told(&self, answer: Result<String, CommandError>) -> Result<Value, String> {
@@ -172,7 +221,7 @@ fn vm_config(config: &Config, vm: &Vm) -> VmConfig {
         Role::Backup => FirstRole::Backup,
     };
     let mut settings = VmConfig::new(&vm.name, &config.host, first_role);
-    settings.protect = vm.mode == Mode::Commit;
+    settings.protect = vm.mode.protects();
     settings.epoch = vm.epoch;
     settings.in_flight = vm.epochs_in_flight;
     settings.lease = vm.lease;

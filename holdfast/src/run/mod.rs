@@ -113,13 +113,14 @@ impl Appliance {
 
     fn answer(&self, request: Request) -> Answer {
         let result = match request {
-            Request::Status { vm } => self.status(vm.as_deref()),
+            Request::Status { vm, flows } => self.status(vm.as_deref(), flows),
             Request::Failover { vm } => self.machine(&vm).and_then(Machine::fail_over),
             Request::Protect { vm } => self.machine(&vm).and_then(|machine| machine.protect(true)),
             Request::Unprotect { vm } => self.machine(&vm).and_then(|machine| machine.protect(false)),
             Request::Epoch { vm, epoch_ms } => {
                 self.machine(&vm).and_then(|machine| machine.set_epoch(epoch_ms))
             }
+            Request::SetMode { vm, mode } => self.machine(&vm).and_then(|machine| machine.set_mode(mode)),
         };
         result.map_or_else(Answer::Error, Answer::Ok)
     }
@@ -131,10 +132,10 @@ impl Appliance {
         })
     }
 
-    fn status(&self, vm: Option<&str>) -> Result<Value, String> {
+    fn status(&self, vm: Option<&str>, flows: bool) -> Result<Value, String> {
         let vms: Vec<Value> = match vm {
-            Some(name) => vec![self.machine(name)?.status()],
-            None => self.machines.iter().map(Machine::status).collect(),
+            Some(name) => vec![self.machine(name)?.status(flows)],
+            None => self.machines.iter().map(|machine| machine.status(flows)).collect(),
         };
         let listener = self.listener().as_ref().map(|listener| {
             let mut row = json!(listener.counters());
