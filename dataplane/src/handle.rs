@@ -69,6 +69,8 @@ pub struct CutReport {
     /// Who the ports are and how their flows stand, for [`KeptPorts`] on the other host, in the order of
     /// the ports.
     pub port_state: Vec<u8>,
+    /// Whether that says all by itself, without what came for the epochs before and by the stream.
+    pub self_contained: bool,
 }
 
 /// A port as it is now.

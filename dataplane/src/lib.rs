@@ -47,4 +47,4 @@ pub use frame::{Frame, Wire};
 pub use guest::{GuestFrame, GuestPort};
 pub use handle::{Counters, CutReport, GateError, Handle, Mode, PortConfig, PortStatus};
 pub use holdfast_packet::{checksum, headers};
-pub use holdfast_speculation::{EngineConfig, FlowReport, LedgerLimits};
+pub use holdfast_speculation::{EngineConfig, FlowReport, LedgerLimits, Prefix, Rule, Rules};

@@ -32,7 +32,7 @@ pub(crate) struct PortGate {
 }
 
 impl PortGate {
-    /// The gate of `ports`, which were added fenced; `limits` of what is kept of each port's flows, none
+    /// The gate of `ports`, which were added fenced; `limits` is of what is kept of each port's flows, none
     /// for a port that never speculates.
     pub(crate) fn new(
         vm: &str,
@@ -74,13 +74,9 @@ fn told(fault: PortError) -> GateError {
 }
 
 impl OutputGate for PortGate {
-    /// The state of ports that do not speculate is always whole.
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
         let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
-        let state = match whole || self.stream.is_none() {
-            true => GateState::whole(report.port_state),
-            false => GateState::delta(report.port_state),
-        };
+        let state = GateState { bytes: report.port_state, self_contained: report.self_contained };
         Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
     }
 

@@ -23,10 +23,8 @@ pub(crate) struct FlowRow {
     pub(crate) ahead_bytes: u64,
     /// Held for the client: committed or not.
     pub(crate) escrow_bytes: u64,
-    /// Of these, those that are free to go.
-    pub(crate) committed_bytes: u64,
-    /// Sent to the client and not confirmed.
-    pub(crate) in_flight_bytes: u64,
+    /// What the guest may still send into its window.
+    pub(crate) window_bytes: u64,
     /// Smoothed round trip to the client; null before the first.
     pub(crate) rtt_us: Option<u64>,
     /// The congestion window.
@@ -124,7 +122,7 @@ fn flows(out: &mut String, rows: &[Value]) {
         out,
         format_args!(
             "  {:<44} {:<12} {:>10} {:>10} {:>10} {:>9} {:>10} {:>6}",
-            "flow", "state", "ahead KiB", "escrow KiB", "flight KiB", "rtt ms", "cwnd KiB", "resent"
+            "flow", "state", "ahead KiB", "escrow KiB", "window KiB", "rtt ms", "cwnd KiB", "resent"
         ),
     );
     for row in &read {
@@ -137,7 +135,7 @@ fn flows(out: &mut String, rows: &[Value]) {
                 row.state,
                 row.ahead_bytes >> 10,
                 row.escrow_bytes >> 10,
-                row.in_flight_bytes >> 10,
+                row.window_bytes >> 10,
                 row.rtt_us.map_or_else(|| "-".into(), |us| format!("{:.2}", us as f64 / 1e3)),
                 row.cwnd_bytes >> 10,
                 row.retransmissions
@@ -186,8 +184,7 @@ mod tests {
             state: "speculating".into(),
             ahead_bytes: 5 << 20,
             escrow_bytes: 6 << 20,
-            committed_bytes: 1 << 20,
-            in_flight_bytes: 64 << 10,
+            window_bytes: 64 << 10,
             rtt_us: Some(20_250),
             cwnd_bytes: 128 << 10,
             retransmissions: 3,

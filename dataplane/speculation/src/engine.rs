@@ -349,6 +349,12 @@ impl Engine {
         })
     }
 
+    /// Flows known now, whatever they do.
+    #[must_use]
+    pub fn known_flows(&self) -> usize {
+        self.table.len()
+    }
+
     /// What was counted.
     #[must_use]
     pub const fn counters(&self) -> &EngineCounters {

@@ -69,7 +69,7 @@ fn capture_port<W: Wire>(
             counters.events.add(PortCounter::Refusals, 1);
             return Verdict::Refused;
         }
-        if let Some(speculating) = speculating {
+        if let Some(speculating) = speculating.as_mut().filter(|speculating| !speculating.is_dormant()) {
             let mut head = [0; MAX_HEADERS];
             let head = &mut head[..frame.len().min(MAX_HEADERS)];
             frame.copy_to(0, head);

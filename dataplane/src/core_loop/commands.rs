@@ -191,17 +191,19 @@ impl<W: Wire> Core<W> {
             port.counters.events.add(PortCounter::Cuts, 1);
         }
         begin_states(slots.len(), &mut state);
+        let mut self_contained = true;
         for &slot in slots {
             let Port { identity, speculating, .. } = &mut self.ports[slot];
             encode_state(identity, &mut state, |out| {
                 if let Some(speculating) = speculating {
                     // The guest stands still: this is the last of the epoch.
                     speculating.pump(epoch);
-                    speculating.cut(epoch, whole, out);
+                    self_contained &= speculating.cut(epoch, whole, out);
                 }
             });
         }
-        Ok(Answer::Cut(CutReport { frames: total.frames, bytes: total.bytes, port_state: state }))
+        let Amount { frames, bytes } = total;
+        Ok(Answer::Cut(CutReport { frames, bytes, port_state: state, self_contained }))
     }
 
     fn release(&mut self, slots: &[Slot], token: &ReleaseToken) -> Result<Answer, GateError> {

@@ -61,13 +61,18 @@ impl Payload for Whole<'_> {
 
 impl Speculating {
     pub(super) fn new(config: EngineConfig) -> Self {
-        Self { engine: Engine::new(config), tap: None, place: 0, buffer: None, wanted: true, blocked: false }
+        Self { engine: Engine::new(config), tap: None, place: 0, buffer: None, wanted: false, blocked: false }
     }
 
     /// Ties the port to the stream of its VM.
     pub(super) fn attach(&mut self, tap: Tap, place: u8) {
         self.tap = Some(tap);
         self.place = place;
+    }
+
+    /// Whether there is nothing for it to do: no flow is known, and none is to be.
+    pub(super) fn is_dormant(&self) -> bool {
+        !self.wanted && self.engine.known_flows() == 0
     }
 
     /// Offers a frame of the guest; `head` is its first bytes.
@@ -78,6 +83,9 @@ impl Speculating {
         head: &[u8],
         frame: &dyn GuestFrame,
     ) -> FromGuest {
+        if self.is_dormant() {
+            return FromGuest::Pass;
+        }
         let checksum_done = header.flags & NEEDS_CHECKSUM == 0;
         let whole = Whole(frame);
         self.engine
@@ -86,6 +94,9 @@ impl Speculating {
 
     /// Offers a frame that came for the guest, which may be rewritten.
     pub(super) fn receive(&mut self, now: Time, frame: &mut [u8]) -> FromWire {
+        if self.is_dormant() {
+            return FromWire::Pass;
+        }
         self.engine.handle_wire(now, frame)
     }
 
@@ -120,9 +131,12 @@ impl Speculating {
         }
     }
 
-    /// What was streamed so far belongs to `epoch`; its state goes to `out`.
-    pub(super) fn cut(&mut self, epoch: EpochId, whole: bool, out: &mut Vec<u8>) {
+    /// What was streamed so far belongs to `epoch`; its state goes to `out`. Whether it says all by itself.
+    pub(super) fn cut(&mut self, epoch: EpochId, whole: bool, out: &mut Vec<u8>) -> bool {
+        // Without a flow the whole table is as short as what has changed.
+        let whole = whole || self.engine.known_flows() == 0;
         self.engine.cut(epoch, whole, out);
+        whole
     }
 
     /// The backup holds all of `epoch`.
@@ -195,7 +209,7 @@ pub(super) fn turn<W: Wire>(
     audit: Option<&mut Audit>,
     core: &Block<CoreCounter>,
 ) -> usize {
-    if egress.fenced {
+    if egress.fenced || speculating.is_dormant() {
         return 0;
     }
     speculating.engine.handle_timeouts(now);

@@ -1,5 +1,6 @@
 //! Flows that keep plain output commit where others speculate: by port, or by the client's network.
 
+use holdfast_dataplane::{Prefix, Rule};
 use std::net::IpAddr;
 use std::str::FromStr;
 
@@ -39,6 +40,22 @@ impl FromStr for Exception {
             return Err("names an address inside a network, not the network: bits behind the prefix are set");
         }
         Ok(Self::Network { address, prefix })
+    }
+}
+
+impl Exception {
+    /// The same for the engine: a rule for each end that it may be about.
+    pub(crate) fn rules(&self) -> Vec<Rule> {
+        let rule = Rule { guest_ports: None, client_ports: None, client: None, speculate: false };
+        match *self {
+            Self::Port(port) => vec![
+                Rule { guest_ports: Some(port..=port), ..rule.clone() },
+                Rule { client_ports: Some(port..=port), ..rule },
+            ],
+            Self::Network { address, prefix } => {
+                vec![Rule { client: Some(Prefix { address, bits: prefix }), ..rule }]
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@ mod raw;
 mod reader;
 
 pub(crate) use checked::{Config, Nic, Replication, Role, Socket, Vm};
+pub(crate) use exception::Exception;
 pub(crate) use mode::Mode;
 
 use std::fmt;

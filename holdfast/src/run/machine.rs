@@ -3,7 +3,7 @@
 use super::Link;
 use super::dataplane::Dataplane;
 use crate::cli::Failure;
-use crate::config::{Config, Mode, Nic, Role, Socket, Vm};
+use crate::config::{Config, Exception, Mode, Nic, Role, Socket, Vm};
 use crate::gate::PortGate;
 use crate::memory::DeviceMemory;
 use crate::status::FlowRow;
@@ -14,9 +14,10 @@ use holdfast_checkpoint::transport::{TcpTransport, Transport};
 use holdfast_checkpoint::vm::{
     BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, VmConfig, VmHandle, spawn,
 };
-use holdfast_dataplane::{Handle, Limits, PortConfig, PortId};
+use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId, Rules};
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole, SpawnError};
 use serde_json::{Value, json};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -64,8 +65,13 @@ impl Machine {
                 let fault = |what: String| Failure::Failed(format!("VM {}: {what}", vm.name));
                 let parts = Parts {
                     gate: Box::new(
-                        PortGate::new(&vm.name, &dataplane.handle, ports.clone(), &vec![None; ports.len()])
-                            .map_err(|error| fault(error.to_string()))?,
+                        PortGate::new(
+                            &vm.name,
+                            &dataplane.handle,
+                            ports.clone(),
+                            &vec![Some(kept_limits(vm)); ports.len()],
+                        )
+                        .map_err(|error| fault(error.to_string()))?,
                     ),
                     memory: Box::new(DeviceMemory::new(devices.clone())),
                     hypervisor: Box::new(QemuHypervisor::new(qemu_settings(vm))),
@@ -79,14 +85,16 @@ impl Machine {
                 spawn(vm_config(config, vm), parts).map_err(|error| fault(error.to_string()))
             })
             .transpose()?;
-        Ok(Self {
+        let machine = Self {
             vm: vm.clone(),
             mode: Mutex::new(vm.mode),
             handle: dataplane.handle.clone(),
             ports,
             devices,
             supervisor,
-        })
+        };
+        machine.speculate(vm.mode == Mode::Speculative).map_err(Failure::Failed)?;
+        Ok(machine)
     }
 
     /// Name of the VM.
@@ -146,21 +154,28 @@ impl Machine {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // ---- Where speculation meets the dataplane: `speculate` and `flows` are all there is of it here. Bounds
-    // ---- and exceptions are in `self.vm.speculation`.
-
-    /// Lets the guest's flows run ahead, or stops that; called once per change of mode. Until the engine is
-    /// part of the polling core, mode `speculative` holds output as `commit` does.
+    /// Lets the guest's flows run ahead while it is protected, or works those off that have.
     fn speculate(&self, wanted: bool) -> Result<(), String> {
-        if wanted {
-            tracing::debug!("VM {}: {:?}", self.vm.name, self.vm.speculation);
-        }
-        Ok(())
+        self.handle.speculate(&self.ports, wanted).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))
     }
 
-    /// The flows of all ports of the VM.
+    /// The flows of all ports of the VM; none when the polling core does not tell.
     fn flows(&self) -> Vec<FlowRow> {
-        Vec::new()
+        let flows = self.handle.flows(&self.ports).unwrap_or_default();
+        let row = |(port, flow): (PortId, FlowReport)| FlowRow {
+            nic: self.ports.iter().position(|own| *own == port).unwrap_or_default(),
+            guest: flow.guest.into(),
+            client: flow.client.into(),
+            vlan: flow.vlans.into_iter().rev().find(|vlan| *vlan != 0),
+            state: flow.state.to_string(),
+            ahead_bytes: flow.ahead_bytes.into(),
+            escrow_bytes: flow.held_bytes.into(),
+            window_bytes: flow.window_bytes.into(),
+            rtt_us: flow.srtt.map(|srtt| srtt.as_micros() as u64),
+            cwnd_bytes: flow.cwnd_bytes.into(),
+            retransmissions: flow.retransmissions,
+        };
+        flows.into_iter().map(row).collect()
     }
 
     fn told(&self, answer: Result<String, CommandError>) -> Result<Value, String> {
@@ -260,6 +275,27 @@ fn qemu_settings(vm: &Vm) -> QemuSettings {
     }
 }
 
+/// How the flows of a port of the VM speculate when they do.
+fn engine_config(vm: &Vm, mtu: Option<u16>, port: PortId) -> EngineConfig {
+    let defaults = EngineConfig::default();
+    let mut hasher = RandomState::new().build_hasher();
+    hasher.write_u16(port.0);
+    EngineConfig {
+        held_bytes: vm.speculation.escrow_bytes,
+        flow_bytes: vm.speculation.flow_bytes,
+        mtu: mtu.unwrap_or(defaults.mtu),
+        rules: Rules::new(vm.speculation.except.iter().flat_map(Exception::rules)),
+        // Whoever sends must not be able to foresee the places in the flow table.
+        seed: hasher.finish(),
+        ..defaults
+    }
+}
+
+/// What is kept of the flows of a port, while the VM runs on the other host: as much as is held there.
+fn kept_limits(vm: &Vm) -> LedgerLimits {
+    LedgerLimits { max_flows: EngineConfig::default().max_flows, held_bytes: vm.speculation.escrow_bytes }
+}
+
 /// Opens one NIC's vhost-user device and gives its endpoint to the polling core.
 fn plug(
     vm: &Vm,
@@ -293,9 +329,11 @@ fn plug(
         }
     })?;
     let limits = Limits { bytes: nic.escrow_bytes, ..Limits::default() };
+    // Only a VM that can be protected ever speculates.
+    let speculation = fenced.then(|| Box::new(engine_config(vm, dataplane.mtu(wire), port)));
     dataplane
         .handle
-        .add_port(port, Box::new(endpoint), PortConfig { wire, limits, fenced, speculation: None })
+        .add_port(port, Box::new(endpoint), PortConfig { wire, limits, fenced, speculation })
         .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
     Ok(device)
 }
