@@ -5,8 +5,9 @@
 //! for frames runs low: the guest waits, nothing is lost.
 
 use super::port::Port;
+use super::record;
 use super::{Attached, Core, monotonic_ns};
-use crate::audit::{self, Audit, PROTECTED, Record};
+use crate::audit::Audit;
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter};
 use crate::frame::{Frame, Wire};
 use crate::guest::{GuestFrame, Verdict, VirtioNetHdr};
@@ -111,26 +112,13 @@ fn capture_port<W: Wire>(
         counters.events.add(PortCounter::Captured, 1);
         counters.events.add(PortCounter::CapturedBytes, frame.len() as u64);
         counters.events.add(PortCounter::Segments, scratch.len() as u64);
-        for frame in scratch.drain(..) {
-            if let Some(audit) = &mut audit {
-                let epoch = egress.escrow.open_epoch();
-                let record = Record {
-                    hash: audit::hash(frame.bytes()),
-                    epoch: epoch.map_or(0, holdfast_epoch::EpochId::get),
-                    len: frame.bytes().len() as u32,
-                    port: id.0,
-                    flags: if epoch.is_some() { PROTECTED } else { 0 },
-                    mono_ns: monotonic_ns(),
-                };
-                if !audit.append(&record) {
-                    core.add(CoreCounter::AuditLost, 1);
-                }
+        for mut frame in scratch.drain(..) {
+            let epoch = egress.escrow.open_epoch();
+            if let (None, Some(speculating)) = (epoch, speculating.as_mut()) {
+                speculating.release(now, frame.bytes_mut());
             }
-            egress.accept(frame, |frame| {
-                if let Some(speculating) = speculating {
-                    speculating.release(now, frame);
-                }
-            });
+            record(&mut audit, core, *id, epoch, frame.bytes());
+            egress.accept(frame);
         }
         Verdict::Taken
     });

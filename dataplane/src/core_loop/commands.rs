@@ -7,8 +7,9 @@
 use super::capture::RESERVED_FRAMES;
 use super::port::{Announcing, Egress, Inbound, Port};
 use super::speculation::Speculating;
-use super::{Attached, Core, PortId, monotonic_ns};
-use crate::counters::{CoreCounter, DropReason, PortCounter, PortCounters};
+use super::{Attached, Core, PortId, monotonic_ns, record};
+use crate::audit::Audit;
+use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, EscrowError, Limits};
 use crate::frame::{Frame, Wire};
 use crate::guest::GuestPort;
@@ -212,15 +213,17 @@ impl<W: Wire> Core<W> {
             port.egress.escrow.may_release(token).map_err(|error| port_error(port.id, error))?;
         }
         let mut total = Amount::default();
+        let core = &*self.counters;
         for &slot in slots {
             let port = &mut self.ports[slot];
-            let Egress { escrow, outbox, .. } = &mut port.egress;
-            let amount = escrow.release(token, outbox).map_err(|error| port_error(port.id, error))?;
-            if let Some(speculating) = &mut port.speculating {
-                let now = Time::from_ns(monotonic_ns());
-                for frame in outbox.iter_mut().rev().take(amount.frames as usize).rev() {
-                    speculating.release(now, frame.bytes_mut());
-                }
+            let now = Time::from_ns(monotonic_ns());
+            let Port { id, egress, speculating, .. } = port;
+            let mut audit = self.audit.as_mut();
+            let amount = egress
+                .escrow
+                .release(token, &mut egress.outbox, &mut leaving(now, *id, speculating, &mut audit, core))
+                .map_err(|error| port_error(*id, error))?;
+            if let Some(speculating) = speculating {
                 speculating.commit(now, token.epoch());
             }
             port.egress.released(amount);
@@ -240,18 +243,17 @@ impl<W: Wire> Core<W> {
                 port.egress.escrow.may_protect(first).map_err(|error| port_error(port.id, error))?;
             }
         }
+        let core = &*self.counters;
         for &slot in slots {
             let port = &mut self.ports[slot];
             match mode {
                 Mode::Native => {
-                    let Egress { escrow, outbox, .. } = &mut port.egress;
-                    let amount = escrow.open(outbox);
-                    if let Some(speculating) = &mut port.speculating {
-                        let now = Time::from_ns(monotonic_ns());
-                        for frame in outbox.iter_mut().rev().take(amount.frames as usize).rev() {
-                            speculating.release(now, frame.bytes_mut());
-                        }
-                    }
+                    let now = Time::from_ns(monotonic_ns());
+                    let Port { id, egress, speculating, .. } = port;
+                    let mut audit = self.audit.as_mut();
+                    let mut leaving = leaving(now, *id, speculating, &mut audit, core);
+                    let amount = egress.escrow.open(&mut egress.outbox, &mut leaving);
+                    drop(leaving);
                     port.egress.released(amount);
                     port.counters.events.add(PortCounter::Released, amount.frames);
                 }
@@ -391,6 +393,23 @@ impl<W: Wire> Core<W> {
             leased: port.egress.lease.load(Ordering::Acquire) != u64::MAX,
             running: port.guest.is_running(),
             identity: port.identity.clone(),
+        }
+    }
+}
+
+/// What happens to each held frame as it leaves: it is adapted to what its client has seen, and recorded
+/// anew if that changed it.
+fn leaving<'a, F: Frame>(
+    now: Time,
+    id: PortId,
+    speculating: &'a mut Option<Speculating>,
+    audit: &'a mut Option<&mut Audit>,
+    core: &'a Block<CoreCounter>,
+) -> impl FnMut(EpochId, &mut F) + 'a {
+    move |epoch, frame| {
+        let Some(speculating) = speculating else { return };
+        if speculating.release(now, frame.bytes_mut()) {
+            record(audit, core, id, Some(epoch), frame.bytes());
         }
     }
 }

@@ -21,7 +21,7 @@ mod idle;
 mod port;
 mod speculation;
 
-use crate::audit::Audit;
+use crate::audit::{self, Audit, PROTECTED, Record};
 use crate::coalescing::BURST;
 use crate::counters::{Block, CoreCounter};
 use crate::frame::Wire;
@@ -29,6 +29,7 @@ use crate::handle::{Handle, Link, Request};
 use crate::segmentation::MAX_SEGMENTS;
 use crate::switch::Switch;
 use crossbeam_channel::Receiver;
+use holdfast_epoch::EpochId;
 use holdfast_speculation::Time;
 use nix::time::{ClockId, clock_gettime};
 use port::Port;
@@ -203,6 +204,28 @@ impl<W: Wire> Core<W> {
                 attached.wire.flush();
             }
         }
+    }
+}
+
+/// Records a frame of a guest as it will be on the wire, with the epoch that has to be committed first.
+fn record(
+    audit: &mut Option<&mut Audit>,
+    core: &Block<CoreCounter>,
+    port: PortId,
+    epoch: Option<EpochId>,
+    frame: &[u8],
+) {
+    let Some(audit) = audit else { return };
+    let record = Record {
+        hash: audit::hash(frame),
+        epoch: epoch.map_or(0, EpochId::get),
+        len: frame.len() as u32,
+        port: port.0,
+        flags: if epoch.is_some() { PROTECTED } else { 0 },
+        mono_ns: monotonic_ns(),
+    };
+    if !audit.append(&record) {
+        core.add(CoreCounter::AuditLost, 1);
     }
 }
 

@@ -107,11 +107,9 @@ impl<F: Frame> Egress<F> {
         !self.fenced && backlog && self.escrow.has_room(self.waiting())
     }
 
-    /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise, once
-    /// `adapt` has seen it.
-    pub(super) fn accept(&mut self, frame: F, adapt: impl FnOnce(&mut [u8])) {
-        if let Some(mut frame) = self.escrow.hold(frame) {
-            adapt(frame.bytes_mut());
+    /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
+    pub(super) fn accept(&mut self, frame: F) {
+        if let Some(frame) = self.escrow.hold(frame) {
             self.send(frame);
         }
     }
@@ -359,7 +357,7 @@ mod tests {
     #[test]
     fn what_waits_is_counted_through_all_queues() {
         let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
-        (1..=3).for_each(|len| egress.accept(Owned(vec![0; len]), |_| {}));
+        (1..=3).for_each(|len| egress.accept(Owned(vec![0; len])));
         assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
         while let Some(frame) = egress.next() {
             egress.route_to_wire(frame);

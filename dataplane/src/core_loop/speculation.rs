@@ -10,9 +10,9 @@
 //!
 //! Owned by the polling core. Allocations: none.
 
-use super::PortId;
 use super::port::{Egress, Inbound};
-use crate::audit::{self, Audit, PROTECTED, Record};
+use super::{PortId, record};
+use crate::audit::Audit;
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::frame::{Frame, Wire};
 use crate::guest::{GuestFrame, VirtioNetHdr};
@@ -100,9 +100,13 @@ impl Speculating {
         self.engine.handle_wire(now, frame)
     }
 
-    /// Adapts a frame of the guest that was passed, as it leaves.
-    pub(super) fn release(&mut self, now: Time, frame: &mut [u8]) {
+    /// Adapts a frame of the guest that was passed, as it leaves; returns whether it may have changed.
+    pub(super) fn release(&mut self, now: Time, frame: &mut [u8]) -> bool {
+        if self.engine.known_flows() == 0 {
+            return false;
+        }
         self.engine.release(now, frame);
+        true
     }
 
     /// Streams what was taken and not streamed yet, as belonging to `epoch`.
@@ -219,7 +223,7 @@ pub(super) fn turn<W: Wire>(
     let mut made = speculating.engine.poll_guest(now, &mut ToGuest { wire, inbound, counters });
     let waiting = egress.waiting().frames;
     if waiting < WAITING && egress.may_transmit(|| now.as_ns()) {
-        let mut sink = ToWire { wire, egress, counters, audit, core, id, now };
+        let mut sink = ToWire { wire, egress, counters, audit, core, id };
         made += speculating.engine.poll_wire(now, SEND_BURST.min((WAITING - waiting) as usize), &mut sink);
     }
     made
@@ -257,26 +261,13 @@ struct ToWire<'a, W: Wire> {
     audit: Option<&'a mut Audit>,
     core: &'a Block<CoreCounter>,
     id: PortId,
-    now: Time,
 }
 
 impl<W: Wire> Sink for ToWire<'_, W> {
     fn emit(&mut self, len: usize, epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
         let Some(mut frame) = self.wire.alloc(len) else { return false };
         write(frame.bytes_mut());
-        if let Some(audit) = &mut self.audit {
-            let record = Record {
-                hash: audit::hash(frame.bytes()),
-                epoch: epoch.map_or(0, EpochId::get),
-                len: len as u32,
-                port: self.id.0,
-                flags: if epoch.is_some() { PROTECTED } else { 0 },
-                mono_ns: self.now.as_ns(),
-            };
-            if !audit.append(&record) {
-                self.core.add(CoreCounter::AuditLost, 1);
-            }
-        }
+        record(&mut self.audit, self.core, self.id, epoch, frame.bytes());
         self.egress.send(frame);
         self.counters.events.add(PortCounter::Speculated, 1);
         true

@@ -221,22 +221,28 @@ impl<F: Frame> Escrow<F> {
         }
     }
 
-    /// Moves the frames of the token's epoch, and of the epochs before it, to `out`, in order.
+    /// Moves the frames of the token's epoch, and of the epochs before it, to `out`, in order; `adapt` sees
+    /// each on its way, with its epoch.
     ///
     /// Bound: O(frames released). Allocations: none when `out` has room.
     ///
     /// # Errors
     /// [`EscrowError::StaleTerm`] or [`EscrowError::NotSealed`]; nothing is moved then.
-    pub fn release(&mut self, token: &ReleaseToken, out: &mut VecDeque<F>) -> Result<Amount, EscrowError> {
+    pub fn release(
+        &mut self,
+        token: &ReleaseToken,
+        out: &mut VecDeque<F>,
+        adapt: &mut dyn FnMut(EpochId, &mut F),
+    ) -> Result<Amount, EscrowError> {
         let epoch = token.epoch();
         self.may_release(token)?;
         self.term = token.term();
         let mut released = Amount::default();
-        while let Some(bucket) = self.sealed.front().filter(|bucket| bucket.epoch <= epoch) {
-            released.join(bucket.amount);
+        while let Some(&bucket) = self.sealed.front().filter(|bucket| bucket.epoch <= epoch) {
             self.sealed.pop_front();
+            self.move_out(bucket, out, adapt);
+            released.join(bucket.amount);
         }
-        self.move_out(released, out);
         Ok(released)
     }
 
@@ -259,11 +265,12 @@ impl<F: Frame> Escrow<F> {
 
     /// The port is not protected any more: everything held moves to `out`, in order. Only for a VM
     /// that the arbiter let run alone, or whose protection its operator ended (the exception of OC-1).
-    pub fn open(&mut self, out: &mut VecDeque<F>) -> Amount {
+    /// `adapt` as for [`Escrow::release`].
+    pub fn open(&mut self, out: &mut VecDeque<F>, adapt: &mut dyn FnMut(EpochId, &mut F)) -> Amount {
         let released = self.held;
-        self.sealed.clear();
-        self.open = None;
-        self.move_out(released, out);
+        while let Some(bucket) = self.sealed.pop_front().or_else(|| self.open.take()) {
+            self.move_out(bucket, out, adapt);
+        }
         released
     }
 
@@ -299,8 +306,16 @@ impl<F: Frame> Escrow<F> {
         Ok(())
     }
 
-    fn move_out(&mut self, amount: Amount, out: &mut VecDeque<F>) {
-        out.extend(self.frames.drain(..amount.frames as usize));
+    fn move_out(
+        &mut self,
+        Bucket { epoch, amount }: Bucket,
+        out: &mut VecDeque<F>,
+        adapt: &mut dyn FnMut(EpochId, &mut F),
+    ) {
+        out.extend(self.frames.drain(..amount.frames as usize).map(|mut frame| {
+            adapt(epoch, &mut frame);
+            frame
+        }));
         self.held.frames -= amount.frames;
         self.held.bytes -= amount.bytes;
     }

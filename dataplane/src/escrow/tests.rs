@@ -39,6 +39,8 @@ fn numbers(out: &VecDeque<Numbered>) -> Vec<u32> {
     out.iter().map(|frame| frame.0).collect()
 }
 
+fn as_it_is(_: EpochId, _: &mut Numbered) {}
+
 /// OC-1: only the token of a sealed epoch moves frames, and only those of it and of epochs before it.
 #[test]
 fn output_is_withheld_until_its_epoch_commits() {
@@ -50,19 +52,19 @@ fn output_is_withheld_until_its_epoch_commits() {
     assert_eq!(escrow.cut(EpochId::new(2)), Ok(Amount { frames: 2, bytes: 16 }));
     hold(&mut escrow, 5..6);
     assert_eq!(
-        escrow.release(&token(1, 3), &mut out),
+        escrow.release(&token(1, 3), &mut out, &mut as_it_is),
         Err(EscrowError::NotSealed { epoch: EpochId::new(3) }),
         "the open epoch cannot have been committed"
     );
     assert!(out.is_empty());
-    assert_eq!(escrow.release(&token(1, 1), &mut out), Ok(Amount { frames: 3, bytes: 24 }));
+    assert_eq!(escrow.release(&token(1, 1), &mut out, &mut as_it_is), Ok(Amount { frames: 3, bytes: 24 }));
     assert_eq!(numbers(&out), [0, 1, 2]);
     assert_eq!(
-        escrow.release(&token(1, 1), &mut out),
+        escrow.release(&token(1, 1), &mut out, &mut as_it_is),
         Err(EscrowError::NotSealed { epoch: EpochId::new(1) }),
         "an epoch is released once"
     );
-    assert_eq!(escrow.release(&token(1, 2), &mut out), Ok(Amount { frames: 2, bytes: 16 }));
+    assert_eq!(escrow.release(&token(1, 2), &mut out, &mut as_it_is), Ok(Amount { frames: 2, bytes: 16 }));
     assert_eq!(numbers(&out), [0, 1, 2, 3, 4]);
     assert_eq!(escrow.held(), Amount { frames: 1, bytes: 8 });
 }
@@ -76,9 +78,9 @@ fn a_token_of_an_older_term_is_refused() {
     hold(&mut escrow, 0..2);
     escrow.cut(EpochId::new(7)).expect("the open epoch");
     let stale = EscrowError::StaleTerm { epoch: EpochId::new(7), found: Term::new(4), known: Term::new(5) };
-    assert_eq!(escrow.release(&token(4, 7), &mut out), Err(stale));
+    assert_eq!(escrow.release(&token(4, 7), &mut out, &mut as_it_is), Err(stale));
     assert!(out.is_empty());
-    assert!(escrow.release(&token(5, 7), &mut out).is_ok());
+    assert!(escrow.release(&token(5, 7), &mut out, &mut as_it_is).is_ok());
     let old = EscrowError::OldTerm { found: Term::new(5), known: Term::new(5) };
     assert_eq!(escrow.begin_term(Term::new(5)), Err(old));
 }
@@ -93,7 +95,7 @@ fn the_commit_of_a_later_epoch_releases_what_aborted_ones_sent() {
     }
     hold(&mut escrow, 90..91);
     escrow.cut(EpochId::new(9)).expect("epochs 4 to 8 were aborted");
-    assert_eq!(escrow.release(&token(1, 9), &mut out), Ok(Amount { frames: 4, bytes: 32 }));
+    assert_eq!(escrow.release(&token(1, 9), &mut out, &mut as_it_is), Ok(Amount { frames: 4, bytes: 32 }));
     assert_eq!(numbers(&out), [10, 20, 30, 90]);
     assert_eq!(escrow.open_epoch(), Some(EpochId::new(10)));
 }
@@ -130,11 +132,14 @@ fn a_port_that_is_opened_gives_up_everything_in_order() {
     hold(&mut escrow, 0..3);
     escrow.cut(EpochId::new(1)).expect("the open epoch");
     hold(&mut escrow, 3..5);
-    assert_eq!(escrow.open(&mut out), Amount { frames: 5, bytes: 40 });
+    assert_eq!(escrow.open(&mut out, &mut as_it_is), Amount { frames: 5, bytes: 40 });
     assert_eq!(numbers(&out), [0, 1, 2, 3, 4]);
     let back = escrow.hold(Numbered(9, [0; 8])).expect("a port that is not protected holds nothing");
     assert_eq!(back.0, 9);
-    assert!(escrow.release(&token(1, 1), &mut out).is_ok(), "nothing is held, so nothing is early");
+    assert!(
+        escrow.release(&token(1, 1), &mut out, &mut as_it_is).is_ok(),
+        "nothing is held, so nothing is early"
+    );
 }
 
 #[derive(Clone, Debug)]
@@ -176,7 +181,7 @@ proptest! {
                 }
                 Step::Release(back) => {
                     let epoch = open.saturating_sub(back).max(1);
-                    let released = escrow.release(&token(1, epoch), &mut out);
+                    let released = escrow.release(&token(1, epoch), &mut out, &mut as_it_is);
                     prop_assert_eq!(released.is_ok(), sealed.contains(&epoch));
                     if released.is_ok() {
                         sealed.retain(|&id| id > epoch);
@@ -197,4 +202,22 @@ proptest! {
             prop_assert_eq!(escrow.held().frames as usize, model.len());
         }
     }
+}
+
+/// OC-1: whoever adapts a frame as it leaves is told the epoch in which the guest sent it.
+#[test]
+fn a_frame_that_leaves_is_shown_with_its_own_epoch() {
+    let mut escrow = protected(1);
+    let mut out = VecDeque::new();
+    for epoch in 1..=3 {
+        hold(&mut escrow, epoch..epoch + 1);
+        if epoch < 3 {
+            escrow.cut(EpochId::new(epoch.into())).expect("cut");
+        }
+    }
+    let mut seen = Vec::new();
+    escrow.release(&token(1, 2), &mut out, &mut |epoch, _| seen.push(epoch.get())).expect("released");
+    assert_eq!(seen, [1, 2]);
+    escrow.open(&mut out, &mut |epoch, _| seen.push(epoch.get()));
+    assert_eq!((seen, out.len()), (vec![1, 2, 3], 3));
 }
