@@ -4,5 +4,6 @@ mod bench;
 mod client;
 
 mod delivery;
+mod throughput;
 
 mod world;
