@@ -297,7 +297,7 @@ impl Sender {
         match &mut self.phase {
             Phase::Open => self.recover(now),
             // RFC 5681 §4.3: the loss of a retransmission is a second sign.
-            Phase::Fast { reduced_at, .. } if losses.again > Some(*reduced_at) => {
+            Phase::Fast { reduced_at, .. } if losses.again >= Some(*reduced_at) => {
                 *reduced_at = now;
                 self.reduce(Signal::Loss);
             }
