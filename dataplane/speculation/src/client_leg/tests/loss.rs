@@ -1,5 +1,7 @@
 //! Loss detection and recovery, rule by rule.
 
+use std::time::Duration;
+
 use super::bench::{Bench, CONFIG, MS, MSS, NO_SACK, again, ranges};
 use crate::client_leg::{Congestion, Kind, SenderConfig, SenderState};
 
@@ -269,4 +271,27 @@ fn duplicates_of_a_recovered_window_start_no_second_recovery() {
     }
     assert!(again(&bench.poll()).is_empty());
     assert_eq!(bench.sender.report().cwnd_bytes, window);
+}
+
+#[test]
+fn on_a_path_of_100_us_a_tail_is_not_probed_before_10_ms() {
+    let mut bench = Bench::measured(CONFIG, Duration::from_micros(100));
+    bench.commit(5 * MSS);
+    assert_eq!(bench.run(9 * MS).len(), 5);
+    assert_eq!(bench.run(2 * MS).len(), 1);
+}
+
+#[test]
+fn the_rtt_of_the_handshake_serves_until_there_is_another() {
+    // RFC 6298 §2.2; RFC 8985 §7.2
+    let mut bench = Bench::new(CONFIG);
+    bench.sender.set_rtt(bench.now, 20 * MS);
+    bench.commit(5 * MSS);
+    assert_eq!(bench.poll().len(), 5);
+    assert_eq!(bench.sender.next_deadline(), Some(bench.now + 40 * MS));
+    bench.pass(40 * MS);
+    bench.ack(5 * MSS);
+    let measured = bench.sender.report().srtt;
+    bench.sender.set_rtt(bench.now, MS);
+    assert_eq!(bench.sender.report().srtt, measured);
 }
