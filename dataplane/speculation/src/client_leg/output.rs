@@ -139,6 +139,7 @@ impl Sender {
     /// The next segment that this sender has not sent, within all limits; `probing`, only the client's.
     fn send_new(&mut self, now: Time, log: &mut SentLog, probing: bool) -> Option<Transmit> {
         if !self.nxt.before(self.last()) {
+            self.timers.stop(Timer::Override);
             return None;
         }
         let data = self.end.bytes_since(self.nxt);
