@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::bench::{Bench, CONFIG, MS, MSS, NO_SACK, again, ranges};
+use super::bench::{Bench, CONFIG, MS, MSS, NO_SACK, START, again, ranges};
 use crate::client_leg::congestion::initial_window;
 use crate::client_leg::{Kind, SenderConfig, SentLog, Transmit};
 use crate::client_leg::{Sender, SenderState};
@@ -59,7 +59,7 @@ fn after_an_idle_rto_the_initial_window_is_where_it_starts() {
             bench.pass(MS);
             bench.ack(offset);
         }
-        while offset < bench.sender.end().bytes_since(super::bench::START) {
+        while offset < bench.sender.end().bytes_since(START) {
             offset += bench.run(19 * MS).len() as u32 * MSS;
             bench.ack(offset);
         }
@@ -224,33 +224,33 @@ fn retransmissions_go_before_new_data() {
 
 #[test]
 fn a_loss_counts_again_when_the_sequence_numbers_have_gone_half_way_round() {
+    const LARGE: u32 = u16::MAX as u32;
     for config in [CONFIG, NO_SACK] {
         let mut bench = Bench::new(SenderConfig { mss: u16::MAX, ..config });
         bench.window = 1 << 30;
-        let mut offset: u32 = 0;
-        for round in 0..2 {
+        let sent = |bench: &Bench| bench.sender.next().get().wrapping_sub(START.get());
+        // At the second loss, three gigabytes lie behind the first.
+        for rounds in [100, 9000] {
+            for _ in 0..rounds {
+                bench.commit(5 * LARGE);
+                while !bench.sender.is_done() {
+                    bench.run(20 * MS);
+                    bench.ack(sent(&bench));
+                }
+            }
+            let at = sent(&bench);
             let before = bench.sender.report().cwnd_bytes;
-            bench.commit(5 * 65_535);
+            bench.commit(5 * LARGE);
             assert_eq!(bench.run(19 * MS).len(), 5);
             bench.pass(MS);
-            for lost in 2..=4 {
-                bench.sack(offset, &[(offset + 65_535, offset + lost * 65_535)]);
+            for sacked in 2..=4 {
+                bench.sack(at, &[(at.wrapping_add(LARGE), at.wrapping_add(sacked * LARGE))]);
             }
-            assert!(bench.sender.report().cwnd_bytes < before, "round {round}");
-            bench.run(19 * MS);
-            offset += 5 * 65_535;
-            bench.ack(offset);
-            // Three gigabytes without a loss.
-            for _ in 0..9000 {
-                bench.commit(5 * 65_535);
-                let sent = bench.run(19 * MS).len() as u32;
-                offset += sent * 65_535;
-                bench.ack(offset);
-            }
-            while !bench.sender.is_done() {
-                offset += bench.run(19 * MS).len() as u32 * 65_535;
-                bench.ack(offset);
-            }
+            assert!(bench.sender.report().cwnd_bytes < before, "after {rounds} rounds");
+            assert_eq!(again(&bench.poll()).len(), 1);
+            bench.pass(20 * MS);
+            bench.ack(sent(&bench));
+            assert!(bench.sender.is_done());
         }
     }
 }
