@@ -12,11 +12,11 @@
 //! An epoch is applied in two steps. [`Image::prepare`] checks it and writes its record, with device state,
 //! gate state and all its pages, under a temporary name; whatever can be lacking for it is found out there.
 //! [`Image::commit`] renames it over the old record: that is the commit, whole or not at all. Then its pages
-//! are copied into the memory. A process that dies amid the copy leaves a complete
-//! record, and [`Image::open`] copies its pages once more; as the copying of an epoch ends before the
-//! record of the next one is renamed, this always gives that one checkpoint. An image that was
-//! still being synchronised, that a guest has run on, or whose memory is not the memory which the
-//! record speaks of (another inode, another boot) is refused with the reason.
+//! are copied into the memory. A process that dies amid the copy leaves a complete record, and
+//! [`Image::open`] copies its pages once more; as the copying of an epoch ends before the record of the next
+//! one is renamed, this always gives that one checkpoint. An image that was still being synchronised, that a
+//! guest has run on, or whose memory is not the memory which the record speaks of (another inode, another
+//! boot) is refused with the reason.
 //!
 //! Between the two steps the gate is given what it has to keep of the epoch. A gate's state that is not
 //! self-contained counts on that, and the gate keeps it in the memory of its process: a later process refuses
@@ -144,8 +144,9 @@ impl Image {
     /// Opens the image that is there, finishing the copy of its last epoch if a crash cut it off.
     ///
     /// # Errors
-    /// [`ImageError::Unusable`] with the reason when it is not a checkpoint, or [`ImageError::KeptLost`] when it
-    /// is one without what the gate of another process kept: [`Image::create`] it anew and synchronise. Others when the files cannot be read, are of another size or VM, or are in use.
+    /// [`ImageError::Unusable`] with the reason when it is not a checkpoint, or [`ImageError::KeptLost`] when
+    /// it counts on what the gate of another process kept: [`Image::create`] it anew and synchronise. Others
+    /// when the files cannot be read, are of another size or VM, or are in use.
     pub fn open(config: ImageConfig) -> Result<Self, ImageError> {
         let memory = Memory::open(&config.memory, config.len)?;
         let record = Record::read(&config.record, config.len)?;

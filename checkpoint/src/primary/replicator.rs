@@ -3,6 +3,10 @@
 //! It owns the epochs in flight. A confirmation that matches the oldest of them in term, number and
 //! digest gives the token that opens the gate (OC-1); any other ends the session. When the session
 //! ends, the page sets of all epochs that were not confirmed come back in the ending (CK-2).
+//!
+//! It also carries the gate's stream across, each chunk ahead of the seal of its epoch (SP-2). It waits for
+//! room in the link with it as it does with pages, and nobody waits for it but the capture thread for its
+//! chunks: a gate that finds its stream full goes on, and acknowledges nothing more.
 
 use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};

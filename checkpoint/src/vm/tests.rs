@@ -100,6 +100,7 @@ fn a_guest_outlives_its_qemu_and_returns() {
     let Couple { vm_a, vm_b, .. } = &couple;
     let (vm_a, vm_b, a, b) = (vm_a.clone(), vm_b.clone(), couple.a.clone(), couple.b.clone());
     wait_for_commits(&vm_a, 20);
+    assert!(vm_a.status().stats.streamed_bytes > 0, "its gate spoke ahead of the epochs");
     let slow = couple.lab.dir.path().join("slow");
     fs::write(&slow, "").expect("written");
     let report = couple.fail_over();
@@ -154,6 +155,10 @@ fn an_aborted_epochs_pages_are_in_the_next_one() {
         assert!(after.stats.epochs_aborted > before.stats.epochs_aborted);
         assert_eq!((after.term, after.stats.full_syncs), (before.term, 1), "same term, no synchronisation");
     }
+    // SP-2: the gate is asked for all it holds once a session, and for what changed since otherwise.
+    let whole = couple.a.gate_log().iter().filter(|line| line.ends_with("whole")).count() as u64;
+    let stats = couple.vm_a.status();
+    assert!((4..=stats.link.sessions).contains(&whole) && whole < stats.stats.epochs_sealed / 2, "{whole}");
     couple.fail_over();
 }
 
@@ -230,6 +235,26 @@ fn a_backup_that_returns_is_continued_if_it_can_be() {
         assert_eq!(couple.vm_a.status().stats.full_syncs, syncs);
         couple.fail_over();
     }
+}
+
+/// SP-2: an epoch that the backup's gate cannot keep is not confirmed, and the primary is told why; when it can
+/// again, another session goes on from the last commit, with all that the primary's gate holds.
+#[test]
+fn an_epoch_that_cannot_be_kept_is_not_confirmed() {
+    let Some(_turn) = can_run() else { return };
+    let mut couple = Couple::protected();
+    let forgets = couple.lab.dir.path().join("forgets");
+    fs::write(&forgets, "").expect("written");
+    let trouble = eventually("the refusal", || {
+        couple.vm_a.status().trouble.filter(|trouble| trouble.text.contains("laboratory forgets"))
+    });
+    assert!(trouble.text.contains("is not confirmed"), "{}", trouble.text);
+    let (last, _) = *couple.b.commits().last().expect("commits");
+    fs::remove_file(&forgets).expect("removed");
+    eventually("more commits", || couple.b.commits().last().filter(|(epoch, _)| *epoch > last + 3).copied());
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    assert_eq!(couple.vm_a.status().stats.full_syncs, 1, "the image was kept");
+    couple.fail_over();
 }
 
 /// FO-1: a QEMU that hangs is taken for dead; it is silenced and ended before the backup goes live.

@@ -163,6 +163,7 @@ impl Site {
             joint: append(&self.root.join("gates")),
             sealed: append(&self.root.join("spoken")),
             slow: self.root.join("slow"),
+            forgets: self.root.join("forgets"),
             speaks: !self.root.join("silent").exists(),
             speaker: Speaker::new(32),
             kept: None,
@@ -284,6 +285,8 @@ struct WrittenGate {
     sealed: File,
     /// While this file is there, a fence takes long.
     slow: PathBuf,
+    /// While this file is there, nothing can be kept.
+    forgets: PathBuf,
     /// Unless a file said otherwise as this host started.
     speaks: bool,
     speaker: Speaker,
@@ -365,6 +368,9 @@ impl OutputGate for WrittenGate {
     fn extend_lease(&mut self, _until: Instant) {}
 
     fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+        if self.forgets.exists() {
+            return Err(GateError::State("the laboratory forgets".to_owned()));
+        }
         self.kept.get_or_insert_default().keep(state, stream)
     }
 
