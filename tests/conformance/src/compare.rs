@@ -35,7 +35,10 @@ fn of_numbers<T: PartialEq + std::fmt::Display>(what: &str, expected: T, got: T)
 
 fn of_segment(segment: &Segment, tcp: &SeenTcp, flow: &Flow, to: Side) -> Vec<String> {
     let (own, peer) = flow.starts(to.other());
-    let mut found = of_numbers("flags", flags_text(segment.flags), flags_text(tcp.flags));
+    let mut found = Vec::new();
+    if !segment.any_flags {
+        found.extend(of_numbers("flags", flags_text(segment.flags), flags_text(tcp.flags)));
+    }
     if let Some(sequence) = segment.sequence {
         found.extend(of_numbers("sequence number", sequence, tcp.sequence.wrapping_sub(own)));
         found.extend(of_numbers("payload", segment.len, tcp.payload.len() as u32));
@@ -71,7 +74,12 @@ fn of_marks(marks: &[Mark], tcp: &SeenTcp) -> Vec<String> {
             Mark::NotEct => found.extend(of_numbers("ECN bits", 0, tcp.ecn)),
             Mark::Extensions(count) => found.extend(of_numbers("extension headers", *count, tcp.extensions)),
             Mark::AccurateEcn => found.extend(of_numbers("AE", true, tcp.accurate_ecn)),
-            Mark::BadChecksum | Mark::Offload | Mark::Other | Mark::Fragment | Mark::Padded(_) => {}
+            Mark::BadChecksum
+            | Mark::Offload
+            | Mark::Other
+            | Mark::Fragment
+            | Mark::Elsewhere
+            | Mark::Padded(_) => {}
         }
     }
     found

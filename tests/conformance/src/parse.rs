@@ -359,6 +359,7 @@ fn mark(cursor: &mut Cursor<'_>) -> Result<Mark, SyntaxError> {
         ("other", Mark::Other),
         ("fragment", Mark::Fragment),
         ("ae", Mark::AccurateEcn),
+        ("elsewhere", Mark::Elsewhere),
     ];
     if let Some((_, mark)) = known.iter().find(|(name, _)| cursor.eat_word(name)) {
         return Ok(*mark);
@@ -370,17 +371,18 @@ fn mark(cursor: &mut Cursor<'_>) -> Result<Mark, SyntaxError> {
         return Ok(Mark::Padded(cursor.small("how many bytes")?));
     }
     Err(cursor.wrong(
-        "ect0, ce, not-ect, bad-checksum, offload, other, fragment, ae, extensions N, padded N or ']'",
+        "ect0, ce, not-ect, bad-checksum, offload, other, fragment, ae, elsewhere, extensions N, padded N or ']'",
     ))
 }
 
 fn segment(cursor: &mut Cursor<'_>) -> Result<Segment, SyntaxError> {
-    const EXPECTED: &str = "control bits of S, F, R, P, U, E, W and '.', or udp, frame, too-big";
+    const EXPECTED: &str = "control bits of S, F, R, P, U, E, W and '.', or '*', udp, frame, too-big";
     let mut segment = Segment::default();
     let mut ahead = *cursor;
     for letter in ahead.token(EXPECTED)?.chars() {
         let Some((_, bit)) = FLAGS.iter().find(|(known, _)| *known == letter) else {
-            if letter == '0' {
+            segment.any_flags |= letter == '*';
+            if matches!(letter, '0' | '*') {
                 continue;
             }
             return Err(cursor.wrong(EXPECTED));

@@ -3,8 +3,8 @@
 use crate::compare::{described, differences};
 use crate::flow::Made;
 use crate::script::{
-    Body, Bound, Comparison, Family, Line, Mode, Opening, Packet, Script, Segment, Setting, Side, Statement,
-    TcpOption,
+    Body, Bound, Comparison, Family, Line, Mark, Mode, Opening, Packet, Script, Segment, Setting, Side,
+    Statement, TcpOption,
 };
 use crate::seen::SeenPacket;
 use crate::stage::{Arrival, Stage};
@@ -180,6 +180,9 @@ fn send(stage: &mut Stage, from: Side, flow: &str, packet: &Packet) -> Result<()
         Body::Opaque(len) => finished(stage.flows.opaque(from, flow, *len)?),
         Body::TooBig { mtu, sequence } => finished(stage.flows.too_big(from, flow, *mtu, *sequence)?),
     };
+    if packet.marks.contains(&Mark::Elsewhere) {
+        return stage.bypass(from, &made.finished);
+    }
     match from {
         Side::Guest => stage.guest_sends(&made),
         Side::Client => stage.wire_brings(&made.frame),

@@ -253,6 +253,8 @@ pub enum Body {
 pub struct Segment {
     /// Control bits.
     pub flags: u8,
+    /// Any control bits are right.
+    pub any_flags: bool,
     /// Sequence number; any when none is given.
     pub sequence: Option<u32>,
     /// Payload in bytes.
@@ -309,6 +311,8 @@ pub enum Mark {
     Extensions(u8),
     /// The AE bit (RFC 9768 §2.2) is set.
     AccurateEcn,
+    /// It takes a way on which the engine does not see it.
+    Elsewhere,
     /// Bytes of padding behind the packet.
     Padded(u8),
 }
