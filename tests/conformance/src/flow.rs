@@ -17,36 +17,43 @@ const CLOCKS: (u32, u32) = (1000, 5000);
 
 /// One flow.
 #[derive(Clone, Debug)]
-pub(crate) struct Flow {
-    pub(crate) name: String,
-    pub(crate) vlans: Vec<u16>,
+pub struct Flow {
+    /// Its name in the script.
+    pub name: String,
+    /// VLAN numbers, outermost first.
+    pub vlans: Vec<u16>,
     /// Ports of guest and client.
-    pub(crate) ports: (u16, u16),
+    pub ports: (u16, u16),
     /// Whether guest and client have a timestamp in their SYN.
     stamped: (bool, bool),
     /// Windows of guest and client unless a line says another.
-    pub(crate) window: (u16, u16),
-    pub(crate) witness: Witness,
+    pub window: (u16, u16),
+    /// What was seen of it.
+    pub witness: Witness,
 }
 
 /// All flows of a script.
 #[derive(Clone, Debug)]
-pub(crate) struct Flows {
+pub struct Flows {
     family: Family,
     list: Vec<Flow>,
 }
 
-/// A frame to be sent, and whether its sender has filled in the checksum.
-pub(crate) struct Made {
+/// A frame to be sent.
+#[derive(Clone, Debug)]
+pub struct Made {
     /// As its sender gives it away.
-    pub(crate) frame: Vec<u8>,
+    pub frame: Vec<u8>,
     /// With a whole checksum, as a card would send it.
-    pub(crate) finished: Vec<u8>,
-    pub(crate) checksum_done: bool,
+    pub finished: Vec<u8>,
+    /// Whether the sender has filled in the checksum.
+    pub checksum_done: bool,
 }
 
 impl Flows {
-    pub(crate) fn new(family: Family) -> Self {
+    /// The flow that needs no declaration.
+    #[must_use]
+    pub fn new(family: Family) -> Self {
         let mut flows = Self { family, list: Vec::new() };
         let first = FlowDeclaration {
             name: DEFAULT_FLOW.to_owned(),
@@ -59,7 +66,11 @@ impl Flows {
         flows
     }
 
-    pub(crate) fn declare(&mut self, flow: &FlowDeclaration) -> Result<(), String> {
+    /// Adds a flow, or begins a new incarnation of one.
+    ///
+    /// # Errors
+    /// A new name that is known, or a known one that is not; whose fault: the script's.
+    pub fn declare(&mut self, flow: &FlowDeclaration) -> Result<(), String> {
         let nth = self.list.len() as u32;
         let spread = |start: u32| start.wrapping_add(nth.wrapping_mul(0x1357_9bdf));
         let start = flow.start.unwrap_or((spread(START.0), spread(START.1)));
@@ -87,20 +98,30 @@ impl Flows {
         Ok(())
     }
 
-    pub(crate) fn get(&self, name: &str) -> Result<&Flow, String> {
+    /// A flow by its name.
+    ///
+    /// # Errors
+    /// There is none of this name; whose fault: the script's.
+    pub fn get(&self, name: &str) -> Result<&Flow, String> {
         self.list.iter().find(|flow| flow.name == name).ok_or_else(|| format!("there is no flow {name}"))
     }
 
-    pub(crate) fn get_mut(&mut self, name: &str) -> Result<&mut Flow, String> {
+    /// A flow by its name.
+    ///
+    /// # Errors
+    /// There is none of this name; whose fault: the script's.
+    pub fn get_mut(&mut self, name: &str) -> Result<&mut Flow, String> {
         self.list.iter_mut().find(|flow| flow.name == name).ok_or_else(|| format!("there is no flow {name}"))
     }
 
-    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flow> {
+    /// All of them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Flow> {
         self.list.iter_mut()
     }
 
-    /// The flow that a frame to `to` belongs to; the first flow when it is in none.
-    pub(crate) fn of(&self, to: Side, seen: &Seen) -> usize {
+    /// The flow that a frame to `to` belongs to, if any.
+    #[must_use]
+    pub fn of(&self, to: Side, seen: &Seen) -> Option<usize> {
         let towards_guest = to == Side::Guest;
         let ports = match &seen.packet {
             SeenPacket::Tcp(tcp) if towards_guest => (tcp.ports.1, tcp.ports.0),
@@ -111,20 +132,28 @@ impl Flows {
             SeenPacket::Opaque(_) => (0, 0),
         };
         let exactly = |flow: &Flow| flow.ports == ports && flow.vlans == seen.vlans;
-        let tags_alone = |flow: &Flow| ports == (0, 0) && flow.vlans == seen.vlans;
-        self.list
-            .iter()
-            .position(exactly)
-            .or_else(|| self.list.iter().position(tags_alone))
-            .unwrap_or_default()
+        self.list.iter().position(exactly)
     }
 
-    pub(crate) fn at(&mut self, index: usize) -> &mut Flow {
+    /// The flow under which a frame without ports is told: the first in its VLAN.
+    #[must_use]
+    pub fn beside(&self, seen: &Seen) -> usize {
+        self.list.iter().position(|flow| flow.vlans == seen.vlans).unwrap_or_default()
+    }
+
+    /// The flow at this place.
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn at(&mut self, index: usize) -> &mut Flow {
         &mut self.list[index]
     }
 
     /// Makes the frame of a segment; a side's defaults fill in what the script leaves out.
-    pub(crate) fn segment(
+    ///
+    /// # Errors
+    /// There is no flow of this name; whose fault: the script's.
+    pub fn segment(
         &mut self,
         from: Side,
         name: &str,
@@ -173,18 +202,30 @@ impl Flows {
         Ok(made)
     }
 
-    pub(crate) fn udp(&self, from: Side, name: &str, marks: &[Mark], len: usize) -> Result<Vec<u8>, String> {
+    /// A UDP frame between the ends of a flow.
+    ///
+    /// # Errors
+    /// There is no flow of this name; whose fault: the script's.
+    pub fn udp(&self, from: Side, name: &str, marks: &[Mark], len: usize) -> Result<Vec<u8>, String> {
         let flow = self.get(name)?;
         let ports = if from == Side::Guest { flow.ports } else { (flow.ports.1, flow.ports.0) };
         Ok(frame::udp(&path(self.family, from, &flow.vlans, marks), ports, len))
     }
 
-    pub(crate) fn opaque(&self, from: Side, name: &str, len: usize) -> Result<Vec<u8>, String> {
+    /// A frame of no protocol that is looked into.
+    ///
+    /// # Errors
+    /// There is no flow of this name; whose fault: the script's.
+    pub fn opaque(&self, from: Side, name: &str, len: usize) -> Result<Vec<u8>, String> {
         let flow = self.get(name)?;
         Ok(frame::opaque(&path(self.family, from, &flow.vlans, &[]), len))
     }
 
-    pub(crate) fn too_big(
+    /// ICMP to the guest: its segment with this sequence number was too big.
+    ///
+    /// # Errors
+    /// There is no flow of this name; whose fault: the script's.
+    pub fn too_big(
         &self,
         from: Side,
         name: &str,
@@ -206,7 +247,8 @@ impl Flow {
     }
 
     /// Initial sequence numbers of a side and of its peer.
-    pub(crate) const fn starts(&self, side: Side) -> (u32, u32) {
+    #[must_use]
+    pub const fn starts(&self, side: Side) -> (u32, u32) {
         match side {
             Side::Guest => self.witness.start,
             Side::Client => (self.witness.start.1, self.witness.start.0),
@@ -281,7 +323,7 @@ fn encoded(options: &[TcpOption], peer: u32, clock: u32, echo: u32) -> Vec<u8> {
             TcpOption::Scale(shift) => bytes.extend([3, 3, *shift]),
             TcpOption::SackPermitted => bytes.extend([4, 2]),
             TcpOption::Sack(blocks) => {
-                bytes.extend([5, 2 + 8 * blocks.len() as u8]);
+                bytes.extend([5, (2 + 8 * blocks.len()) as u8]);
                 for (left, right) in blocks {
                     bytes.extend(peer.wrapping_add(*left).to_be_bytes());
                     bytes.extend(peer.wrapping_add(*right).to_be_bytes());

@@ -134,7 +134,7 @@ pub fn too_big(path: &Path, ports: (u16, u16), sequence: u32, mtu: u32) -> Vec<u
     let inner = tcp(&quoted, &header, &[0x77; 64], Checksum::Right);
     // What the router quotes is of a packet that was larger than the link.
     let mut inner = inner[14..].to_vec();
-    let len = mtu as u16 + 100;
+    let len = (mtu as u16).saturating_add(100);
     match path.family {
         Family::V4 => {
             inner[2..4].copy_from_slice(&len.to_be_bytes());
@@ -166,6 +166,33 @@ pub fn too_big(path: &Path, ports: (u16, u16), sequence: u32, mtu: u32) -> Vec<u
     let sum = !fold(pseudo + words(&message));
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     packet(path, number, &message, Some(source))
+}
+
+/// Makes the checksums of a frame right whose network header is at `network` and whose TCP header is at
+/// `transport`; one whose lengths make no sense stays as it is.
+pub fn finish(frame: &mut [u8], network: usize, transport: usize) {
+    let Some(head) = frame.get(network..transport) else { return };
+    let v4 = head.first().is_some_and(|first| first >> 4 == 4);
+    if transport - network < if v4 { 20 } else { 40 } {
+        return;
+    }
+    let word = |at: usize| usize::from(u16::from_be_bytes([head[at], head[at + 1]]));
+    let (end, addresses) =
+        if v4 { (network + word(2), network + 12) } else { (network + 40 + word(4), network + 8) };
+    if end > frame.len() || end < transport + 20 {
+        return;
+    }
+    if v4 {
+        frame[network + 10..network + 12].fill(0);
+        let sum = !fold(words(&frame[network..transport]));
+        frame[network + 10..network + 12].copy_from_slice(&sum.to_be_bytes());
+    }
+    let len = if v4 { 8 } else { 32 };
+    let pseudo =
+        words(&frame[addresses..addresses + len]) + u64::from(protocol::TCP) + (end - transport) as u64;
+    frame[transport + 16..transport + 18].fill(0);
+    let sum = !fold(pseudo + words(&frame[transport..end]));
+    frame[transport + 16..transport + 18].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// A frame of no protocol that is looked into.

@@ -12,17 +12,17 @@
 //! Frames are made and read by code of this crate alone, so that the parser and the checksums of the
 //! dataplane are judged and not trusted. No clock, no threads, no randomness.
 
+pub mod flow;
 pub mod frame;
 pub mod script;
 pub mod seen;
+pub mod stage;
+pub mod witness;
 
 mod compare;
 mod cursor;
-mod flow;
 mod parse;
 mod play;
-mod stage;
-mod witness;
 
 pub use cursor::SyntaxError;
 pub use parse::DEFAULT_FLOW;

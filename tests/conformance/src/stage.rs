@@ -3,6 +3,7 @@
 use crate::flow::{Flows, Made};
 use crate::script::{Family, Mode, Side};
 use crate::seen::{Seen, SeenPacket};
+use crate::witness::Mark;
 use holdfast_epoch::EpochId;
 use holdfast_packet::headers::MAX_HEADERS;
 use holdfast_speculation::{
@@ -18,9 +19,11 @@ const MAX_DUE: usize = 10_000;
 
 /// A frame that has arrived somewhere.
 #[derive(Debug)]
-pub(crate) struct Arrival {
-    pub(crate) flow: usize,
-    pub(crate) seen: Seen,
+pub struct Arrival {
+    /// The place of its flow.
+    pub flow: usize,
+    /// What arrived.
+    pub seen: Seen,
 }
 
 /// An epoch that was cut and is not committed.
@@ -29,30 +32,39 @@ struct Sealed {
     name: Option<String>,
     state: Vec<u8>,
     stream: Vec<u8>,
-    marks: Vec<(u32, usize)>,
+    marks: Vec<Mark>,
 }
 
 /// The engine and its surroundings.
-pub(crate) struct Stage {
-    pub(crate) engine: Engine,
-    pub(crate) ledger: Ledger,
-    pub(crate) flows: Flows,
-    pub(crate) now: Time,
+pub struct Stage {
+    /// The engine under test.
+    pub engine: Engine,
+    /// What the backup keeps.
+    pub ledger: Ledger,
+    /// The flows of both ends.
+    pub flows: Flows,
+    /// Virtual time.
+    pub now: Time,
     config: EngineConfig,
     limits: LedgerLimits,
     /// No epochs: what the guest sends may leave at once.
-    pub(crate) unprotected: bool,
+    pub unprotected: bool,
     open: u64,
     committed: u64,
     whole: bool,
     sealed: VecDeque<Sealed>,
     streamed: Vec<u8>,
-    pub(crate) streaming: bool,
-    pub(crate) guest_takes: bool,
-    pub(crate) wire_takes: bool,
+    /// The backup's stream takes everything by itself.
+    pub streaming: bool,
+    /// The guest's queue has room.
+    pub guest_takes: bool,
+    /// The wire has room.
+    pub wire_takes: bool,
     escrow: VecDeque<(u64, Vec<u8>)>,
-    pub(crate) at_guest: VecDeque<Arrival>,
-    pub(crate) at_client: VecDeque<Arrival>,
+    /// What arrived at the guest and was not looked at.
+    pub at_guest: VecDeque<Arrival>,
+    /// The same for the client.
+    pub at_client: VecDeque<Arrival>,
 }
 
 /// Collects what the engine emits.
@@ -75,7 +87,9 @@ impl Sink for Collector {
 }
 
 impl Stage {
-    pub(crate) fn new(family: Family, config: EngineConfig) -> Self {
+    /// An engine in mode on, without flows.
+    #[must_use]
+    pub fn new(family: Family, config: EngineConfig) -> Self {
         let limits = LedgerLimits { max_flows: config.max_flows, held_bytes: config.held_bytes };
         let mut engine = Engine::new(config.clone());
         engine.set_mode(Time::ZERO, Speculation::On);
@@ -101,7 +115,8 @@ impl Stage {
         }
     }
 
-    pub(crate) fn inbox(&mut self, side: Side) -> &mut VecDeque<Arrival> {
+    /// What arrived at a side.
+    pub fn inbox(&mut self, side: Side) -> &mut VecDeque<Arrival> {
         match side {
             Side::Guest => &mut self.at_guest,
             Side::Client => &mut self.at_client,
@@ -109,36 +124,51 @@ impl Stage {
     }
 
     /// The guest sends a frame.
-    pub(crate) fn guest_sends(&mut self, made: &Made) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn guest_sends(&mut self, made: &Made) -> Result<(), String> {
         let frame = GuestFrame {
             head: &made.frame[..made.frame.len().min(MAX_HEADERS)],
             frame: &made.frame.as_slice(),
             checksum_done: made.checksum_done,
         };
-        if self.engine.handle_guest(self.now, &frame) == FromGuest::Pass {
+        let passed = self.engine.handle_guest(self.now, &frame) == FromGuest::Pass;
+        if passed && Seen::read(&made.finished).is_ok() {
             self.escrow.push_back((self.open, made.finished.clone()));
         }
         self.poll()
     }
 
     /// The client sends a frame, or a router does.
-    pub(crate) fn wire_brings(&mut self, frame: &[u8]) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn wire_brings(&mut self, frame: &[u8]) -> Result<(), String> {
         let mut frame = frame.to_vec();
-        if self.engine.handle_wire(self.now, &mut frame) == FromWire::Pass {
+        let readable = Seen::read(&frame).is_ok();
+        // What is broken may be passed on, and is the guest's to judge.
+        if self.engine.handle_wire(self.now, &mut frame) == FromWire::Pass && readable {
             self.arrive(Side::Guest, &frame)?;
         }
         self.poll()
     }
 
     /// A frame takes a way on which the engine does not see it.
-    pub(crate) fn bypass(&mut self, from: Side, frame: &[u8]) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn bypass(&mut self, from: Side, frame: &[u8]) -> Result<(), String> {
         self.arrive(from.other(), frame)?;
         self.inbox(from.other()).pop_back();
         Ok(())
     }
 
     /// A turn of the core: everything that the engine has to say now is said.
-    pub(crate) fn poll(&mut self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn poll(&mut self) -> Result<(), String> {
         for _ in 0..MAX_DUE {
             if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
                 self.engine.handle_timeouts(self.now);
@@ -186,18 +216,19 @@ impl Stage {
     fn arrive(&mut self, to: Side, frame: &[u8]) -> Result<(), String> {
         let seen = Seen::read(frame).map_err(|broken| format!("towards the {to}: {broken}"))?;
         let index = self.flows.of(to, &seen);
-        if let SeenPacket::Tcp(tcp) = &seen.packet {
+        if let (SeenPacket::Tcp(tcp), Some(index)) = (&seen.packet, index) {
             let flow = self.flows.at(index);
             flow.witness.arrives(to, tcp, self.unprotected).map_err(|wrong| {
                 format!("{wrong}\n  in: >{to} {}", crate::compare::described(&seen, flow, to))
             })?;
         }
-        self.inbox(to).push_back(Arrival { flow: index, seen });
+        let flow = index.unwrap_or_else(|| self.flows.beside(&seen));
+        self.inbox(to).push_back(Arrival { flow, seen });
         Ok(())
     }
 
     /// The backup's stream takes up to `max` bytes.
-    pub(crate) fn stream(&mut self, max: usize) {
+    pub fn stream(&mut self, max: usize) {
         let mut left = max;
         while left > 0 {
             let before = self.streamed.len();
@@ -210,12 +241,28 @@ impl Stage {
         }
     }
 
-    pub(crate) fn lose_stream(&mut self) {
+    /// What was streamed since the last seal is lost.
+    pub fn lose_stream(&mut self) {
         self.streamed.clear();
     }
 
+    /// What the backup is told of the newest sealed epoch: the flow table and the stream.
+    #[must_use]
+    pub fn newest_sealed(&self) -> Option<(&[u8], &[u8])> {
+        self.sealed.back().map(|sealed| (sealed.state.as_slice(), sealed.stream.as_slice()))
+    }
+
+    /// Whether an epoch is sealed and not committed.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        !self.sealed.is_empty()
+    }
+
     /// The guest stands still; the open epoch ends.
-    pub(crate) fn seal(&mut self, name: Option<String>) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn seal(&mut self, name: Option<String>) -> Result<(), String> {
         if self.unprotected {
             return Err("there are no epochs in mode off".to_owned());
         }
@@ -233,8 +280,11 @@ impl Stage {
         self.poll()
     }
 
-    /// The backup keeps the oldest sealed epoch; true when it does.
-    pub(crate) fn commit(&mut self, name: Option<&str>) -> Result<Result<(), String>, String> {
+    /// The backup keeps the oldest sealed epoch, or refuses it.
+    ///
+    /// # Errors
+    /// What the engine did wrong, or that there is none.
+    pub fn commit(&mut self, name: Option<&str>) -> Result<Result<(), String>, String> {
         let sealed = self.sealed.pop_front().ok_or("no epoch is sealed")?;
         if name.is_some() && sealed.name.as_deref() != name {
             return Err(format!("the oldest sealed epoch is {:?}", sealed.name));
@@ -261,7 +311,11 @@ impl Stage {
         Ok(())
     }
 
-    pub(crate) fn set_mode(&mut self, mode: Mode) -> Result<(), String> {
+    /// Switches the mode.
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn set_mode(&mut self, mode: Mode) -> Result<(), String> {
         let (speculation, unprotected) = match mode {
             Mode::Off => (Speculation::Off, true),
             Mode::Hold => (Speculation::Hold, false),
@@ -286,7 +340,10 @@ impl Stage {
     }
 
     /// The primary is lost with everything that was not committed; the backup runs alone.
-    pub(crate) fn fail_over(&mut self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn fail_over(&mut self) -> Result<(), String> {
         let ledger = std::mem::replace(&mut self.ledger, Ledger::new(self.limits));
         self.engine = Engine::new(self.config.clone());
         self.engine.restore(self.now, ledger);
@@ -298,7 +355,11 @@ impl Stage {
         self.poll()
     }
 
-    pub(crate) fn discard(&mut self) -> Result<(), String> {
+    /// The port is fenced.
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn discard(&mut self) -> Result<(), String> {
         self.engine.discard();
         self.escrow.clear();
         self.sealed.clear();
@@ -307,14 +368,20 @@ impl Stage {
     }
 
     /// Time passes; what falls due on the way is done when it is due.
-    pub(crate) fn advance(&mut self, by: Duration) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn advance(&mut self, by: Duration) -> Result<(), String> {
         let target = self.now + by;
         while self.step(target)? {}
         Ok(())
     }
 
     /// Goes to the next deadline, at most to `target`; false once that is reached.
-    pub(crate) fn step(&mut self, target: Time) -> Result<bool, String> {
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn step(&mut self, target: Time) -> Result<bool, String> {
         let next = self.engine.next_deadline().filter(|deadline| *deadline < target);
         self.now = next.unwrap_or(target).max(self.now);
         self.poll()?;

@@ -10,42 +10,70 @@ use crate::script::{Side, TcpOption};
 use crate::seen::SeenTcp;
 use holdfast_packet::headers::flag;
 
+/// What the guest had said and heard at a seal.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    end: u32,
+    top: u32,
+    got: u32,
+    stamps: usize,
+}
+
 /// What one flow has shown so far. Numbers are relative to the initial sequence numbers, and wrap.
 #[derive(Clone, Debug)]
-pub(crate) struct Witness {
+pub struct Witness {
+    /// Frames were sent in this flow whose effect nobody can know: nothing is judged any more.
+    pub tainted: bool,
     /// Initial sequence numbers of guest and client.
-    pub(crate) start: (u32, u32),
+    pub start: (u32, u32),
     /// Window scales of guest and client, as the other side was told them.
-    pub(crate) scale: (Option<u8>, Option<u8>),
+    pub scale: (Option<u8>, Option<u8>),
     /// Next in-order byte that the guest has sent, with a right checksum.
-    pub(crate) guest_end: u32,
-    /// `guest_end` at each seal that is not committed, and at the last commit.
+    pub guest_end: u32,
+    /// The highest byte that the guest has sent, beyond gaps.
+    guest_top: u32,
+    /// `guest_top` and the like at the last commit.
     committed_end: u32,
+    committed_top: u32,
+    committed_got: u32,
+    /// Whether the guest has sent a FIN.
+    pub guest_closed: bool,
+    /// The same for the client.
+    pub client_closed: bool,
     /// Next in-order byte that the client has sent.
-    pub(crate) client_end: u32,
+    pub client_end: u32,
     /// Next in-order byte that the client has got.
-    pub(crate) client_got: u32,
+    pub client_got: u32,
     /// Next in-order byte that the guest has got.
-    pub(crate) guest_got: u32,
+    pub guest_got: u32,
     /// Timestamps that each side sent, and those of the guest that are committed.
     guest_stamps: Vec<u32>,
     committed_stamps: usize,
     client_stamps: Vec<u32>,
-    /// Last timestamp that each side was shown.
-    pub(crate) shown_to_guest: Option<u32>,
-    pub(crate) shown_to_client: Option<u32>,
+    /// Last timestamp that the guest was shown.
+    pub shown_to_guest: Option<u32>,
+    /// Last timestamp that the client was shown.
+    pub shown_to_client: Option<u32>,
     /// Highest ACK and window edge that the guest was shown.
-    acked: Option<u32>,
+    pub acked: Option<u32>,
     edge: Option<u32>,
 }
 
 impl Witness {
-    pub(crate) fn new(start: (u32, u32)) -> Self {
+    /// Nothing was seen yet.
+    #[must_use]
+    pub fn new(start: (u32, u32)) -> Self {
         Self {
+            tainted: false,
             start,
             scale: (None, None),
             guest_end: 0,
+            guest_top: 0,
             committed_end: 0,
+            committed_top: 0,
+            committed_got: 0,
+            guest_closed: false,
+            client_closed: false,
             client_end: 0,
             client_got: 0,
             guest_got: 0,
@@ -60,30 +88,48 @@ impl Witness {
     }
 
     /// What the guest has said so far, to be committed later.
-    pub(crate) fn mark(&self) -> (u32, usize) {
-        (self.guest_end, self.guest_stamps.len())
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            end: self.guest_end,
+            top: self.guest_top,
+            got: self.guest_got,
+            stamps: self.guest_stamps.len(),
+        }
     }
 
     /// What was marked is committed.
-    pub(crate) fn commit(&mut self, mark: (u32, usize)) {
-        (self.committed_end, self.committed_stamps) = mark;
+    pub fn commit(&mut self, mark: Mark) {
+        (self.committed_end, self.committed_top) = (mark.end, mark.top);
+        (self.committed_got, self.committed_stamps) = (mark.got, mark.stamps);
+    }
+
+    /// Whether anything of the flow was ever committed.
+    #[must_use]
+    pub const fn is_committed(&self) -> bool {
+        self.committed_end != 0
     }
 
     /// The guest goes back to the last commit.
-    pub(crate) fn roll_back(&mut self) {
-        self.guest_end = self.committed_end;
+    pub fn roll_back(&mut self) {
+        (self.guest_end, self.guest_top) = (self.committed_end, self.committed_top);
+        self.guest_got = self.committed_got;
         self.guest_stamps.truncate(self.committed_stamps);
         // The new primary cannot know what the lost one showed the guest that has gone with it.
         (self.acked, self.edge, self.shown_to_guest) = (None, None, None);
     }
 
     /// A side sends a segment with a right checksum.
-    pub(crate) fn sent(&mut self, from: Side, segment: &SeenTcp) {
+    pub fn sent(&mut self, from: Side, segment: &SeenTcp) {
         let (start, end) = match from {
             Side::Guest => (self.start.0, &mut self.guest_end),
             Side::Client => (self.start.1, &mut self.client_end),
         };
         *end = advanced(*end, start, segment);
+        if from == Side::Guest {
+            let top = last(start, segment);
+            self.guest_top = if before(self.guest_top, top) { top } else { self.guest_top };
+        }
         let scale = segment.options.iter().find_map(|option| match option {
             TcpOption::Scale(shift) => Some(*shift),
             _ => None,
@@ -99,8 +145,14 @@ impl Witness {
         }
     }
 
-    /// A segment reaches a side.
-    pub(crate) fn arrives(&mut self, to: Side, segment: &SeenTcp, unprotected: bool) -> Result<(), String> {
+    /// A segment reaches a side. `unprotected`: nothing waits for a commit.
+    ///
+    /// # Errors
+    /// The invariant that it breaks; whose fault: the engine's.
+    pub fn arrives(&mut self, to: Side, segment: &SeenTcp, unprotected: bool) -> Result<(), String> {
+        if self.tainted {
+            return Ok(());
+        }
         match to {
             Side::Guest => self.arrives_at_guest(segment),
             Side::Client => self.arrives_at_client(segment, unprotected),
@@ -149,7 +201,7 @@ impl Witness {
     fn arrives_at_client(&mut self, segment: &SeenTcp, unprotected: bool) -> Result<(), String> {
         let sequence = segment.sequence.wrapping_sub(self.start.0);
         let end = sequence.wrapping_add(segment.payload.len() as u32);
-        let limit = if unprotected { self.guest_end } else { self.committed_end };
+        let limit = if unprotected { self.guest_top } else { self.committed_top };
         if !segment.payload.is_empty() && before(limit, end) {
             return Err(format!("OC-1: bytes up to {end}, but only those up to {limit} are committed"));
         }
@@ -180,16 +232,22 @@ impl Witness {
     }
 }
 
+/// The number behind this segment.
+fn last(start: u32, segment: &SeenTcp) -> u32 {
+    let syn = u32::from(segment.flags & flag::SYN != 0);
+    let fin = u32::from(segment.flags & flag::FIN != 0);
+    segment.sequence.wrapping_sub(start).wrapping_add(syn + segment.payload.len() as u32 + fin)
+}
+
 /// Where the in-order bytes end with this segment.
 fn advanced(end: u32, start: u32, segment: &SeenTcp) -> u32 {
     let first = segment.sequence.wrapping_sub(start);
-    let syn = u32::from(segment.flags & flag::SYN != 0);
-    let fin = u32::from(segment.flags & flag::FIN != 0);
-    let last = first.wrapping_add(syn + segment.payload.len() as u32 + fin);
+    let last = last(start, segment);
     if !before(end, first) && before(end, last) { last } else { end }
 }
 
 /// Whether `a` comes before `b`, both modulo 2^32.
-pub(crate) const fn before(a: u32, b: u32) -> bool {
+#[must_use]
+pub const fn before(a: u32, b: u32) -> bool {
     (a.wrapping_sub(b) as i32) < 0
 }
