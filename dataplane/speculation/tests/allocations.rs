@@ -7,7 +7,7 @@ mod ends;
 use ends::{Ends, Wire};
 use holdfast_epoch::EpochId;
 use holdfast_packet::headers::flag;
-use holdfast_speculation::{Engine, EngineConfig, FlowState, Speculation, Time};
+use holdfast_speculation::{Engine, EngineConfig, FlowState, FromGuest, FromWire, Speculation, Time};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
@@ -65,6 +65,7 @@ struct Watched {
     state: Vec<u8>,
     allocations: usize,
     emitted: usize,
+    taken: usize,
 }
 
 impl Watched {
@@ -80,6 +81,7 @@ impl Watched {
             state: Vec::with_capacity(64 << 20),
             allocations: 0,
             emitted: 0,
+            taken: 0,
         }
     }
 
@@ -91,11 +93,13 @@ impl Watched {
     }
 
     fn guest(&mut self, frame: &[u8], checksum_done: bool) {
-        self.watch(|own| ends::from_guest(&mut own.engine, own.now, frame, checksum_done));
+        let verdict = self.watch(|own| ends::from_guest(&mut own.engine, own.now, frame, checksum_done));
+        self.taken += usize::from(verdict == FromGuest::Taken);
     }
 
     fn client(&mut self, frame: &mut [u8]) {
-        self.watch(|own| own.engine.handle_wire(own.now, frame));
+        let verdict = self.watch(|own| own.engine.handle_wire(own.now, frame));
+        self.taken += usize::from(verdict == FromWire::Taken);
     }
 
     /// A turn of the core.
@@ -184,6 +188,7 @@ fn the_hot_path_allocates_nothing() {
     }
     assert_eq!(watched.engine.held_bytes(), 0, "everything was confirmed");
     assert!(watched.emitted > 5_000, "{} frames were emitted", watched.emitted);
+    assert!(watched.taken > 3_000, "{} frames were taken", watched.taken);
     assert_eq!(watched.allocations, 0);
 }
 

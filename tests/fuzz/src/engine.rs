@@ -4,6 +4,7 @@
 //! the checksums of every frame. Frames whose bytes were changed at random taint the flows that they may
 //! belong to: of those, only the bounds, and that nothing panics, are judged (RB-1).
 
+use crate::Features;
 use crate::input::Input;
 use holdfast_conformance::flow::Made;
 use holdfast_conformance::frame;
@@ -24,7 +25,7 @@ const MAX_STEPS: usize = 200;
 ///
 /// # Errors
 /// The invariant that the engine broke.
-pub fn run(data: &[u8]) -> Result<(), String> {
+pub fn run(data: &[u8]) -> Result<Features, String> {
     let mut input = Input::new(data);
     let mut play = Play::new(&mut input);
     let mut steps = 0;
@@ -33,7 +34,7 @@ pub fn run(data: &[u8]) -> Result<(), String> {
         play.step(&mut input)?;
         play.check()?;
     }
-    Ok(())
+    Ok(play.features())
 }
 
 /// A stage, and who on it behaves.
@@ -122,6 +123,14 @@ impl Play {
             return Err(format!("bounds: flows hold {held} bytes, the engine {}", engine.held_bytes()));
         }
         Ok(())
+    }
+
+    /// What was counted, by orders of two, and the states of flows.
+    pub(crate) fn features(&self) -> Features {
+        let engine = &self.stage.engine;
+        let counted = (0u16..).zip(engine.counters().iter()).filter(|(_, (_, count))| *count > 0);
+        let counted = counted.map(|(nth, (_, count))| nth << 3 | count.ilog2().min(7) as u16);
+        counted.chain(engine.flows().map(|flow| 0x1000 | flow.state as u16)).collect()
     }
 
     fn forget(&mut self) {

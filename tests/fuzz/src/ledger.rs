@@ -3,17 +3,18 @@
 //! The first half of the input plays a session, so that there is something true to change; the second
 //! half changes it.
 
+use crate::Features;
 use crate::engine::Play;
 use crate::input::Input;
 use holdfast_epoch::EpochId;
-use holdfast_speculation::{Engine, Ledger, LedgerLimits, Sink, Speculation, Time};
+use holdfast_speculation::{Engine, Ledger, LedgerError, LedgerLimits, Sink, Speculation, Time};
 use std::time::Duration;
 
 /// Plays, changes, applies, and lets an engine go live with what was taken.
 ///
 /// # Errors
 /// The ledger took more than its limits, a refusal changed it, or the engine broke with it.
-pub fn run(data: &[u8]) -> Result<(), String> {
+pub fn run(data: &[u8]) -> Result<Features, String> {
     let (first, second) = data.split_at(data.len() / 2);
     random_bytes(second)?;
     let mut input = Input::new(first);
@@ -29,24 +30,35 @@ pub fn run(data: &[u8]) -> Result<(), String> {
         play.commit()?;
     }
     play.seal()?;
-    let Some((state, stream)) = play.stage.newest_sealed() else { return Ok(()) };
+    let Some((state, stream)) = play.stage.newest_sealed() else { return Ok(play.features()) };
     let (mut state, mut stream) = (state.to_vec(), stream.to_vec());
     change(&mut state, &mut stream, &mut Input::new(second));
     let mut ledger = play.stage.ledger.clone();
     let before = (ledger.held_bytes(), ledger.flows());
     let limits = (play.config.held_bytes, play.config.max_flows);
-    if ledger.apply(&state, &stream).is_err() {
+    let mut features = play.features();
+    if let Err(refusal) = ledger.apply(&state, &stream) {
+        features.push(0x2000 | kind(&refusal));
         if (ledger.held_bytes(), ledger.flows()) != before {
             return Err("a refusal has changed the ledger".to_owned());
         }
         // What was refused has left no trace: the true epoch is taken.
-        return play.commit();
+        return play.commit().map(|()| features);
     }
     if ledger.held_bytes() > limits.0 || ledger.flows() > limits.1 {
         return Err(format!("bounds: {} bytes of {} flows", ledger.held_bytes(), ledger.flows()));
     }
     let mut engine = Engine::new(play.config.clone());
-    live(&mut engine, ledger)
+    live(&mut engine, ledger).map(|()| features)
+}
+
+/// The words of a refusal, without its numbers.
+fn kind(refusal: &LedgerError) -> u16 {
+    let text = refusal.to_string();
+    text.bytes()
+        .filter(u8::is_ascii_alphabetic)
+        .fold(7, |sum: u16, byte| sum.wrapping_mul(31) ^ u16::from(byte))
+        & 0xfff
 }
 
 /// Takes every frame.

@@ -18,6 +18,10 @@ mod session;
 
 pub use session::{Finding, Session, Tally};
 
+/// What an input brought about, as numbers: an input that brings a new one is worth more mutations. It
+/// stands in for coverage, which a stable compiler does not give to a program about itself.
+pub type Features = Vec<u16>;
+
 /// What is fuzzed.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
@@ -26,7 +30,7 @@ pub struct Target {
     /// Longest input that is worth its time, in bytes.
     pub max_len: usize,
     /// Runs it.
-    pub run: fn(&[u8]) -> Result<(), String>,
+    pub run: fn(&[u8]) -> Result<Features, String>,
 }
 
 /// All targets.

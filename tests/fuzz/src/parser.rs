@@ -1,5 +1,6 @@
 //! The parser of headers: any bytes.
 
+use crate::Features;
 use holdfast_conformance::seen::{Seen, SeenPacket};
 use holdfast_packet::headers::{ETHERNET_LEN, Layout, MAX_HEADERS, Network, Transport, claim};
 
@@ -7,8 +8,8 @@ use holdfast_packet::headers::{ETHERNET_LEN, Layout, MAX_HEADERS, Network, Trans
 ///
 /// # Errors
 /// An offset beyond what was looked at, or a disagreement with the other reader of frames.
-pub fn run(data: &[u8]) -> Result<(), String> {
-    check(data)?;
+pub fn run(data: &[u8]) -> Result<Features, String> {
+    let mut features = vec![check(data)?];
     let mut plausible = vec![2, 0, 0, 0, 0, 9, 0x52, 0x54, 0, 1, 2, 3];
     if let [kind, rest @ ..] = data {
         let heads: [&[u8]; 6] = [
@@ -21,15 +22,16 @@ pub fn run(data: &[u8]) -> Result<(), String> {
         ];
         plausible.extend(heads[usize::from(*kind) % heads.len()]);
         plausible.extend(rest);
-        check(&plausible)?;
+        features.push(check(&plausible)?);
     }
-    Ok(())
+    Ok(features)
 }
 
-fn check(bytes: &[u8]) -> Result<(), String> {
+/// Checks the layout, and says which kind it is.
+fn check(bytes: &[u8]) -> Result<u16, String> {
     let Some(layout) = Layout::parse(bytes) else {
         return if bytes.len() < ETHERNET_LEN {
-            Ok(())
+            Ok(0)
         } else {
             Err("a whole link header was refused".to_owned())
         };
@@ -67,5 +69,17 @@ fn check(bytes: &[u8]) -> Result<(), String> {
             return Err(format!("{found:?} is read as {tcp:?}"));
         }
     }
-    Ok(())
+    let network = match layout.network {
+        Network::V4(ip) => 1 + u16::from(ip.fragment) + 2 * (ip.header_len / 4) as u16,
+        Network::V6(ip) => 40 + u16::from(ip.fragment) + 2 * (ip.header_len / 8) as u16,
+        Network::Arp { .. } => 126,
+        Network::Opaque => 127,
+    };
+    let transport = match layout.transport {
+        Transport::Tcp(tcp) => 1 + (tcp.header_len / 4) as u16,
+        Transport::Udp(_) => 18,
+        Transport::Icmpv6 { .. } => 19,
+        Transport::Opaque => 0,
+    };
+    Ok(network << 6 | transport << 2 | layout.link.tags.as_slice().len() as u16)
 }

@@ -1,13 +1,16 @@
 //! A bounded run of one target over its corpus.
 
-use crate::Target;
 use crate::mutator::{Random, mutate};
+use crate::{Features, Target};
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Inputs kept beside the corpus, so that mutations build on mutations.
-const POOL: usize = 256;
+const POOL: usize = 64;
+/// Inputs with new features that are kept at most.
+const KEPT: usize = 4096;
 
 /// A run of one target.
 #[derive(Clone, Debug)]
@@ -18,12 +21,16 @@ pub struct Session {
 }
 
 /// What a run did.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Tally {
     /// Inputs that were run.
     pub runs: u64,
     /// Of them, those of the corpus.
     pub corpus: usize,
+    /// Different features that were seen.
+    pub features: usize,
+    /// Inputs beyond the corpus that brought a new one.
+    pub kept: Vec<Vec<u8>>,
 }
 
 /// An input that a target does not survive.
@@ -56,35 +63,44 @@ impl Session {
     /// The first input that the target does not survive.
     pub fn run(&self, time: Duration) -> Result<Tally, Finding> {
         let begin = Instant::now();
+        let mut seen = HashSet::new();
         for input in &self.corpus {
-            self.once(input)?;
+            seen.extend(self.once(input)?);
         }
         let mut random = Random::new(self.seed);
-        let mut pool: Vec<Vec<u8>> = Vec::new();
+        let (mut kept, mut pool): (Vec<Vec<u8>>, Vec<Vec<u8>>) = Default::default();
         let mut runs = self.corpus.len() as u64;
         while begin.elapsed() < time {
             let [first, second] = [0; 2].map(|_| {
-                let known = &self.corpus[random.below(self.corpus.len())];
-                if pool.is_empty() || random.below(2) == 0 { known } else { &pool[random.below(pool.len())] }
+                let source = match random.below(4) {
+                    0 if !pool.is_empty() => &pool,
+                    1 | 2 if !kept.is_empty() => &kept,
+                    _ => &self.corpus,
+                };
+                &source[random.below(source.len())]
             });
             let (mut input, other) = (first.clone(), second.clone());
             mutate(&mut random, &mut input, &other, self.target.max_len);
-            self.once(&input)?;
+            let features = self.once(&input)?;
             runs += 1;
-            if pool.len() < POOL {
+            let before = seen.len();
+            seen.extend(features);
+            if seen.len() > before && kept.len() < KEPT {
+                kept.push(input);
+            } else if pool.len() < POOL {
                 pool.push(input);
             } else if random.below(8) == 0 {
                 let place = random.below(POOL);
                 pool[place] = input;
             }
         }
-        Ok(Tally { runs, corpus: self.corpus.len() })
+        Ok(Tally { runs, corpus: self.corpus.len(), features: seen.len(), kept })
     }
 
-    fn once(&self, input: &[u8]) -> Result<(), Finding> {
+    fn once(&self, input: &[u8]) -> Result<Features, Finding> {
         let result = catch_unwind(AssertUnwindSafe(|| (self.target.run)(input)));
         let what = match result {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(features)) => return Ok(features),
             Ok(Err(what)) => what,
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -102,7 +118,7 @@ impl Session {
         let fails = |bytes: &[u8]| {
             let result = catch_unwind(AssertUnwindSafe(|| (self.target.run)(bytes)));
             match result {
-                Ok(Ok(())) => false,
+                Ok(Ok(_)) => false,
                 Ok(Err(found)) => class(&found) == class(what),
                 Err(_) => what.starts_with("it panicked"),
             }
@@ -127,6 +143,21 @@ impl Session {
     }
 }
 
+impl Tally {
+    /// Adds the inputs that brought something new to the target's corpus; says how many.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    #[must_use]
+    pub fn keep(&self, target: &Target) -> usize {
+        for input in &self.kept {
+            let path = folder(target).join(format!("{:016x}", hash(input)));
+            std::fs::write(path, input).expect("a file in the corpus");
+        }
+        self.kept.len()
+    }
+}
+
 impl Finding {
     /// Writes the input where it can be replayed from, and says where.
     ///
@@ -134,15 +165,19 @@ impl Finding {
     /// When it cannot be written.
     #[must_use]
     pub fn save(&self, target: &Target) -> PathBuf {
-        let hash = self.input.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-        });
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fuzz");
         std::fs::create_dir_all(&folder).expect("a folder under target/");
-        let path = folder.join(format!("{}-{hash:016x}", target.name));
+        let path = folder.join(format!("{}-{:016x}", target.name, hash(&self.input)));
         std::fs::write(&path, &self.input).expect("a file under target/");
         path
     }
+}
+
+/// FNV-1a: a name for an input.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn folder(target: &Target) -> PathBuf {

@@ -11,7 +11,7 @@ fn survives(name: &str) {
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs());
     let seed = std::env::var("HOLDFAST_FUZZ_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(clock);
     match Session::new(target, seed).run(Duration::from_secs(seconds)) {
-        Ok(tally) => println!("{name}, seed {seed}: {} runs, {} of the corpus", tally.runs, tally.corpus),
+        Ok(tally) => println!("{name}, seed {seed}: {} runs, {} features", tally.runs, tally.features),
         Err(finding) => {
             let path = finding.save(&target);
             panic!("{name}, seed {seed}: {}\ninput: {}", finding.what, path.display());
