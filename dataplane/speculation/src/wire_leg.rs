@@ -212,9 +212,7 @@ impl Connection {
         // RFC 9293 §3.8.4: a keepalive of the client lies one before its next byte.
         let keepalive = segment.seq + 1 == self.client.next;
         let reply = self.keepalive == Keepalive::Sent;
-        // RFC 9293 §3.10.7.4: a guest that was called waits for the ACK of its SYN.
-        let handshake = self.guest.next == self.negotiated.guest_iss + 1;
-        let wanted = fin_confirmed || keepalive || reply || handshake;
+        let wanted = fin_confirmed || keepalive || reply;
         if segment.is_pure_ack() && !wanted {
             shared.count(Event::WireAcksConsumed);
             self.finish_draining(slot, shared);
