@@ -224,6 +224,11 @@ fn expectation(cursor: &mut Cursor<'_>, to: Side) -> Result<Statement, SyntaxErr
         *within = self::within(cursor)?;
         return Ok(expected);
     }
+    if to == Side::Guest && cursor.eat_word("acks") {
+        let ack = cursor.small("an acknowledgement number")?;
+        let window = if cursor.eat_word("win") { Some(bound(cursor)?) } else { None };
+        return Ok(Statement::ExpectAcks { flow, ack, window });
+    }
     let packet = packet(cursor)?;
     Ok(Statement::Expect { to, flow, packet, within: within(cursor)? })
 }

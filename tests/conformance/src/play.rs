@@ -98,6 +98,7 @@ fn perform(stage: &mut Stage, line: &Line) -> Result<(), String> {
         line.statement,
         Statement::Expect { .. }
             | Statement::ExpectStream { .. }
+            | Statement::ExpectAcks { .. }
             | Statement::Nothing(_)
             | Statement::Check { .. }
             | Statement::State { .. }
@@ -120,6 +121,7 @@ fn perform(stage: &mut Stage, line: &Line) -> Result<(), String> {
         Statement::ExpectStream { flow, range, acked, mss, within } => {
             expect_stream(stage, flow, *range, *acked, *mss, *within)
         }
+        Statement::ExpectAcks { flow, ack, window } => expect_acks(stage, flow, *ack, *window),
         Statement::Nothing(side) => nothing(stage, *side),
         Statement::Seal(name) => stage.seal(name.clone()),
         Statement::Commit { name, refused } => match (stage.commit(name.as_deref())?, refused) {
@@ -223,6 +225,24 @@ fn expect(stage: &mut Stage, to: Side, flow: &str, packet: &Packet, within: Dura
     }
     let text = described(&arrival.seen, flow, to);
     Err(format!("got >{to} {text} at {}\n  {}", stage.now, found.join("\n  ")))
+}
+
+fn expect_acks(stage: &mut Stage, flow: &str, ack: u32, window: Option<Bound>) -> Result<(), String> {
+    let mut last = None;
+    while let Some(arrival) = next(stage, Side::Guest, flow, Duration::ZERO)? {
+        let known = stage.flows.at(arrival.flow);
+        let text = described(&arrival.seen, known, Side::Guest);
+        let SeenPacket::Tcp(tcp) = &arrival.seen.packet else { return Err(format!("got {text}")) };
+        if tcp.flags != flag::ACK || !tcp.payload.is_empty() {
+            return Err(format!("expected pure ACKs alone\n  got >guest {text}"));
+        }
+        last = Some((tcp.ack.wrapping_sub(known.witness.start.0), u64::from(tcp.window), text));
+    }
+    let (acked, shown, text) = last.ok_or("got nothing")?;
+    if acked == ack && window.is_none_or(|window| window.admits(shown)) {
+        return Ok(());
+    }
+    Err(format!("the last one is >guest {text}"))
 }
 
 fn expect_stream(

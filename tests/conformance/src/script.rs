@@ -72,6 +72,15 @@ pub enum Statement {
         /// How long it may take.
         within: Duration,
     },
+    /// The engine emits pure ACKs towards the guest up to this one, at least one: all that have come.
+    ExpectAcks {
+        /// In which flow.
+        flow: String,
+        /// What the last one acknowledges.
+        ack: u32,
+        /// Its window.
+        window: Option<Bound>,
+    },
     /// The engine emits these bytes towards the client, in order and each once, in as many segments as
     /// it takes.
     ExpectStream {

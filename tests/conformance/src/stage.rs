@@ -159,7 +159,10 @@ impl Stage {
     /// # Errors
     /// What the engine did wrong.
     pub fn bypass(&mut self, from: Side, frame: &[u8]) -> Result<(), String> {
-        self.arrive(from.other(), frame)?;
+        let protected = std::mem::replace(&mut self.unprotected, true);
+        let arrived = self.arrive(from.other(), frame);
+        self.unprotected = protected;
+        arrived?;
         self.inbox(from.other()).pop_back();
         Ok(())
     }

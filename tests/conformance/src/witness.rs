@@ -40,7 +40,7 @@ pub struct Witness {
     pub guest_closed: bool,
     /// The same for the client.
     pub client_closed: bool,
-    /// Next in-order byte that the client has sent.
+    /// The client's next byte, behind all that it has sent.
     pub client_end: u32,
     /// Next in-order byte that the client has got.
     pub client_got: u32,
@@ -121,14 +121,12 @@ impl Witness {
 
     /// A side sends a segment with a right checksum.
     pub fn sent(&mut self, from: Side, segment: &SeenTcp) {
-        let (start, end) = match from {
-            Side::Guest => (self.start.0, &mut self.guest_end),
-            Side::Client => (self.start.1, &mut self.client_end),
-        };
-        *end = advanced(*end, start, segment);
+        let start = if from == Side::Guest { self.start.0 } else { self.start.1 };
+        let top = if from == Side::Guest { &mut self.guest_top } else { &mut self.client_end };
+        let end = last(start, segment);
+        *top = if before(*top, end) { end } else { *top };
         if from == Side::Guest {
-            let top = last(start, segment);
-            self.guest_top = if before(self.guest_top, top) { top } else { self.guest_top };
+            self.guest_end = advanced(self.guest_end, start, segment);
         }
         let scale = segment.options.iter().find_map(|option| match option {
             TcpOption::Scale(shift) => Some(*shift),
