@@ -62,7 +62,7 @@ impl Negotiated {
             guest_iss: guest.iss,
             guest_scale,
             client_scale,
-            client_mss: client.mss.unwrap_or(DEFAULT_MSS[usize::from(v6)]),
+            client_mss: client.mss.unwrap_or(DEFAULT_MSS[usize::from(v6)]).max(LEAST_MSS),
             timestamps: guest.tsval.is_some() && client.tsval.is_some(),
             sack: guest.sack && client.sack,
             ecn: guest.ecn && client.ecn,
