@@ -100,7 +100,8 @@ fn option_alike(expected: &TcpOption, got: &TcpOption, peer: u32) -> bool {
 }
 
 /// A frame in the words of a script.
-pub(crate) fn described(seen: &Seen, flow: &Flow, to: Side) -> String {
+#[must_use]
+pub fn described(seen: &Seen, flow: &Flow, to: Side) -> String {
     let tcp = match &seen.packet {
         SeenPacket::Tcp(tcp) => tcp,
         SeenPacket::Udp(_, len) => return format!("udp {len}"),

@@ -24,6 +24,7 @@ mod cursor;
 mod parse;
 mod play;
 
+pub use compare::described;
 pub use cursor::SyntaxError;
 pub use parse::DEFAULT_FLOW;
 pub use play::{Failure, play};

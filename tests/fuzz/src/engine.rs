@@ -6,16 +6,22 @@
 
 use crate::Features;
 use crate::input::Input;
+use holdfast_conformance::described;
 use holdfast_conformance::flow::Made;
 use holdfast_conformance::frame;
 use holdfast_conformance::script::{
     Bound, Comparison, Family, FlowDeclaration, Mark, Mode, Segment, Side, TcpOption,
 };
+use holdfast_conformance::seen::Seen;
 use holdfast_conformance::stage::Stage;
 use holdfast_packet::headers::{Layout, Transport, flag};
 use holdfast_speculation::client_leg::Congestion;
 use holdfast_speculation::{EngineConfig, FlowState, Rules};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+
+/// Prints each step, for replays.
+pub static TRACE: AtomicBool = AtomicBool::new(false);
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
 /// Steps of one run.
@@ -76,6 +82,9 @@ impl Play {
     pub(crate) fn step(&mut self, input: &mut Input<'_>) -> Result<(), String> {
         let choice = input.byte() % 40;
         let name = input.of(NAMES);
+        if TRACE.load(Ordering::Relaxed) {
+            println!("{} choice {choice}, flow {name}", self.stage.now);
+        }
         match choice {
             0..=3 => self.handshake(name, input)?,
             4..=11 => self.guest_data(name, input)?,
@@ -98,8 +107,21 @@ impl Play {
             38 => self.pure_ack(name, input)?,
             _ => self.again(name, input)?,
         }
+        if TRACE.load(Ordering::Relaxed) {
+            self.trace();
+        }
         self.forget();
         Ok(())
+    }
+
+    /// Prints what arrived.
+    fn trace(&mut self) {
+        for side in [Side::Guest, Side::Client] {
+            for arrival in std::mem::take(self.stage.inbox(side)) {
+                let flow = self.stage.flows.at(arrival.flow);
+                println!("  >{side}/{} {}", flow.name, described(&arrival.seen, flow, side));
+            }
+        }
     }
 
     /// RB-1: the bounds that hold whatever happened.
@@ -168,6 +190,11 @@ impl Play {
     fn send(&mut self, from: Side, name: &str, marks: &[Mark], segment: &Segment) -> Result<(), String> {
         let made = self.stage.flows.segment(from, name, marks, segment, self.stage.now)?;
         self.last = Some((from, made.finished.clone()));
+        if TRACE.load(Ordering::Relaxed) {
+            let flow = self.stage.flows.get(name)?;
+            let text = Seen::read(&made.finished).map(|seen| described(&seen, flow, from.other()));
+            println!("  {from}/{name}> {marks:?} {}", text.unwrap_or_else(|broken| broken.to_string()));
+        }
         match from {
             Side::Guest => self.stage.guest_sends(&made),
             Side::Client => self.stage.wire_brings(&made.frame),

@@ -1,8 +1,9 @@
 //! Runs a target over its corpus and mutations of it: `holdfast-fuzz TARGET [--seconds N] [--seed N] [--keep]`,
 //! or one input again: `holdfast-fuzz TARGET FILE`.
 
-use holdfast_fuzz::{Session, TARGETS, Target, target};
+use holdfast_fuzz::{Session, TARGETS, Target, engine, target};
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const USAGE: &str = "holdfast-fuzz TARGET [--seconds N] [--seed N] [--keep] | holdfast-fuzz TARGET FILE...";
@@ -39,6 +40,7 @@ fn run(arguments: Vec<String>) -> Result<String, String> {
 }
 
 fn replay(target: Target, files: &[String]) -> Result<String, String> {
+    engine::TRACE.store(true, Ordering::Relaxed);
     for file in files {
         let input = std::fs::read(file).map_err(|error| format!("{file}: {error}"))?;
         (target.run)(&input).map_err(|what| format!("{file}: {what}"))?;
