@@ -254,6 +254,9 @@ impl Connection {
                 return None;
             }
         }
+        if differs {
+            shared.store.truncate(&mut self.queue, end);
+        }
         Some(Taken { new: taken, differs })
     }
 
@@ -290,9 +293,9 @@ impl Connection {
         self.guest.acked.later(self.client.real).later(forged)
     }
 
-    /// The furthest window edge that the guest may be shown now: from the room in the store, so that
-    /// all windows shown can be filled. Flows that had to be refused wait in [`List::Starved`].
-    pub(crate) fn target_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
+    /// The furthest window edge that the guest may be shown now, from the room in the store, so that
+    /// all windows shown can be filled; never left of the one shown.
+    fn permitted_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
         let shown = self.guest.edge;
         let open = matches!(self.phase, Phase::Joining | Phase::Active);
         if !open || self.fin || !self.speculates(shared) {
@@ -300,31 +303,50 @@ impl Connection {
         }
         let base = self.queue.base();
         let budget = self.budget.min(shared.flow_bytes);
-        let ahead = (budget / 4).max(shared.initial_window);
+        let ahead = (budget / 2).max(shared.initial_window);
         let wanted = self.queue.end() + budget.saturating_sub(self.queue.len()).min(ahead);
         // A flow may take what is left of the room, and leave as much: then there is some for others.
         let most = base + shared.initial_window.max(shared.room().min(1 << 30));
-        let edge = wanted.earlier(most);
-        // RFC 9293 §3.8.6.2.2: no small steps.
-        let step = u32::from(self.mss).min(budget / 2);
-        if edge.bytes_since(shown) < step {
-            if wanted.bytes_since(shown) >= step {
-                shared.lists.push(List::Starved, slot);
-            }
-            return shown;
-        }
+        let edge = wanted.earlier(most).later(shown);
         let missing = blocks(base, edge).saturating_sub(self.queue.reserved());
-        if missing * BLOCK > shared.room() {
+        let fits = missing * BLOCK <= shared.room();
+        if wanted.after(edge) || !fits {
+            // Whoever waits for room is looked at again when there is some.
             shared.lists.push(List::Starved, slot);
-            return shown;
         }
-        edge
+        if fits { edge } else { shown }
     }
 
-    /// The window to be shown to the guest with `ack`; it counts as shown.
-    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> Scaled {
-        let target = self.target_edge(slot, shared);
-        let (window, edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, target);
+    /// The edge to be shown, of the one permitted: no small steps (RFC 9293 §3.8.6.2.2).
+    fn worthwhile_edge(&self, permitted: SeqNum) -> SeqNum {
+        let step = u32::from(self.mss).min(self.budget / 2);
+        match permitted.bytes_since(self.guest.edge) >= step {
+            true => permitted,
+            false => self.guest.edge,
+        }
+    }
+
+    /// Whether an edge that was rounded up may be shown: there is room for it.
+    fn may_creep(&self, edge: SeqNum, permitted: SeqNum, shared: &Shared) -> bool {
+        let limit = self.queue.base() + shared.flow_bytes;
+        let missing = blocks(self.queue.base(), edge).saturating_sub(self.queue.reserved());
+        !edge.after(permitted) || (!edge.after(limit) && missing * BLOCK <= shared.room() / 2)
+    }
+
+    /// The ACK, `ack` or somewhat less, and the window to be shown to the guest; they count as shown.
+    ///
+    /// Where the scale would round an edge up beyond what a flow may hold, as much less is acknowledged:
+    /// the edge stays, and a guest that sends single bytes cannot push it on.
+    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled) {
+        let permitted = self.permitted_edge(slot, shared);
+        let target = self.worthwhile_edge(permitted);
+        let (window, mut edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, target);
+        let mut ack = ack;
+        let less = ack - edge.bytes_since(self.guest.edge);
+        if !self.may_creep(edge, permitted, shared) && !less.before(self.guest.acked.later(self.client.real))
+        {
+            (ack, edge) = (less, self.guest.edge);
+        }
         // SP-4: neither the ACK nor the edge moves back, and no ACK is beyond what the guest sent.
         assert!(
             !edge.before(self.guest.edge) && !ack.before(self.guest.acked),
@@ -336,12 +358,12 @@ impl Connection {
             shared.reserve(&mut self.queue, edge);
         }
         self.guest.acked = ack;
-        window
+        (ack, window)
     }
 
     /// Whether the guest should be told of a window that has grown (RFC 9293 §3.8.6.2.2).
     pub(crate) fn window_update_is_due(&self, slot: u32, shared: &mut Shared) -> bool {
-        let target = self.target_edge(slot, shared);
+        let target = self.worthwhile_edge(self.permitted_edge(slot, shared));
         let (_, edge) = self.negotiated.client_scale.offer(self.guest.acked, self.guest.edge, target);
         let left = self.guest.edge.bytes_since(self.guest.next);
         edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(u32::from(self.mss))
@@ -389,7 +411,7 @@ impl Connection {
         let held = self.streamed.earlier(self.queue.end());
         assert!(!ack.after(held.later(self.client.real)), "what is not held is not acknowledged");
         let before = (self.guest.acked, self.guest.edge, self.queue.reserved());
-        let window = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_window(slot, ack, shared);
         let fields = Fields {
             // The client's SND.NXT as the guest has seen it, but within the guest's window: beyond it
             // an ACK is not acceptable (RFC 9293 §3.10.7.4).

@@ -181,7 +181,7 @@ impl Connection {
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
         let ack = self.guest.acked.later(segment.ack.earlier(self.queue.end()));
-        let window = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_window(slot, ack, shared);
         let mut rewriter = Rewriter::new(frame, segment);
         rewriter.ack(ack);
         rewriter.window(window);
@@ -297,7 +297,7 @@ impl Connection {
             return;
         }
         let ack = self.ackable(shared);
-        let window = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_window(slot, ack, shared);
         let mut rewriter = Rewriter::new(frame, segment);
         rewriter.ack(ack);
         rewriter.window(window);
