@@ -37,6 +37,9 @@ const DEFAULT_MSS: [u16; 2] = [536, 1220];
 /// Smallest segment that is made, whatever a peer says (RB-1).
 const LEAST_MSS: u16 = 64;
 
+/// How far beyond what was acknowledged to it the guest may be, in bytes.
+const FARTHEST: u32 = 1 << 29;
+
 /// What was agreed on in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Negotiated {
@@ -432,7 +435,11 @@ impl Connection {
             }
         }
         self.guest.pattern = Pattern::of(segment);
-        self.guest.next = self.guest.next.later(segment.seq + segment.space());
+        // No window reaches so far (RFC 7323 §2.3): such a number is nonsense, and stays the guest's.
+        let reach = segment.seq + segment.space();
+        if reach.bytes_since(self.guest.acked) <= FARTHEST {
+            self.guest.next = self.guest.next.later(reach);
+        }
     }
 
     /// Asks for an ACK to the guest.

@@ -42,6 +42,8 @@ pub struct Witness {
     pub client_closed: bool,
     /// The client's next byte, behind all that it has sent.
     pub client_end: u32,
+    /// What the client has acknowledged itself.
+    client_ack: u32,
     /// Next in-order byte that the client has got.
     pub client_got: u32,
     /// Next in-order byte that the guest has got.
@@ -75,6 +77,7 @@ impl Witness {
             guest_closed: false,
             client_closed: false,
             client_end: 0,
+            client_ack: 0,
             client_got: 0,
             guest_got: 0,
             guest_stamps: Vec::new(),
@@ -125,8 +128,11 @@ impl Witness {
         let top = if from == Side::Guest { &mut self.guest_top } else { &mut self.client_end };
         let end = last(start, segment);
         *top = if before(*top, end) { end } else { *top };
+        let ack = segment.ack.wrapping_sub(self.start.0);
         if from == Side::Guest {
             self.guest_end = advanced(self.guest_end, start, segment);
+        } else if segment.flags & flag::ACK != 0 && before(self.client_ack, ack) {
+            self.client_ack = ack;
         }
         let scale = segment.options.iter().find_map(|option| match option {
             TcpOption::Scale(shift) => Some(*shift),
@@ -175,15 +181,20 @@ impl Witness {
         }
         if segment.flags & flag::ACK != 0 && segment.flags & flag::RST == 0 {
             let ack = segment.ack.wrapping_sub(self.start.0);
-            if before(self.guest_end, ack) {
-                return Err(format!("SP-4: ACK {ack} is beyond {}, all that the guest sent", self.guest_end));
+            if before(self.guest_top, ack) {
+                return Err(format!("SP-4: ACK {ack} is beyond {}, all that the guest sent", self.guest_top));
+            }
+            let known =
+                if before(self.guest_end, self.client_ack) { self.client_ack } else { self.guest_end };
+            if before(known, ack) {
+                return Err(format!("SP-1: ACK {ack} covers more than {known}, where a gap begins"));
             }
             if self.acked.is_some_and(|last| before(ack, last)) {
                 return Err(format!("SP-4: ACK {ack} moves back"));
             }
             self.acked = Some(ack);
             let shift = match (segment.flags & flag::SYN, self.scale) {
-                (0, (Some(_), Some(shift))) => u32::from(shift),
+                (0, (Some(_), Some(shift))) => u32::from(shift.min(14)),
                 _ => 0,
             };
             let edge = ack.wrapping_add(u32::from(segment.window) << shift);

@@ -134,7 +134,7 @@ impl Play {
         for flow in engine.flows() {
             flows += 1;
             held += flow.held_bytes as usize;
-            if flow.held_bytes as usize > self.config.flow_bytes {
+            if flow.held_bytes as usize > self.config.flow_bytes.max(16 << 10) {
                 return Err(format!("bounds: a flow holds {} bytes", flow.held_bytes));
             }
         }
@@ -296,7 +296,7 @@ impl Play {
     pub(crate) fn client_ack(&mut self, name: &str, input: &mut Input<'_>) -> Result<(), String> {
         let witness = &self.stage.flows.get(name)?.witness;
         let (got, next) = (witness.client_got, witness.client_end);
-        if next == 0 {
+        if next == 0 || got == 0 {
             return Ok(());
         }
         let back = u32::from(input.byte());
@@ -338,7 +338,7 @@ impl Play {
 
     fn client_data(&mut self, name: &str, input: &mut Input<'_>) -> Result<(), String> {
         let witness = &self.stage.flows.get(name)?.witness;
-        if witness.client_end == 0 || witness.client_closed {
+        if witness.guest_end == 0 || witness.client_end == 0 || witness.client_closed {
             return Ok(());
         }
         let end = witness.client_end;
@@ -348,7 +348,7 @@ impl Play {
             _ => end.wrapping_add(input.byte().into()),
         };
         let len = input.of([100, 1, 1000, 1400]);
-        let ack = witness.client_got;
+        let ack = witness.client_got.max(1);
         let window = self.window(name, ack, 0)?;
         let segment = Segment {
             flags: flag::ACK,
@@ -376,6 +376,9 @@ impl Play {
         let from = input.of([Side::Guest, Side::Client]);
         let reset = input.byte() % 3 == 0;
         let witness = &mut self.stage.flows.get_mut(name)?.witness;
+        if witness.guest_end == 0 || witness.client_end == 0 {
+            return Ok(());
+        }
         let closed = if from == Side::Guest { &mut witness.guest_closed } else { &mut witness.client_closed };
         if reset {
             witness.tainted = true;
@@ -386,9 +389,14 @@ impl Play {
         let flags = if reset { input.of([flag::RST, flag::RST | flag::ACK]) } else { flag::FIN | flag::ACK };
         let sequence = Some(end.wrapping_add(if reset { input.byte().into() } else { 0 }));
         let len = if reset { 0 } else { input.of([0, 100, 1000]) };
-        let got = self.stage.flows.get(name)?.witness.client_got;
-        let window = if from == Side::Client { self.window(name, got, 0)? } else { None };
-        self.send(from, name, &[], &Segment { flags, sequence, len, window, ..Segment::default() })
+        let witness = &self.stage.flows.get(name)?.witness;
+        let (got, ack) = (witness.client_got.max(1), witness.guest_got);
+        let (ack, window) = match from {
+            Side::Guest => (ack, None),
+            Side::Client => (got, self.window(name, got, 0)?),
+        };
+        let segment = Segment { flags, sequence, len, ack: Some(ack), window, ..Segment::default() };
+        self.send(from, name, &[], &segment)
     }
 
     pub(crate) fn seal(&mut self) -> Result<(), String> {
