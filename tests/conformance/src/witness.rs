@@ -203,6 +203,8 @@ impl Witness {
             }
             self.edge = Some(edge);
         }
+        // A guest that was reset has no connection any more that could be misled.
+        self.tainted |= segment.flags & flag::RST != 0;
         self.guest_got = advanced(self.guest_got, self.start.1, segment);
         self.payload(Side::Client, segment)
     }

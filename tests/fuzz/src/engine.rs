@@ -134,7 +134,7 @@ impl Play {
         for flow in engine.flows() {
             flows += 1;
             held += flow.held_bytes as usize;
-            if flow.held_bytes as usize > self.config.flow_bytes.max(16 << 10) {
+            if flow.held_bytes as usize > self.config.flow_bytes.max(16 << 10) + (1 << 14) {
                 return Err(format!("bounds: a flow holds {} bytes", flow.held_bytes));
             }
         }
