@@ -201,7 +201,8 @@ impl Stage {
             Side::Guest => self.engine.poll_guest(self.now, &mut collector),
             Side::Client => self.engine.poll_wire(self.now, 32, &mut collector),
         };
-        if said != collector.frames.len() {
+        // One that the client has confirmed while it waited for room is counted, but needs none.
+        if said < collector.frames.len() {
             return Err(format!("{said} frames were announced, {} emitted", collector.frames.len()));
         }
         for (epoch, frame) in collector.frames {

@@ -42,7 +42,10 @@ pub struct Witness {
     pub client_closed: bool,
     /// The client's next byte, behind all that it has sent.
     pub client_end: u32,
-    /// What the client has acknowledged itself.
+    /// The right edge of the guest's window.
+    pub guest_right: u32,
+    /// What each side has acknowledged itself.
+    guest_ack: u32,
     client_ack: u32,
     /// Next in-order byte that the client has got.
     pub client_got: u32,
@@ -52,7 +55,7 @@ pub struct Witness {
     guest_stamps: Vec<u32>,
     committed_stamps: usize,
     client_stamps: Vec<u32>,
-    /// Last timestamp that the guest was shown.
+    /// The guest's TS.Recent: the last timestamp that it was shown and keeps.
     pub shown_to_guest: Option<u32>,
     /// Last timestamp that the client was shown.
     pub shown_to_client: Option<u32>,
@@ -77,6 +80,8 @@ impl Witness {
             guest_closed: false,
             client_closed: false,
             client_end: 0,
+            guest_right: 0,
+            guest_ack: 0,
             client_ack: 0,
             client_got: 0,
             guest_got: 0,
@@ -131,6 +136,15 @@ impl Witness {
         let ack = segment.ack.wrapping_sub(self.start.0);
         if from == Side::Guest {
             self.guest_end = advanced(self.guest_end, start, segment);
+            if segment.flags & flag::ACK != 0 {
+                self.guest_ack = segment.ack.wrapping_sub(self.start.1);
+                let shift = match (segment.flags & flag::SYN, self.scale) {
+                    (0, (Some(shift), Some(_))) => u32::from(shift.min(14)),
+                    _ => 0,
+                };
+                let right = self.guest_ack.wrapping_add(u32::from(segment.window) << shift);
+                self.guest_right = if before(self.guest_right, right) { right } else { self.guest_right };
+            }
         } else if segment.flags & flag::ACK != 0 && before(self.client_ack, ack) {
             self.client_ack = ack;
         }
@@ -170,6 +184,7 @@ impl Witness {
                 _ => None,
             });
         }
+        let sequence = segment.sequence.wrapping_sub(self.start.1);
         if let Some((value, _)) = segment.timestamps() {
             if !self.client_stamps.contains(&value) {
                 return Err(format!("SP-4: the client never sent the timestamp {value}"));
@@ -177,7 +192,10 @@ impl Witness {
             if self.shown_to_guest.is_some_and(|last| before(value, last)) {
                 return Err(format!("SP-4: the timestamp {value} moves back"));
             }
-            self.shown_to_guest = Some(value);
+            // RFC 7323 §4.3: what runs ahead of the guest's last ACK does not move its TS.Recent.
+            if self.shown_to_guest.is_none() || !before(self.guest_ack, sequence) {
+                self.shown_to_guest = Some(value);
+            }
         }
         if segment.flags & flag::ACK != 0 && segment.flags & flag::RST == 0 {
             let ack = segment.ack.wrapping_sub(self.start.0);

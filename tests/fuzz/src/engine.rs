@@ -14,6 +14,7 @@ use holdfast_conformance::script::{
 };
 use holdfast_conformance::seen::Seen;
 use holdfast_conformance::stage::Stage;
+use holdfast_conformance::witness::before;
 use holdfast_packet::headers::{Layout, Transport, flag};
 use holdfast_speculation::client_leg::Congestion;
 use holdfast_speculation::{EngineConfig, FlowState, Rules};
@@ -348,6 +349,9 @@ impl Play {
             _ => end.wrapping_add(input.byte().into()),
         };
         let len = input.of([100, 1, 1000, 1400]);
+        if before(witness.guest_right, begin.wrapping_add(len)) {
+            return Ok(());
+        }
         let ack = witness.client_got.max(1);
         let window = self.window(name, ack, 0)?;
         let segment = Segment {
