@@ -49,6 +49,8 @@ pub struct Stage {
     limits: LedgerLimits,
     /// No epochs: what the guest sends may leave at once.
     pub unprotected: bool,
+    /// The backup has a whole state, so that it could go live.
+    pub backed: bool,
     open: u64,
     committed: u64,
     whole: bool,
@@ -101,6 +103,7 @@ impl Stage {
             config,
             limits,
             unprotected: false,
+            backed: false,
             open: 1,
             committed: 0,
             whole: true,
@@ -296,7 +299,7 @@ impl Stage {
         if let Err(refusal) = self.ledger.apply(&sealed.state, &sealed.stream) {
             return Ok(Err(refusal.to_string()));
         }
-        self.committed = sealed.epoch;
+        (self.committed, self.backed) = (sealed.epoch, true);
         for (flow, mark) in self.flows.iter_mut().zip(sealed.marks) {
             flow.witness.commit(mark);
         }
@@ -326,7 +329,7 @@ impl Stage {
             Mode::On => (Speculation::On, false),
         };
         if unprotected && !self.unprotected {
-            self.unprotected = true;
+            (self.unprotected, self.backed) = (true, false);
             self.sealed.clear();
             self.release(u64::MAX)?;
         }
@@ -354,7 +357,7 @@ impl Stage {
         self.sealed.clear();
         self.streamed.clear();
         self.escrow.clear();
-        (self.unprotected, self.whole) = (true, true);
+        (self.unprotected, self.whole, self.backed) = (true, true, false);
         self.flows.iter_mut().for_each(|flow| flow.witness.roll_back());
         self.poll()
     }

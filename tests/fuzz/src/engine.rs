@@ -422,6 +422,9 @@ impl Play {
 
     /// Flows of which nothing was committed are strangers to the backup.
     fn fail_over(&mut self) -> Result<(), String> {
+        if !self.stage.backed {
+            return Ok(());
+        }
         for flow in self.stage.flows.iter_mut() {
             flow.witness.tainted |= !flow.witness.is_committed();
             // A FIN that went with the lost epoch may be sent again, with other bytes before it.
