@@ -37,8 +37,9 @@ const DEFAULT_MSS: [u16; 2] = [536, 1220];
 /// Smallest segment that is made, whatever a peer says (RB-1).
 const LEAST_MSS: u16 = 64;
 
-/// How far beyond what was acknowledged to it the guest may be, in bytes.
-const FARTHEST: u32 = 1 << 29;
+/// How far beyond its window a guest that is passed through may be heard: a probe, a FIN, and what our
+/// view of a window that opens may miss.
+const BEYOND_WINDOW: u32 = 1 << 16;
 
 /// What was agreed on in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -435,10 +436,13 @@ impl Connection {
             }
         }
         self.guest.pattern = Pattern::of(segment);
-        // No window reaches so far (RFC 7323 §2.3): such a number is nonsense, and stays the guest's.
-        let reach = segment.seq + segment.space();
-        if reach.bytes_since(self.guest.acked) <= FARTHEST {
-            self.guest.next = self.guest.next.later(reach);
+        let next = match self.is_taken() {
+            true => self.queue.end() + u32::from(self.fin),
+            false => segment.seq + segment.space(),
+        };
+        // A guest does not send far beyond its window; a number that says so is not believed (RB-1).
+        if !next.after(self.guest.edge + BEYOND_WINDOW) {
+            self.guest.next = self.guest.next.later(next);
         }
     }
 

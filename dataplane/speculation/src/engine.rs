@@ -315,7 +315,7 @@ impl Engine {
             let rules = &self.shared.rules;
             if let Some((key, connection)) = self.table.connection_mut(slot) {
                 let permit = rules.permit(key.guest_port, key.client_address(), key.client_port);
-                connection.permitted &= permit;
+                connection.permitted = permit;
             }
         }
         self.review();

@@ -333,20 +333,27 @@ impl Connection {
         !edge.after(permitted) || (!edge.after(limit) && missing * BLOCK <= shared.room() / 2)
     }
 
-    /// The ACK, `ack` or somewhat less, and the window to be shown to the guest; they count as shown.
+    /// The ACK, `ack` or somewhat less, the window to be shown to the guest with it, and its edge.
     ///
     /// Where the scale would round an edge up beyond what a flow may hold, as much less is acknowledged:
     /// the edge stays, and a guest that sends single bytes cannot push it on.
-    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled) {
+    fn view(&self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled, SeqNum) {
         let permitted = self.permitted_edge(slot, shared);
         let target = self.worthwhile_edge(permitted);
-        let (window, mut edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, target);
-        let mut ack = ack;
-        let less = ack - edge.bytes_since(self.guest.edge);
-        if !self.may_creep(edge, permitted, shared) && !less.before(self.guest.acked.later(self.client.real))
-        {
-            (ack, edge) = (less, self.guest.edge);
+        let shown = self.guest.edge;
+        let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
+        let less = ack - edge.bytes_since(shown);
+        let owed = self.guest.acked.later(self.client.real);
+        match self.may_creep(edge, permitted, shared) || less.before(owed) {
+            true => (ack, window, edge),
+            false => (less, window, shown),
         }
+    }
+
+    /// The ACK and the window to be shown to the guest, as [`Connection::view`] has them; they count as
+    /// shown.
+    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled) {
+        let (ack, window, edge) = self.view(slot, ack, shared);
         // SP-4: neither the ACK nor the edge moves back, and no ACK is beyond what the guest sent.
         assert!(
             !edge.before(self.guest.edge) && !ack.before(self.guest.acked),
@@ -361,12 +368,22 @@ impl Connection {
         (ack, window)
     }
 
-    /// Whether the guest should be told of a window that has grown (RFC 9293 §3.8.6.2.2).
-    pub(crate) fn window_update_is_due(&self, slot: u32, shared: &mut Shared) -> bool {
-        let target = self.worthwhile_edge(self.permitted_edge(slot, shared));
-        let (_, edge) = self.negotiated.client_scale.offer(self.guest.acked, self.guest.edge, target);
+    /// Whether there is something to tell the guest that it does not know: an ACK, or a window that has
+    /// grown by enough (RFC 9293 §3.8.6.2.2).
+    fn has_news(&self, slot: u32, shared: &mut Shared) -> bool {
+        let (ack, _, edge) = self.view(slot, self.ackable(shared), shared);
+        ack.after(self.guest.acked) || self.is_worth_an_update(edge)
+    }
+
+    fn is_worth_an_update(&self, edge: SeqNum) -> bool {
         let left = self.guest.edge.bytes_since(self.guest.next);
         edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(u32::from(self.mss))
+    }
+
+    /// Whether the guest should be told of a window that has grown (RFC 9293 §3.8.6.2.2).
+    pub(crate) fn window_update_is_due(&self, slot: u32, shared: &mut Shared) -> bool {
+        let (_, _, edge) = self.view(slot, self.guest.acked, shared);
+        self.is_worth_an_update(edge)
     }
 
     /// Says to the guest what there is to say; none when the sink has no room, else how many frames.
@@ -382,10 +399,9 @@ impl Connection {
         if self.due == Due::Reset {
             return self.reset_guest(key, shared, sink).then_some(1);
         }
-        let news = self.ackable(shared).after(self.guest.acked) || self.window_update_is_due(slot, shared);
         let wanted = match self.due {
             Due::Acks(count) => usize::from(count),
-            Due::Nothing | Due::Reset => usize::from(news),
+            Due::Nothing | Due::Reset => usize::from(self.has_news(slot, shared)),
         };
         for said in 0..wanted {
             let ack = self.ackable(shared);
