@@ -28,7 +28,7 @@ use crate::seq::SeqNum;
 use crate::shared::Shared;
 use crate::store::Queue;
 use crate::time::Time;
-use crate::window::Scale;
+use crate::window::{Scale, Scaled};
 use holdfast_epoch::EpochId;
 
 /// Largest segment that may be sent to a side that did not say (RFC 9293 §3.7.1).
@@ -66,7 +66,7 @@ impl Negotiated {
             guest_iss: guest.iss,
             guest_scale,
             client_scale,
-            client_mss: client.mss.unwrap_or(DEFAULT_MSS[usize::from(v6)]),
+            client_mss: client.mss.unwrap_or(DEFAULT_MSS[usize::from(v6)]).max(LEAST_MSS),
             timestamps: guest.tsval.is_some() && client.tsval.is_some(),
             sack: guest.sack && client.sack,
             ecn: guest.ecn && client.ecn,
@@ -205,7 +205,8 @@ impl Connection {
         let (first, client_first) = (guest.iss + 1, client.iss + 1);
         let voice = Voice {
             ack: client_first,
-            window: guest.window,
+            // RFC 7323 §2.2: the window of a SYN is not scaled, but every one that we send is.
+            window: Scaled(guest.window.0 >> negotiated.guest_scale.shift()),
             tsval: guest.tsval.unwrap_or(0),
             tsecr: client.tsval.unwrap_or(0),
             ece: false,

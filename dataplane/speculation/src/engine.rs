@@ -136,6 +136,12 @@ impl Engine {
             Parsed::Malformed(key) => return self.refuse_malformed(&key),
             Parsed::Other(_) | Parsed::Nothing => return FromGuest::Pass,
         };
+        // One without payload lies in the head as a whole. A broken one says nothing (RFC 9293 §3.1), and
+        // is the client's to drop.
+        if segment.len == 0 && frame.checksum_done && !segment.verifies(frame.head, Side::Guest) {
+            self.shared.count(Event::GuestChecksum);
+            return FromGuest::Pass;
+        }
         if segment.has(flag::SYN) {
             return self.handle_guest_syn(&segment);
         }

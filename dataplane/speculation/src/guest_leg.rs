@@ -266,7 +266,12 @@ impl Connection {
         shared.count(Event::GuestRewroteHistory);
         self.due = Due::Reset;
         shared.lists.push(List::ToGuest, slot);
-        self.begin_reset(slot, shared);
+        match self.phase {
+            // No held byte was acknowledged, and there is no client leg: the flow just ends. The client
+            // hears it from the guest.
+            Phase::Joining => self.finish(slot, shared),
+            _ => self.begin_reset(slot, shared),
+        }
     }
 
     /// Without a backup nothing waits for a commit.

@@ -198,7 +198,8 @@ impl Connection {
             client,
             base,
             end,
-            fin: self.fin && (!self.is_taken() || self.streamed == self.queue.end()),
+            // Of a flow that is passed through, the FIN is behind `end` already.
+            fin: self.fin && self.is_taken() && self.streamed == self.queue.end(),
             mss: self.mss,
         }
     }

@@ -170,7 +170,10 @@ impl Connection {
             // The guest is gone already: the reset leaves without the bytes before it.
             shared.counters.add(Event::DroppedBytes, u64::from(self.queue.len()));
             shared.store.clear(&mut self.queue);
+            // Nobody waits for them any more; the backup's view begins behind them too.
+            self.client.real = self.client.real.later(self.queue.end());
             shared.lists.push(List::ToClient, slot);
+            shared.lists.push(List::Changed, slot);
             return;
         }
         self.finish(slot, shared);

@@ -3,7 +3,7 @@
 
 use crate::boundary::FromWire;
 use crate::client_leg::{ClientAck, Progress};
-use crate::connection::{Connection, Keepalive, Phase, Said};
+use crate::connection::{Connection, Due, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
 use crate::key::Side;
@@ -33,6 +33,11 @@ impl Connection {
         shared: &mut Shared,
     ) -> FromWire {
         let sound = segment.verifies(frame, Side::Client);
+        if self.due == Due::Reset {
+            // The guest is about to be reset, and its view is ahead of what the client says.
+            shared.count(Event::WireAfterReset);
+            return FromWire::Taken;
+        }
         if !self.is_taken() {
             if sound {
                 self.watch_client(now, slot, segment, frame, shared);

@@ -1,0 +1,304 @@
+//! Cost of the engine's hot path, a line a function: `cargo bench -p holdfast-speculation`.
+//!
+//! Each line is the median of several rounds over warm caches. Frames are made, and given back, outside
+//! of what is measured; a sink takes every frame into the same buffer.
+
+#[path = "../tests/ends/mod.rs"]
+mod ends;
+
+use ends::{Ends, Wire};
+use holdfast_epoch::EpochId;
+use holdfast_packet::headers::flag;
+use holdfast_speculation::{Engine, EngineConfig, FromGuest, FromWire, Speculation, Time};
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 25;
+
+/// Times of one line, a unit each.
+struct Line {
+    name: &'static str,
+    what: String,
+    times: Vec<f64>,
+}
+
+impl Line {
+    fn new(name: &'static str, what: &str) -> Self {
+        Self { name, what: what.to_owned(), times: Vec::new() }
+    }
+
+    fn measure<R>(&mut self, units: usize, work: impl FnOnce() -> R) -> R {
+        let begin = Instant::now();
+        let result = work();
+        self.times.push(begin.elapsed().as_nanos() as f64 / units as f64);
+        result
+    }
+
+    /// Prints the median; the first round was for the caches.
+    fn print(mut self) {
+        self.times.remove(0);
+        self.times.sort_by(f64::total_cmp);
+        let median = self.times[self.times.len() / 2];
+        println!("{:<12} {median:>9.1} ns, {:>11.0} /s: {}", self.name, 1e9 / median, self.what);
+    }
+}
+
+struct Bench {
+    engine: Engine,
+    now: Time,
+    epoch: u64,
+    wire: Wire,
+    chunk: Vec<u8>,
+    state: Vec<u8>,
+}
+
+impl Bench {
+    fn new(max_flows: usize, flows: &[Ends]) -> Self {
+        let config = EngineConfig { max_flows, held_bytes: 256 << 20, ..EngineConfig::default() };
+        let mut bench = Self {
+            engine: Engine::new(config),
+            now: Time::ZERO,
+            epoch: 0,
+            wire: Wire::new(),
+            chunk: Vec::with_capacity(256 << 10),
+            state: Vec::with_capacity(64 << 20),
+        };
+        bench.engine.set_mode(bench.now, Speculation::On);
+        for ends in flows {
+            assert_eq!(bench.engine.handle_wire(bench.now, &mut ends.client_syn()), FromWire::Pass);
+            assert_eq!(bench.guest(&ends.guest_syn_ack(), true), FromGuest::Pass);
+        }
+        bench.cut();
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+        for ends in flows {
+            assert_eq!(bench.engine.handle_wire(bench.now, &mut ends.client_ack(1, 1)), FromWire::Pass);
+        }
+        bench
+    }
+
+    fn guest(&mut self, frame: &[u8], checksum_done: bool) -> FromGuest {
+        ends::from_guest(&mut self.engine, self.now, frame, checksum_done)
+    }
+
+    fn take(&mut self, frames: &[Vec<u8>], checksum_done: bool) {
+        for frame in frames {
+            assert_eq!(self.guest(frame, checksum_done), FromGuest::Taken);
+        }
+    }
+
+    fn stream(&mut self) {
+        self.chunk.clear();
+        while self.engine.stream(64 << 10, &mut self.chunk) > 0 {
+            self.chunk.clear();
+        }
+    }
+
+    fn forge(&mut self) -> usize {
+        self.engine.poll_guest(self.now, &mut self.wire)
+    }
+
+    fn cut(&mut self) {
+        self.epoch += 1;
+        self.state.clear();
+        self.engine.cut(EpochId::new(self.epoch), self.epoch == 1, &mut self.state);
+    }
+
+    fn emit(&mut self) -> usize {
+        let mut emitted = 0;
+        loop {
+            match self.engine.poll_wire(self.now, 32, &mut self.wire) {
+                0 => return emitted,
+                count => emitted += count,
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, frames: &mut [Vec<u8>]) {
+        for frame in frames {
+            assert_eq!(self.engine.handle_wire(self.now, frame), FromWire::Taken);
+        }
+    }
+
+    fn pass(&mut self, by: Duration) {
+        self.now = self.now + by;
+        if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+            self.engine.handle_timeouts(self.now);
+        }
+    }
+}
+
+/// One flow in bulk, its segments of `len` bytes: taken, streamed, acknowledged, sent, confirmed.
+fn bulk(len: usize, checksum_done: bool) {
+    let ends = Ends::new(1, false);
+    let mut bench = Bench::new(64, &[ends]);
+    let how = if checksum_done { "checksum verified" } else { "checksum left to the card" };
+    let mut take = Line::new("take", &format!("segment of {len} bytes taken, {how}"));
+    let mut stream = Line::new("stream", &format!("segment of {len} bytes copied for the backup"));
+    let mut forge = Line::new("forge", "forged ACK");
+    let mut emit = Line::new("emit", "segment of 1448 bytes emitted");
+    let mut confirm = Line::new("confirm", "client ACK of two segments handled");
+    let frames_a_round = (240_000 / len).clamp(2, 40);
+    let mut next = 1;
+    let mut confirmed = 1;
+    for _ in 0..400 {
+        let count = frames_a_round.min((200_000 / len).max(1));
+        let frames: Vec<Vec<u8>> =
+            (0..count).map(|nth| ends.guest_data(next + (nth * len) as u32, len)).collect();
+        next += (count * len) as u32;
+        take.measure(count, || bench.take(&frames, checksum_done));
+        stream.measure(count, || bench.stream());
+        let forged = forge.measure(1, || bench.forge());
+        assert_eq!(forged, 1);
+        bench.cut();
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+        // As many rounds of ACKs as the window needs.
+        let mut patience = 0;
+        while confirmed < next {
+            let begin = Instant::now();
+            let emitted = bench.emit();
+            let took = begin.elapsed().as_nanos() as f64;
+            if emitted >= 8 {
+                emit.times.push(took / emitted as f64);
+            }
+            let reached = next.min(confirmed + (emitted * 1448) as u32);
+            let mut acks: Vec<Vec<u8>> = (confirmed..reached)
+                .step_by(2896)
+                .skip(1)
+                .chain([reached])
+                .map(|ack| ends.client_ack(1, ack))
+                .collect();
+            bench.pass(Duration::from_micros(100));
+            if emitted >= 8 {
+                confirm.measure(acks.len(), || bench.acknowledge(&mut acks));
+            } else if emitted > 0 {
+                bench.acknowledge(&mut acks);
+            }
+            confirmed = reached;
+            patience += 1;
+            assert!(patience < 1000, "the client leg stands still");
+        }
+    }
+    for line in [take, stream, forge, emit, confirm] {
+        line.print();
+    }
+}
+
+/// Many flows at once: forged ACKs and cuts, of which the one is a burst and the other a pause.
+fn many(flows: u32) {
+    let all: Vec<Ends> = (0..flows).map(|nth| Ends::new(nth, nth % 2 == 1)).collect();
+    let mut bench = Bench::new(flows as usize, &all);
+    let mut forge = Line::new("forge", &format!("forged ACK, {flows} flows a burst"));
+    let mut cut = Line::new("cut", &format!("cut with {flows} flows changed"));
+    let mut each = Line::new("cut", &format!("flow of a cut with {flows} flows changed"));
+    let mut still = Line::new("cut", &format!("cut with {flows} flows, of which one changed"));
+    let mut commit = Line::new("commit", &format!("commit with {flows} flows changed"));
+    let mut next = 1;
+    for _ in 0..ROUNDS {
+        let frames: Vec<Vec<u8>> = all.iter().map(|ends| ends.guest_data(next, 100)).collect();
+        next += 100;
+        bench.take(&frames, false);
+        bench.stream();
+        let forged = forge.measure(flows as usize, || bench.forge());
+        assert_eq!(forged, flows as usize);
+        cut.measure(1, || bench.cut());
+        each.times.push(cut.times.last().copied().unwrap_or_default() / f64::from(flows));
+        commit.measure(1, || bench.engine.commit(bench.now, EpochId::new(bench.epoch)));
+        bench.emit();
+        bench.pass(Duration::from_micros(100));
+        let mut acks: Vec<Vec<u8>> = all.iter().map(|ends| ends.client_ack(1, next)).collect();
+        bench.acknowledge(&mut acks);
+        bench.cut();
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+        bench.take(&[all[0].guest_data(next, 0x10)], false);
+        bench.stream();
+        bench.forge();
+        still.measure(1, || bench.cut());
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+        bench.emit();
+        next += 0x10;
+        // The others go on where the first is.
+        let frames: Vec<Vec<u8>> = all[1..].iter().map(|ends| ends.guest_data(next - 0x10, 0x10)).collect();
+        bench.take(&frames, false);
+        bench.stream();
+        bench.forge();
+        bench.cut();
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+        bench.emit();
+        let mut acks: Vec<Vec<u8>> = all.iter().map(|ends| ends.client_ack(1, next)).collect();
+        bench.acknowledge(&mut acks);
+        bench.cut();
+        bench.engine.commit(bench.now, EpochId::new(bench.epoch));
+    }
+    for line in [forge, cut, each, still, commit] {
+        line.print();
+    }
+}
+
+/// Data of the client on its way to the guest: verified, rewritten in place.
+fn rewrite() {
+    let ends = Ends::new(1, false);
+    let mut bench = Bench::new(64, &[ends]);
+    bench.take(&[ends.guest_data(1, 1000)], false);
+    bench.stream();
+    bench.forge();
+    let mut line = Line::new("rewrite", "client segment of 1448 bytes rewritten");
+    for _ in 0..ROUNDS {
+        let mut frames: Vec<Vec<u8>> =
+            (0..200).map(|nth| ends.client_data(1 + nth * 1448, 1448, 1)).collect();
+        line.measure(200, || {
+            for frame in &mut frames {
+                assert_eq!(bench.engine.handle_wire(bench.now, frame), FromWire::Pass);
+            }
+        });
+    }
+    line.print();
+}
+
+/// Pure ACKs of the guest: passed, and adapted as they leave.
+fn release() {
+    let ends = Ends::new(1, false);
+    let mut bench = Bench::new(64, &[ends]);
+    bench.take(&[ends.guest_data(1, 1000)], false);
+    let mut pass = Line::new("pass", "pure ACK of the guest looked at and passed");
+    let mut line = Line::new("release", "pure ACK of the guest adapted");
+    for _ in 0..ROUNDS {
+        let mut frames = vec![ends.guest_segment(flag::ACK, 1001, 1); 200];
+        pass.measure(200, || {
+            for frame in &frames {
+                assert_eq!(bench.guest(frame, true), FromGuest::Pass);
+            }
+        });
+        line.measure(200, || frames.iter_mut().for_each(|frame| bench.engine.release(bench.now, frame)));
+    }
+    pass.print();
+    line.print();
+}
+
+/// A turn that finds nothing, with many flows that have nothing to do.
+fn idle() {
+    let all: Vec<Ends> = (0..4096).map(|nth| Ends::new(nth, false)).collect();
+    let mut bench = Bench::new(4096, &all);
+    let mut line = Line::new("idle", "turn that finds nothing, 4096 flows");
+    for _ in 0..ROUNDS {
+        line.measure(10_000, || {
+            for _ in 0..10_000 {
+                bench.stream();
+                bench.forge();
+                bench.emit();
+                bench.pass(Duration::ZERO);
+            }
+        });
+    }
+    line.print();
+}
+
+fn main() {
+    bulk(65_160, false);
+    bulk(1_448, false);
+    bulk(1_448, true);
+    rewrite();
+    release();
+    for flows in [1, 256, 4_096, 65_536] {
+        many(flows);
+    }
+    idle();
+}
