@@ -307,14 +307,14 @@ impl Card {
     }
 
     /// smoltcp counts repeated ACKs up to three and sends again then, once; where its timer is lost as
-    /// well, it would never do so again. A window that changes lets it count anew: true each fifth time.
+    /// well, it would never do so again. A window that changes lets it count anew: true each seventh time.
     fn note_ack(&mut self, segment: &Segment) -> bool {
         let Some(progress) = self.progress.get_mut(&(segment.ports.1, segment.ports.0)) else { return false };
         let Some(ack) = segment.ack else { return false };
         let repeats = ack == progress.confirmed && segment.end() == segment.seq;
         progress.repeated = if repeats { progress.repeated + 1 } else { 0 };
         progress.confirmed = progress.confirmed.later(ack);
-        progress.repeated % 5 == 4
+        progress.repeated % 7 == 6
     }
 
     /// smoltcp 0.12 panics when it accepts bytes beyond the edge that it offered last, which its
