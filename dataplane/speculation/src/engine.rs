@@ -15,12 +15,36 @@
 
 use crate::boundary::{FromGuest, FromWire, GuestFrame, Sink};
 use crate::client_leg::Congestion;
+use crate::connection::{Connection, Due, Phase};
 use crate::counters::{EngineCounters, Event};
-use crate::ledger::Ledger;
+use crate::icmp;
+use crate::key::{FlowKey, Side};
+use crate::lists::{List, Lists};
+use crate::opening::{Hello, Opening};
 use crate::report::FlowReport;
+use crate::rewrite::Rewriter;
 use crate::rules::Rules;
+use crate::segment::{Parsed, Segment};
+use crate::send::Outgoing;
+use crate::shared::{Shared, records};
+use crate::store::Store;
+use crate::table::{Flow, Table};
 use crate::time::Time;
-use holdfast_epoch::EpochId;
+use crate::timers::Timers;
+use crate::window::Scaled;
+use holdfast_packet::headers::flag;
+
+/// Segments of one flow before the next flow's turn.
+const SEGMENTS_A_TURN: usize = 8;
+
+/// Flows that try again for a window in one poll.
+const STARVED_A_POLL: usize = 32;
+
+/// Flows that are looked at for one to forget.
+const CANDIDATES: usize = 16;
+
+/// Bytes of a record of a sent segment, about.
+const RECORD_BYTES: usize = 64;
 
 /// What an engine is made for; nothing of it grows afterwards.
 #[derive(Clone, Debug)]
@@ -72,115 +96,435 @@ pub enum Speculation {
 /// The engine of one guest's port.
 #[derive(Debug)]
 pub struct Engine {
-    config: EngineConfig,
-    counters: EngineCounters,
-    mode: Speculation,
+    pub(crate) table: Table,
+    pub(crate) shared: Shared,
+    /// A segment that the client leg gave away and the sink had no room for.
+    waiting: Option<Waiting>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    slot: u32,
+    generation: u32,
+    outgoing: Outgoing,
 }
 
 impl Engine {
     /// An engine without flows, in mode [`Speculation::Off`]. All memory is allocated here.
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
-        Self { config, counters: EngineCounters::default(), mode: Speculation::Off }
+        let shared = Shared::new(&config);
+        Self { table: Table::new(config.max_flows, config.seed), shared, waiting: None }
+    }
+
+    /// Bytes of memory that an engine of this configuration takes.
+    #[must_use]
+    pub const fn footprint(config: &EngineConfig) -> usize {
+        Table::footprint(config.max_flows)
+            + Lists::footprint(config.max_flows)
+            + Timers::footprint(config.max_flows)
+            + Store::footprint(config.held_bytes)
+            + records(config.held_bytes) * RECORD_BYTES
     }
 
     /// A frame that the guest sent.
     ///
-    /// Bound: the frame's length. Allocations: none.
-    pub fn handle_guest(&mut self, _now: Time, _frame: &GuestFrame<'_>) -> FromGuest {
-        self.counters.add(Event::GuestSegments, 0);
-        FromGuest::Pass
+    /// Bound: the frame's length; its payload is copied once. Allocations: none.
+    pub fn handle_guest(&mut self, now: Time, frame: &GuestFrame<'_>) -> FromGuest {
+        let segment = match Segment::parse(frame.head, frame.frame.len(), Side::Guest) {
+            Parsed::Tcp(segment) => segment,
+            Parsed::Malformed(key) => return self.refuse_malformed(&key),
+            Parsed::Other(_) | Parsed::Nothing => return FromGuest::Pass,
+        };
+        if segment.has(flag::SYN) {
+            return self.handle_guest_syn(&segment);
+        }
+        let Some(slot) = self.find(&segment.key) else { return FromGuest::Pass };
+        self.complete_opening(now, slot, Side::Guest, &segment);
+        match self.table.connection_mut(slot) {
+            Some((_, connection)) => connection.handle_guest(now, slot, &segment, frame, &mut self.shared),
+            None => FromGuest::Pass,
+        }
     }
 
-    /// A frame for the guest.
+    /// A frame for the guest. One that is passed may have been rewritten, in the same length.
     ///
     /// Bound: the frame's length. Allocations: none.
-    pub fn handle_wire(&mut self, _now: Time, _frame: &mut [u8]) -> FromWire {
-        FromWire::Pass
+    pub fn handle_wire(&mut self, now: Time, frame: &mut [u8]) -> FromWire {
+        let segment = match Segment::parse(frame, frame.len(), Side::Client) {
+            Parsed::Tcp(segment) => segment,
+            Parsed::Other(layout) => return icmp::handle(self, now, &layout, frame),
+            Parsed::Malformed(_) | Parsed::Nothing => return FromWire::Pass,
+        };
+        if segment.has(flag::SYN) {
+            self.watch_client_syn(&segment, frame);
+        }
+        let Some(slot) = self.find(&segment.key) else { return FromWire::Pass };
+        let opening = matches!(self.table.entry(slot).flow, Flow::Opening(_));
+        if opening && segment.verifies(frame, Side::Client) {
+            self.complete_opening(now, slot, Side::Client, &segment);
+        }
+        match self.table.connection_mut(slot) {
+            Some((_, connection)) => connection.handle_client(now, slot, &segment, frame, &mut self.shared),
+            None => FromWire::Pass,
+        }
     }
 
     /// A frame that was passed leaves the escrow for the wire; it is adapted to what the client has
     /// seen. Before [`Engine::commit`] of its epoch.
     ///
     /// Bound: O(1). Allocations: none.
-    pub fn release(&mut self, _now: Time, _frame: &mut [u8]) {}
-
-    /// Appends held bytes that were not streamed yet to `out`, at most `max` bytes with their headers;
-    /// returns how many were appended. What is appended must reach the backup before, or with, the
-    /// seal of the open epoch (SP-2); only then may it be acknowledged, so this counts as done.
-    ///
-    /// Bound: `max`. Allocations: none while `out` has room for `max` bytes.
-    pub fn stream(&mut self, _max: usize, _out: &mut Vec<u8>) -> usize {
-        0
+    pub fn release(&mut self, _now: Time, frame: &mut [u8]) {
+        if self.table.len() == 0 {
+            return;
+        }
+        let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Guest) else { return };
+        let Some(slot) = self.table.find(&segment.key) else { return };
+        if let Some((_, connection)) = self.table.connection_mut(slot) {
+            connection.release(&segment, frame);
+        }
     }
-
-    /// Ends `epoch`: what was streamed so far belongs to it. Appends the flow table's changes since
-    /// the last cut to `out`; with `whole` the whole table and all held bytes, for a backup that has
-    /// nothing yet.
-    pub fn cut(&mut self, _epoch: EpochId, _whole: bool, _out: &mut Vec<u8>) {}
-
-    /// `epoch` is committed, and all before it: their bytes may go to the clients (OC-1).
-    pub fn commit(&mut self, _now: Time, _epoch: EpochId) {}
 
     /// Emits forged ACKs and resets into the guest's inbound queue; returns how many.
     ///
-    /// Bound: one frame a flow with work. Allocations: none.
-    pub fn poll_guest(&mut self, _now: Time, _sink: &mut dyn Sink) -> usize {
-        0
+    /// Bound: three frames a flow with work. Allocations: none.
+    pub fn poll_guest(&mut self, _now: Time, sink: &mut dyn Sink) -> usize {
+        self.wake_starved();
+        let mut said = 0;
+        while let Some(slot) = self.shared.lists.first(List::ToGuest) {
+            let Some((key, connection)) = self.table.connection_mut(slot) else {
+                self.shared.lists.remove(List::ToGuest, slot);
+                continue;
+            };
+            let Some(frames) = connection.speak_to_guest(slot, key, &mut self.shared, sink) else { break };
+            said += frames;
+            self.shared.lists.remove(List::ToGuest, slot);
+        }
+        said
+    }
+
+    /// Flows whose window waits for room try again when there is some.
+    fn wake_starved(&mut self) {
+        if !std::mem::take(&mut self.shared.room_came) {
+            return;
+        }
+        for _ in 0..STARVED_A_POLL {
+            let Some(slot) = self.shared.lists.pop(List::Starved) else { break };
+            self.shared.lists.push(List::ToGuest, slot);
+        }
+        // The others' turn comes with the next poll.
+        self.shared.room_came = self.shared.lists.first(List::Starved).is_some();
     }
 
     /// Emits up to `max` segments to clients; returns how many.
     ///
-    /// Bound: `max`. Allocations: none.
-    pub fn poll_wire(&mut self, _now: Time, _max: usize, _sink: &mut dyn Sink) -> usize {
-        0
+    /// Bound: `max` frames, and the flows with work that have nothing to send. Allocations: none.
+    pub fn poll_wire(&mut self, now: Time, max: usize, sink: &mut dyn Sink) -> usize {
+        let mut sent = 0;
+        if let Some(waiting) = self.waiting.take() {
+            let same = self.table.entry(waiting.slot).generation == waiting.generation
+                && self.table.connection(waiting.slot).is_some_and(Connection::is_taken);
+            if same && !self.send(waiting.slot, waiting.outgoing, sink) {
+                return 0;
+            }
+            sent += usize::from(same);
+        }
+        while sent < max {
+            let Some(slot) = self.shared.lists.pop(List::ToClient) else { break };
+            for turn in 0.. {
+                let Some((_, connection)) = self.table.connection_mut(slot) else { break };
+                let Some(outgoing) = connection.next_outgoing(now, &mut self.shared) else {
+                    let deadline = connection.leg.as_ref().and_then(|leg| leg.next_deadline());
+                    if let Some(due) = deadline {
+                        self.shared.timers.wake(slot, due);
+                    }
+                    break;
+                };
+                if !self.send(slot, outgoing, sink) {
+                    self.shared.lists.push(List::ToClient, slot);
+                    return sent;
+                }
+                sent += 1;
+                if turn + 1 == SEGMENTS_A_TURN || sent >= max {
+                    self.shared.lists.push(List::ToClient, slot);
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
+    /// Sends a frame of a flow; what the sink has no room for waits for the next poll.
+    fn send(&mut self, slot: u32, outgoing: Outgoing, sink: &mut dyn Sink) -> bool {
+        let Some((key, connection)) = self.table.connection_mut(slot) else { return true };
+        if !connection.send(&outgoing, key, &mut self.shared, sink) {
+            let generation = self.table.entry(slot).generation;
+            self.waiting = Some(Waiting { slot, generation, outgoing });
+            return false;
+        }
+        if matches!(outgoing, Outgoing::Reset) {
+            let told = connection.due != Due::Reset;
+            connection.finish(slot, &mut self.shared);
+            if told {
+                self.remove(slot);
+            }
+        }
+        true
     }
 
     /// When [`Engine::handle_timeouts`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
-        None
+        self.shared.timers.next()
     }
 
     /// Does what is due by now.
-    pub fn handle_timeouts(&mut self, _now: Time) {}
+    ///
+    /// Bound: the flows that are due. Allocations: none.
+    pub fn handle_timeouts(&mut self, now: Time) {
+        while let Some(slot) = self.shared.timers.due(now) {
+            let Some((_, connection)) = self.table.connection_mut(slot) else { continue };
+            if connection.handle_timeout(now, slot, &mut self.shared) {
+                connection.give_up(slot, &mut self.shared);
+            }
+        }
+    }
 
     /// Changes the mode, without a lost byte. Looks at all flows.
     pub fn set_mode(&mut self, _now: Time, mode: Speculation) {
-        self.mode = mode;
+        self.shared.mode = mode;
+        self.review();
     }
 
     /// Present mode.
     #[must_use]
     pub const fn mode(&self) -> Speculation {
-        self.mode
+        self.shared.mode
     }
 
     /// Changes the rules, without a lost byte. Looks at all flows.
     pub fn set_rules(&mut self, _now: Time, rules: Rules) {
-        self.config.rules = rules;
+        self.shared.rules = rules;
+        for slot in 0..self.table.capacity() as u32 {
+            let rules = &self.shared.rules;
+            if let Some((key, connection)) = self.table.connection_mut(slot) {
+                let permit = rules.permit(key.guest_port, key.client_address(), key.client_port);
+                connection.permitted &= permit;
+            }
+        }
+        self.review();
     }
 
-    /// Replaces all flows by those of a backup's ledger: everything held counts as committed.
-    pub fn restore(&mut self, _now: Time, _ledger: Ledger) {}
+    /// Lets all flows see that the mode or the rules have changed.
+    fn review(&mut self) {
+        for slot in 0..self.table.capacity() as u32 {
+            let Some((_, connection)) = self.table.connection_mut(slot) else { continue };
+            if !connection.is_taken() {
+                continue;
+            }
+            connection.adopt_at_once(slot, &mut self.shared);
+            connection.finish_draining(slot, &mut self.shared);
+            self.shared.lists.push(List::ToGuest, slot);
+            self.shared.lists.push(List::ToClient, slot);
+        }
+    }
 
     /// Drops all flows and all held bytes: this host has been fenced.
-    pub fn discard(&mut self) {}
+    pub fn discard(&mut self) {
+        for slot in 0..self.table.capacity() as u32 {
+            if !matches!(self.table.entry(slot).flow, Flow::Vacant) {
+                self.remove(slot);
+            }
+            self.table.entry_mut(slot).replicated = false;
+            self.shared.lists.remove(List::Changed, slot);
+        }
+        self.waiting = None;
+    }
 
     /// All flows, in no order.
     pub fn flows(&self) -> impl Iterator<Item = FlowReport> + '_ {
-        std::iter::empty()
+        self.table.iter().map(|(_, entry)| match &entry.flow {
+            Flow::Connection(connection) => connection.report(&entry.key, &self.shared),
+            Flow::Opening(_) | Flow::Vacant => FlowReport::opening(&entry.key),
+        })
     }
 
     /// What was counted.
     #[must_use]
     pub const fn counters(&self) -> &EngineCounters {
-        &self.counters
+        &self.shared.counters
     }
 
     /// Bytes held.
     #[must_use]
     pub const fn held_bytes(&self) -> usize {
-        0
+        self.shared.store.held()
+    }
+
+    /// The place of a flow, which becomes the one heard of last.
+    fn find(&mut self, key: &FlowKey) -> Option<u32> {
+        let slot = self.table.find(key)?;
+        self.shared.lists.remove(List::Age, slot);
+        self.shared.lists.push(List::Age, slot);
+        Some(slot)
+    }
+
+    fn refuse_malformed(&mut self, key: &FlowKey) -> FromGuest {
+        let taken = self.table.find(key).and_then(|slot| self.table.connection(slot));
+        if !taken.is_some_and(Connection::is_taken) {
+            return FromGuest::Pass;
+        }
+        self.shared.count(Event::GuestMalformed);
+        FromGuest::Taken
+    }
+
+    /// A SYN of the guest begins a flow, answers one, or ends an old one with the same ends (RFC 9293
+    /// §3.10.7.4, RFC 6191): bytes of two incarnations never mix.
+    fn handle_guest_syn(&mut self, segment: &Segment) -> FromGuest {
+        if let Some(slot) = self.find(&segment.key) {
+            if let Some((_, connection)) = self.table.connection_mut(slot) {
+                if connection.negotiated.guest_iss == segment.seq {
+                    // It has not seen that it was answered.
+                    return match connection.phase {
+                        Phase::Plain | Phase::Finished => FromGuest::Pass,
+                        _ => connection.owe_ack(slot, &mut self.shared),
+                    };
+                }
+                self.remove(slot);
+                self.shared.count(Event::FlowsReplaced);
+            }
+        }
+        self.observe_syn(Side::Guest, segment);
+        FromGuest::Pass
+    }
+
+    /// A SYN of the client is for the guest to judge (RFC 5961 §4); a window in it may be cut to what is
+    /// there for a new flow.
+    fn watch_client_syn(&mut self, segment: &Segment, frame: &mut [u8]) {
+        if !segment.verifies(frame, Side::Client) {
+            return;
+        }
+        if let Some(slot) = self.find(&segment.key) {
+            match self.table.connection(slot).map(|connection| connection.phase) {
+                Some(Phase::Finished) => {
+                    self.remove(slot);
+                    self.shared.count(Event::FlowsReplaced);
+                }
+                Some(_) => return,
+                None => {}
+            }
+        }
+        let Some(slot) = self.observe_syn(Side::Client, segment) else { return };
+        let least = self.shared.initial_window.min(u32::from(u16::MAX)) as u16;
+        let key = &segment.key;
+        let speculates = self.shared.mode == Speculation::On
+            && self.shared.rules.permit(key.guest_port, key.client_address(), key.client_port);
+        let window = if speculates { segment.window.min(least) } else { segment.window };
+        if window != segment.window {
+            Rewriter::new(frame, segment).window(Scaled(window));
+        }
+        if let Flow::Opening(opening) = &mut self.table.entry_mut(slot).flow {
+            opening.shown = opening.shown.max(u32::from(window));
+        }
+    }
+
+    /// Keeps what a SYN says; the place of its handshake.
+    fn observe_syn(&mut self, sender: Side, segment: &Segment) -> Option<u32> {
+        let known = self.table.find(&segment.key);
+        let Some(hello) = Hello::of(segment) else {
+            // Something in it is not known: the flow stays plain.
+            self.shared.count(Event::FlowsIneligible);
+            known.inspect(|&slot| self.remove(slot));
+            return None;
+        };
+        match known {
+            Some(slot) => {
+                let understood = match &mut self.table.entry_mut(slot).flow {
+                    Flow::Opening(opening) => opening.syn(sender, segment, hello),
+                    Flow::Connection(_) | Flow::Vacant => false,
+                };
+                if !understood {
+                    self.shared.count(Event::FlowsIneligible);
+                    self.remove(slot);
+                }
+                understood.then_some(slot)
+            }
+            None if segment.has(flag::ACK) => {
+                // An answer to a SYN that was not seen: an asymmetric path, or a flow of before.
+                self.shared.count(Event::FlowsIneligible);
+                None
+            }
+            None => {
+                let slot = self.place(segment.key, Flow::Opening(Opening::new(sender, hello)));
+                if slot.is_none() {
+                    self.shared.count(Event::FlowsUnplaced);
+                }
+                slot
+            }
+        }
+    }
+
+    /// Puts a new flow into the table, in the place of a dispensable one if it is full.
+    fn place(&mut self, key: FlowKey, flow: Flow) -> Option<u32> {
+        if self.table.len() == self.table.capacity() {
+            self.evict();
+        }
+        let slot = self.table.insert(key, flow)?;
+        self.shared.lists.push(List::Age, slot);
+        Some(slot)
+    }
+
+    /// Forgets one of the flows that were longest without a segment, if the world loses nothing by it.
+    fn evict(&mut self) {
+        let mut at = self.shared.lists.first(List::Age);
+        for _ in 0..CANDIDATES {
+            let Some(slot) = at else { return };
+            let dispensable = match &self.table.entry(slot).flow {
+                Flow::Opening(_) | Flow::Vacant => true,
+                Flow::Connection(connection) => connection.is_dispensable(),
+            };
+            if dispensable {
+                self.remove(slot);
+                self.shared.count(Event::FlowsEvicted);
+                return;
+            }
+            at = self.shared.lists.after(List::Age, slot);
+        }
+    }
+
+    /// Makes a connection of a handshake that this segment completes; forgets one that it ends.
+    fn complete_opening(&mut self, now: Time, slot: u32, sender: Side, segment: &Segment) {
+        let entry = self.table.entry_mut(slot);
+        let Flow::Opening(opening) = &entry.flow else { return };
+        if segment.has(flag::RST) {
+            self.remove(slot);
+            return;
+        }
+        let Some(handshake) = opening.completed(sender, segment) else { return };
+        let mut connection = Connection::new(&handshake, &entry.key, &self.shared);
+        self.shared.count(Event::FlowsEstablished);
+        if !connection.permitted {
+            self.shared.count(Event::FlowsIneligible);
+        }
+        let wanted = connection.speculates(&self.shared);
+        if wanted && !connection.begin(now, slot, &mut self.shared) {
+            self.shared.count(Event::FlowsUnplaced);
+        }
+        self.table.entry_mut(slot).flow = Flow::Connection(connection);
+        self.shared.lists.push(List::Changed, slot);
+    }
+
+    /// Forgets a flow and drops what is held of it.
+    pub(crate) fn remove(&mut self, slot: u32) {
+        if let Some((_, connection)) = self.table.connection_mut(slot) {
+            connection.let_go(slot, &mut self.shared);
+        }
+        self.shared.forget(slot);
+        if self.table.entry(slot).replicated {
+            self.shared.lists.push(List::Changed, slot);
+        } else {
+            self.shared.lists.remove(List::Changed, slot);
+        }
+        self.table.remove(slot);
     }
 }

@@ -23,13 +23,33 @@
 
 pub mod boundary;
 pub mod client_leg;
+mod connection;
 pub mod counters;
+mod delta;
+mod emission;
 pub mod engine;
+mod guest_leg;
+mod icmp;
+mod key;
 pub mod ledger;
+mod lists;
+mod marks;
+mod opening;
+mod options;
+mod replication;
 pub mod report;
+mod rewrite;
 pub mod rules;
+mod segment;
+mod send;
 mod seq;
+mod shared;
+mod store;
+mod table;
 mod time;
+mod timers;
+mod window;
+mod wire_leg;
 
 pub use boundary::{FromGuest, FromWire, GuestFrame, Payload, Sink};
 pub use counters::{EngineCounters, Event};

@@ -1,0 +1,373 @@
+//! What the client sends, on its way to the guest; and what the guest sent past the engine, on its way
+//! to the client.
+
+use crate::boundary::FromWire;
+use crate::client_leg::{ClientAck, Progress};
+use crate::connection::{Connection, Keepalive, Phase, Said};
+use crate::counters::Event;
+use crate::emission::Pattern;
+use crate::key::Side;
+use crate::lists::List;
+use crate::rewrite::Rewriter;
+use crate::segment::Segment;
+use crate::seq::SeqNum;
+use crate::shared::Shared;
+use crate::time::Time;
+use crate::window::Scaled;
+use holdfast_packet::headers::flag;
+
+/// How far a segment may lie behind what the guest has confirmed and still say something: the guest's
+/// ACK of it may wait for its commit, and the client sends it again.
+const PAST: u32 = 1 << 20;
+
+impl Connection {
+    /// A segment of the client.
+    ///
+    /// Bound: the segment's length. Allocations: none.
+    pub(crate) fn handle_client(
+        &mut self,
+        now: Time,
+        slot: u32,
+        segment: &Segment,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) -> FromWire {
+        let sound = segment.verifies(frame, Side::Client);
+        if !self.is_taken() {
+            if sound {
+                self.watch_client(now, slot, segment, frame, shared);
+            }
+            return FromWire::Pass;
+        }
+        if !sound {
+            shared.count(Event::WireChecksum);
+            return FromWire::Taken;
+        }
+        if segment.has(flag::RST) {
+            return self.handle_client_reset(slot, segment, frame, shared);
+        }
+        // A SYN is for the guest to judge (RFC 5961 §4), and so is what has no ACK.
+        if segment.has(flag::SYN) || !segment.has(flag::ACK) {
+            return self.unless_resetting(shared);
+        }
+        if !self.is_in_window(segment) {
+            // The guest answers it (RFC 9293 §3.10.7.4); it tells us nothing.
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return self.unless_resetting(shared);
+        }
+        match self.phase {
+            Phase::Joining => self.handle_client_joining(now, slot, segment, frame, shared),
+            _ => self.handle_client_ack(now, slot, segment, frame, shared),
+        }
+    }
+
+    /// A segment of the client of a flow that is passed through: what it says is kept, as the flow may
+    /// begin to speculate. An edge that the guest was shown once is shown again (SP-4).
+    fn watch_client(
+        &mut self,
+        now: Time,
+        slot: u32,
+        segment: &Segment,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) {
+        shared.lists.push(List::Changed, slot);
+        if segment.has(flag::RST) {
+            if self.is_exact_reset(segment) {
+                self.finish(slot, shared);
+            }
+            return;
+        }
+        let sensible = segment.flags & (flag::SYN | flag::ACK) == flag::ACK && self.is_in_window(segment);
+        if !sensible || segment.ack.after(self.guest.next) {
+            return;
+        }
+        self.hear_client(segment);
+        let ack = segment.ack;
+        if ack.before(self.guest.acked) {
+            return;
+        }
+        self.begin(now, slot, shared);
+        if self.is_taken() {
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return;
+        }
+        let real = ack + self.negotiated.client_scale.bytes(Scaled(segment.window));
+        let (window, edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, real);
+        self.guest.acked = ack;
+        self.guest.edge = edge;
+        if window.0 != segment.window {
+            Rewriter::new(frame, segment).window(window);
+            shared.count(Event::WireRewritten);
+        }
+    }
+
+    /// Keeps what a sensible segment says of the client.
+    fn hear_client(&mut self, segment: &Segment) {
+        self.hear_client_time(segment);
+        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.real = self.client.real.later(segment.ack);
+        self.client.window = self.negotiated.client_scale.bytes(Scaled(segment.window));
+        self.client.edge = self.client.edge.later(segment.ack + self.client.window);
+        self.client.pattern = Pattern::of(segment);
+    }
+
+    /// Whether a segment lies where the guest may accept it (RFC 9293 §3.10.7.4), or a little before.
+    fn is_in_window(&self, segment: &Segment) -> bool {
+        let oldest = self.guest.voice.ack - PAST;
+        !segment.seq.after(self.guest.right.later(self.client.next)) && !segment.seq.before(oldest)
+    }
+
+    /// Whether a reset is exactly at the guest's RCV.NXT (RFC 5961 §3.2): at what it acknowledged last,
+    /// or at the end of what it was given since.
+    fn is_exact_reset(&self, segment: &Segment) -> bool {
+        segment.seq == self.guest.voice.ack || segment.seq == self.client.next
+    }
+
+    fn unless_resetting(&self, shared: &mut Shared) -> FromWire {
+        match self.phase {
+            Phase::Resetting => {
+                shared.count(Event::WireAfterReset);
+                FromWire::Taken
+            }
+            _ => FromWire::Pass,
+        }
+    }
+
+    /// The guest gets every reset and judges it itself; an exact one ends what we hold.
+    fn handle_client_reset(
+        &mut self,
+        slot: u32,
+        segment: &Segment,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) -> FromWire {
+        let was_resetting = self.phase == Phase::Resetting;
+        if !was_resetting && segment.has(flag::ACK) {
+            let ack = self.ackable(shared).later(segment.ack.earlier(self.guest.next));
+            Rewriter::new(frame, segment).ack(ack);
+        }
+        if self.is_exact_reset(segment) {
+            shared.count(Event::ClientResets);
+            self.finish(slot, shared);
+        }
+        match was_resetting {
+            true => FromWire::Taken,
+            false => FromWire::Pass,
+        }
+    }
+
+    /// Until the client has confirmed what was passed, the guest needs its ACKs and SACK blocks.
+    fn handle_client_joining(
+        &mut self,
+        now: Time,
+        slot: u32,
+        segment: &Segment,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) -> FromWire {
+        if segment.ack.after(self.guest.next) {
+            shared.count(Event::WireUnacceptable);
+            return FromWire::Taken;
+        }
+        self.hear_client(segment);
+        shared.lists.push(List::Changed, slot);
+        if segment.ack.after(self.queue.base()) {
+            // The client had them by frames that were passed.
+            let confirmed = segment.ack.earlier(self.queue.end());
+            self.free(confirmed, shared);
+        }
+        self.join(now, shared);
+        shared.lists.push(List::ToGuest, slot);
+        shared.lists.push(List::ToClient, slot);
+        let ack = self.guest.acked.later(segment.ack.earlier(self.queue.end()));
+        let window = self.show_window(slot, ack, shared);
+        let mut rewriter = Rewriter::new(frame, segment);
+        rewriter.ack(ack);
+        rewriter.window(window);
+        shared.count(Event::WireRewritten);
+        FromWire::Pass
+    }
+
+    /// The ACK is for the client leg, the rest for the guest.
+    fn handle_client_ack(
+        &mut self,
+        now: Time,
+        slot: u32,
+        segment: &Segment,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) -> FromWire {
+        let fin_was_confirmed = self.fin_is_confirmed();
+        if !self.give_to_leg(now, slot, segment, shared) {
+            shared.count(Event::WireUnacceptable);
+            return FromWire::Taken;
+        }
+        let fin_confirmed = !fin_was_confirmed && self.fin_is_confirmed();
+        if self.phase == Phase::Resetting {
+            shared.count(Event::WireAfterReset);
+            return FromWire::Taken;
+        }
+        self.hear_client_time(segment);
+        // RFC 9293 §3.8.4: a keepalive of the client lies one before its next byte.
+        let keepalive = segment.seq + 1 == self.client.next;
+        let reply = self.keepalive == Keepalive::Sent;
+        let wanted = fin_confirmed || keepalive || reply;
+        if segment.is_pure_ack() && !wanted {
+            shared.count(Event::WireAcksConsumed);
+            self.finish_draining(slot, shared);
+            return FromWire::Taken;
+        }
+        if reply {
+            self.keepalive = Keepalive::None;
+        }
+        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.pattern = Pattern::of(segment);
+        self.adapt_to_guest(slot, segment, frame, shared);
+        if fin_confirmed {
+            self.finish(slot, shared);
+        } else {
+            self.finish_draining(slot, shared);
+        }
+        FromWire::Pass
+    }
+
+    fn fin_is_confirmed(&self) -> bool {
+        self.fin && self.client.real.after(self.queue.end())
+    }
+
+    /// Gives the ACK of a segment to the client leg and frees what it confirms; false when it speaks of
+    /// bytes that were never sent (RFC 9293 §3.10.7.4).
+    fn give_to_leg(&mut self, now: Time, slot: u32, segment: &Segment, shared: &mut Shared) -> bool {
+        let Some(leg) = &mut self.leg else { return true };
+        let ack = ClientAck {
+            seq: segment.seq,
+            ack: segment.ack,
+            window: self.negotiated.client_scale.bytes(Scaled(segment.window)),
+            carries_data: segment.len > 0 || segment.has(flag::FIN),
+            sacks: &segment.options.sacks,
+            ece: self.negotiated.ecn && segment.has(flag::ECE),
+        };
+        let Progress { freed_to, fin_confirmed, window_opened: _ } =
+            leg.handle_ack(now, &ack, &mut shared.log);
+        // SP-3: freed by the cumulative ACK alone (RFC 2018 §8: a SACK may be taken back).
+        let freed_to = freed_to.earlier(self.queue.end());
+        let confirmed = if fin_confirmed { self.queue.end() + 1 } else { freed_to };
+        if segment.ack.after(confirmed) {
+            return false;
+        }
+        if let Some(due) = leg.next_deadline() {
+            shared.timers.wake(slot, due);
+        }
+        self.client.window = ack.window;
+        self.client.edge = self.client.edge.later(segment.ack + ack.window);
+        shared.lists.push(List::ToClient, slot);
+        if confirmed.after(self.client.real) {
+            self.client.real = confirmed;
+            self.free(freed_to, shared);
+            shared.lists.push(List::Changed, slot);
+        }
+        if self.client.real.after(self.guest.acked) || self.window_update_is_due(slot, shared) {
+            shared.lists.push(List::ToGuest, slot);
+        }
+        true
+    }
+
+    /// Frees bytes that the client has confirmed.
+    fn free(&mut self, to: SeqNum, shared: &mut Shared) {
+        let freed = to.bytes_since(self.queue.base());
+        shared.counters.add(Event::FreedBytes, u64::from(freed));
+        shared.store.free_to(&mut self.queue, to);
+        self.streamed = self.streamed.later(to);
+        self.cleared.end = self.cleared.end.later(to);
+        let edge = self.guest.edge;
+        shared.reserve(&mut self.queue, edge);
+        if self.queue.is_empty() {
+            // An idle flow keeps a small window.
+            self.budget = (self.budget / 2).max(shared.initial_window);
+        }
+    }
+
+    /// Rewrites a segment for the guest, in place: its ACK covers what was forged (RFC 5961 §5.2 has
+    /// the guest discard it otherwise), its window is ours, its SACK blocks speak of bytes that the
+    /// guest has no more (RFC 2018), its echo is of the guest's time (RFC 7323 §4.3), and congestion
+    /// that it tells of is the client leg's (RFC 3168 §6.1.2).
+    fn adapt_to_guest(&mut self, slot: u32, segment: &Segment, frame: &mut [u8], shared: &mut Shared) {
+        if self.phase == Phase::Resetting {
+            return;
+        }
+        let ack = self.ackable(shared);
+        let window = self.show_window(slot, ack, shared);
+        let mut rewriter = Rewriter::new(frame, segment);
+        rewriter.ack(ack);
+        rewriter.window(window);
+        if let Some(stamps) = segment.options.timestamps {
+            rewriter.timestamp_echo(stamps.at, self.guest.ts_recent);
+        }
+        if let Some((at, len)) = segment.options.sack_at {
+            rewriter.blank(at, len);
+        }
+        if self.negotiated.ecn && segment.has(flag::ECE) {
+            rewriter.clear(flag::ECE);
+        }
+        shared.count(Event::WireRewritten);
+        shared.lists.push(List::Changed, slot);
+    }
+
+    /// A segment of the guest that was passed leaves the escrow. Of a flow that is taken only pure ACKs
+    /// are changed: their sequence number becomes the client leg's SND.NXT, as one ahead of the
+    /// client's window would not be acceptable (RFC 9293 §3.10.7.4), and what they say never goes back.
+    pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8]) {
+        let mut ack = segment.ack;
+        let mut window = Scaled(segment.window);
+        let mut tsval = segment.options.timestamps.map(|stamps| stamps.value);
+        if !segment.has(flag::ACK) || segment.has(flag::SYN) {
+            return;
+        }
+        if self.is_taken() && !segment.has(flag::RST) {
+            let behind = segment.len <= 1 && self.keepalive == Keepalive::Held(segment.seq);
+            if behind {
+                self.keepalive = Keepalive::Sent;
+            }
+            let mut rewriter = Rewriter::new(frame, segment);
+            let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
+            if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
+                rewriter.seq(if behind { next - 1 } else { next });
+            }
+            if let Some(said) = self.client.said {
+                if ack.before(said.ack) {
+                    ack = said.ack;
+                    window = scaled_for(said, self.negotiated.guest_scale.shift());
+                    rewriter.ack(ack);
+                    rewriter.window(window);
+                }
+                if let Some(stamps) = segment.options.timestamps {
+                    let latest = crate::connection::newer(stamps.value, said.tsval);
+                    if latest != stamps.value {
+                        rewriter.timestamp_value(stamps.at, latest);
+                        tsval = Some(latest);
+                    }
+                }
+            }
+        }
+        self.has_said(ack, window, tsval.unwrap_or(0));
+    }
+
+    /// Notes what the client was told.
+    pub(crate) fn has_said(&mut self, ack: SeqNum, window: Scaled, tsval: u32) {
+        let edge = ack + self.negotiated.guest_scale.bytes(window);
+        self.client.said = Some(match self.client.said {
+            None => Said { ack, edge, tsval },
+            Some(said) => Said {
+                ack: said.ack.later(ack),
+                edge: said.edge.later(edge),
+                tsval: crate::connection::newer(said.tsval, tsval),
+            },
+        });
+    }
+}
+
+/// The window that an edge told before makes with the ACK told before.
+fn scaled_for(said: Said, shift: u8) -> Scaled {
+    Scaled((said.edge.bytes_since(said.ack) >> shift).min(u32::from(u16::MAX)) as u16)
+}
