@@ -28,7 +28,7 @@ use crate::seq::SeqNum;
 use crate::shared::Shared;
 use crate::store::Queue;
 use crate::time::Time;
-use crate::window::Scale;
+use crate::window::{Scale, Scaled};
 use holdfast_epoch::EpochId;
 
 /// Largest segment that may be sent to a side that did not say (RFC 9293 §3.7.1).
@@ -201,7 +201,8 @@ impl Connection {
         let (first, client_first) = (guest.iss + 1, client.iss + 1);
         let voice = Voice {
             ack: client_first,
-            window: guest.window,
+            // RFC 7323 §2.2: the window of a SYN is not scaled; those that follow are.
+            window: Scaled(guest.window.0 >> negotiated.guest_scale.shift()),
             tsval: guest.tsval.unwrap_or(0),
             tsecr: client.tsval.unwrap_or(0),
             ece: false,
@@ -455,6 +456,9 @@ impl Connection {
             && !self.guest.edge.after(self.client.edge)
             && self.due != Due::Reset
             && self.phase != Phase::Resetting
+            // A FIN that was taken and not confirmed, and what the guest said along with data, are
+            // the client leg's to say.
+            && !(self.is_taken() && (self.fin || self.ack_is_due()))
     }
 
     /// Its state in the words of reports.
