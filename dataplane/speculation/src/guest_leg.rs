@@ -244,9 +244,12 @@ impl Connection {
             shared.count(Event::GuestNoRoom);
         }
         if frame.checksum_done {
-            let held = shared.store.sum(&mut self.queue, new, taken, odd);
-            odd ^= taken % 2 == 1;
-            sum = sum.word(held.fold());
+            // Nothing new may lie before all that is held, where there is nothing to sum.
+            if taken > 0 {
+                let held = shared.store.sum(&mut self.queue, new, taken, odd);
+                odd ^= taken % 2 == 1;
+                sum = sum.word(held.fold());
+            }
             read(frame.frame, at(new + taken), at(last), |piece| sum = add_at(sum, piece, &mut odd));
             let sum = sum.word(segment.header_sum(frame.head, Side::Guest).fold());
             if !sum.verifies() {

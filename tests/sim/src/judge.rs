@@ -82,13 +82,16 @@ struct Outside {
     acknowledged: Option<SeqNum>,
     /// Highest ACK that the client sent at all.
     spoken: Option<SeqNum>,
+    /// Furthest edge of the client's window.
+    edge: Option<SeqNum>,
     /// Beyond the last byte of the client that reached the dataplane.
     next: Option<SeqNum>,
     /// Timestamps of the client that reached the dataplane.
     stamps: HashSet<u32>,
     /// Beyond the last byte that went to the client.
     sent: Option<SeqNum>,
-    /// What the client's SYN said, if it had a window scale.
+    /// What the client's SYN said when it left, and when it arrived.
+    own_scale: Option<u8>,
     scale: Option<u8>,
     /// What the SYN that went to the client said.
     sent_scale: Option<u8>,
@@ -166,8 +169,13 @@ impl Judge {
     pub(crate) fn client_sent(&mut self, frame: &[u8]) {
         let Some(segment) = Segment::parse(frame) else { return };
         let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
+        if segment.has(flag::SYN) {
+            view.own_scale = segment.scale;
+        }
         if let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST)) {
             view.spoken = Some(view.spoken.map_or(ack, |spoken| spoken.later(ack)));
+            let edge = ack + scaled(&segment, view.own_scale.filter(|_| view.sent_scale.is_some()));
+            view.edge = Some(view.edge.map_or(edge, |known| known.later(edge)));
         }
     }
 
@@ -215,7 +223,9 @@ impl Judge {
         check_ack(&segment, inside, outside, untouched)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched)?;
         let scales = inside.scale.is_some();
-        shown.check(&segment, untouched, scales)?;
+        // Nothing that comes after the guest's FIN is stopped by a window.
+        let done = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
+        shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
         if original.is_none() && shown.next.is_some_and(|next| segment.seq.after(next)) {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
@@ -268,8 +278,9 @@ impl Judge {
             }
         }
         if !segment.has(flag::RST) {
-            if self.strict && outside.sent.is_some_and(|sent| segment.len() == 0 && segment.seq.after(sent)) {
-                return broken("SP-3", format!("a pure ACK is ahead of what the client was sent: {segment}"));
+            let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
+            if self.strict && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+                return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
             }
             outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
         }
@@ -368,9 +379,18 @@ impl Shown {
     }
 
     /// SP-4: once something was forged, neither the ACK nor the window's edge moves left.
-    fn check(&self, segment: &Segment, untouched: bool, scales: bool) -> Verdict {
+    fn check(
+        &self,
+        segment: &Segment,
+        acknowledged: Option<SeqNum>,
+        untouched: bool,
+        scales: bool,
+        done: bool,
+    ) -> Verdict {
         let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST | flag::SYN)) else { return Ok(()) };
-        if !self.forged && untouched {
+        // A client may say older things again by itself, while nothing is ahead of it.
+        let ahead = self.ack.is_some_and(|shown| acknowledged.is_none_or(|real| shown.after(real)));
+        if untouched && (!self.forged || !ahead && ack.before(self.ack.unwrap_or(ack)) || done) {
             return Ok(());
         }
         if self.ack.is_some_and(|shown| ack.before(shown)) {
@@ -391,6 +411,10 @@ impl Shown {
             return;
         }
         if segment.has(flag::SYN) {
+            if self.ack.is_some() {
+                // Repeated: it opens no window any more (RFC 9293 §3.10.7.4).
+                return;
+            }
             self.scale = segment.scale;
         }
         self.next = Some(self.next.map_or(segment.end(), |next| next.later(segment.end())));
