@@ -140,7 +140,7 @@ impl Engine {
             return self.handle_guest_syn(&segment);
         }
         let Some(slot) = self.find(&segment.key) else { return FromGuest::Pass };
-        self.complete_opening(now, slot, Side::Guest, &segment);
+        self.complete_opening(slot, Side::Guest, &segment);
         match self.table.connection_mut(slot) {
             Some((_, connection)) => connection.handle_guest(now, slot, &segment, frame, &mut self.shared),
             None => FromGuest::Pass,
@@ -162,7 +162,7 @@ impl Engine {
         let Some(slot) = self.find(&segment.key) else { return FromWire::Pass };
         let opening = matches!(self.table.entry(slot).flow, Flow::Opening(_));
         if opening && segment.verifies(frame, Side::Client) {
-            self.complete_opening(now, slot, Side::Client, &segment);
+            self.complete_opening(slot, Side::Client, &segment);
         }
         match self.table.connection_mut(slot) {
             Some((_, connection)) => connection.handle_client(now, slot, &segment, frame, &mut self.shared),
@@ -493,7 +493,7 @@ impl Engine {
     }
 
     /// Makes a connection of a handshake that this segment completes; forgets one that it ends.
-    fn complete_opening(&mut self, now: Time, slot: u32, sender: Side, segment: &Segment) {
+    fn complete_opening(&mut self, slot: u32, sender: Side, segment: &Segment) {
         let entry = self.table.entry_mut(slot);
         let Flow::Opening(opening) = &entry.flow else { return };
         if segment.has(flag::RST) {
@@ -501,14 +501,10 @@ impl Engine {
             return;
         }
         let Some(handshake) = opening.completed(sender, segment) else { return };
-        let mut connection = Connection::new(&handshake, &entry.key, &self.shared);
+        let connection = Connection::new(&handshake, &entry.key, &self.shared);
         self.shared.count(Event::FlowsEstablished);
         if !connection.permitted {
             self.shared.count(Event::FlowsIneligible);
-        }
-        let wanted = connection.speculates(&self.shared);
-        if wanted && !connection.begin(now, slot, &mut self.shared) {
-            self.shared.count(Event::FlowsUnplaced);
         }
         self.table.entry_mut(slot).flow = Flow::Connection(connection);
         self.shared.lists.push(List::Changed, slot);

@@ -51,6 +51,9 @@ mod timers;
 mod window;
 mod wire_leg;
 
+#[cfg(test)]
+mod tests;
+
 pub use boundary::{FromGuest, FromWire, GuestFrame, Payload, Sink};
 pub use counters::{EngineCounters, Event};
 pub use engine::{Engine, EngineConfig, Speculation};

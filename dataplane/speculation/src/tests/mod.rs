@@ -1,0 +1,13 @@
+//! The engine as a whole, in virtual time: a guest and a client by hand, an escrow, and a backup.
+
+mod client_side;
+mod codec;
+mod draining;
+mod failover;
+mod flows;
+mod guest_side;
+mod histories;
+mod icmp;
+mod life;
+mod robustness;
+mod world;
