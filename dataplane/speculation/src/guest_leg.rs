@@ -109,6 +109,17 @@ impl Connection {
         FromGuest::Taken
     }
 
+    /// The first fragment of a segment: what is in it cannot be held.
+    pub(crate) fn handle_guest_fragment(&mut self, slot: u32, shared: &mut Shared) -> FromGuest {
+        self.barred = true;
+        shared.lists.push(List::Changed, slot);
+        if !self.is_taken() || self.finish_draining(slot, shared) {
+            return FromGuest::Pass;
+        }
+        shared.count(Event::GuestUnusual);
+        FromGuest::Taken
+    }
+
     fn handle_guest_reset(&mut self, slot: u32, shared: &mut Shared) -> FromGuest {
         match self.phase {
             Phase::Resetting => FromGuest::Taken,

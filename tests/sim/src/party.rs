@@ -190,12 +190,11 @@ impl Session {
     }
 
     /// When the application wants to run again by itself.
-    fn deadline(&self) -> Option<Time> {
+    fn deadline(&self, now: Time) -> Option<Time> {
         if !self.opened {
             return Some(self.begins);
         }
-        let writes = (self.written < self.writes.bytes && self.next_write > Time::ZERO)
-            .then_some(self.next_write);
+        let writes = (self.written < self.writes.bytes && self.next_write > now).then_some(self.next_write);
         [writes, self.resumes].into_iter().flatten().min()
     }
 
@@ -259,7 +258,7 @@ impl Party {
     /// When it wants to run again, on its own clock.
     pub(crate) fn deadline(&mut self) -> Option<Time> {
         let stack = self.station.deadline(self.last);
-        let application = self.sessions.iter().filter_map(Session::deadline).min();
+        let application = self.sessions.iter().filter_map(|session| session.deadline(self.last)).min();
         // What is due at once waits a little: nothing happens twice at one moment.
         let soonest = self.last + Duration::from_micros(20);
         [stack, application].into_iter().flatten().min().map(|at| at.max(soonest))
