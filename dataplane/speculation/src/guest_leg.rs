@@ -319,8 +319,9 @@ impl Connection {
         // A flow may take what is left of the room, and leave as much: then there is some for others.
         let most = base + shared.initial_window.max(shared.room().min(1 << 30));
         let edge = wanted.earlier(most);
-        // RFC 9293 §3.8.6.2.2: no small steps.
-        let step = u32::from(self.mss).min(budget / 2);
+        // RFC 9293 §3.8.6.2.2: no small steps; but never one larger than an idle flow's window, which
+        // would stay shut.
+        let step = u32::from(self.mss).min(budget / 2).min(ahead);
         if edge.bytes_since(shown) < step {
             if wanted.bytes_since(shown) >= step {
                 shared.lists.push(List::Starved, slot);
