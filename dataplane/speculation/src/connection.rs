@@ -37,6 +37,10 @@ const DEFAULT_MSS: [u16; 2] = [536, 1220];
 /// Smallest segment that is made, whatever a peer says (RB-1).
 const LEAST_MSS: u16 = 64;
 
+/// How far beyond its window a guest that is passed through may be heard: a probe, a FIN, and what our
+/// view of a window that opens may miss.
+const BEYOND_WINDOW: u32 = 1 << 16;
+
 /// What was agreed on in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Negotiated {
@@ -432,7 +436,14 @@ impl Connection {
             }
         }
         self.guest.pattern = Pattern::of(segment);
-        self.guest.next = self.guest.next.later(segment.seq + segment.space());
+        let next = match self.is_taken() {
+            true => self.queue.end() + u32::from(self.fin),
+            false => segment.seq + segment.space(),
+        };
+        // A guest does not send far beyond its window; a number that says so is not believed (RB-1).
+        if !next.after(self.guest.edge + BEYOND_WINDOW) {
+            self.guest.next = self.guest.next.later(next);
+        }
     }
 
     /// Asks for an ACK to the guest.

@@ -24,8 +24,9 @@ pub(crate) const VERSION: u16 = 1;
 /// Bytes before each piece of a stream.
 pub(crate) const PIECE_HEADER: usize = 16;
 
-/// Most bytes that a flow holds, whatever a peer says: less than half of the sequence numbers.
-const MOST_HELD: u32 = 1 << 30;
+/// Most that two numbers of a flow are apart, whatever a peer says: beyond the largest window (RFC 7323
+/// §2.3), and less than half of the sequence numbers.
+const MOST_HELD: u32 = 0x6000_0000;
 
 /// What the backup knows of a connection.
 #[derive(Clone, Debug, PartialEq, Eq)]

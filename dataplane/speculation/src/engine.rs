@@ -182,7 +182,7 @@ impl Engine {
         let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Guest) else { return };
         let Some(slot) = self.table.find(&segment.key) else { return };
         if let Some((_, connection)) = self.table.connection_mut(slot) {
-            connection.release(&segment, frame);
+            connection.release(&segment, frame, &self.shared);
         }
     }
 
@@ -310,7 +310,7 @@ impl Engine {
             let rules = &self.shared.rules;
             if let Some((key, connection)) = self.table.connection_mut(slot) {
                 let permit = rules.permit(key.guest_port, key.client_address(), key.client_port);
-                connection.permitted &= permit;
+                connection.permitted = permit;
             }
         }
         self.review();

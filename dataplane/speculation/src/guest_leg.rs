@@ -79,7 +79,8 @@ impl Connection {
 
     /// A pure ACK goes its way, so that duplicates and SACK blocks reach the client as they were sent.
     fn handle_guest_ack(&mut self, slot: u32, segment: &Segment, shared: &mut Shared) -> FromGuest {
-        let behind = segment.seq + 1 == self.guest.next;
+        // RFC 9293 §3.8.4 has it one before SND.NXT; Linux has it one before SND.UNA.
+        let behind = segment.seq + 1 == self.guest.next || segment.seq + 1 == self.guest.acked;
         if behind && self.window_is_closed() {
             // RFC 9293 §3.8.6.1: a probe of a window that is ours, answered by us.
             return self.owe_ack(slot, shared);
@@ -268,6 +269,9 @@ impl Connection {
                 return None;
             }
         }
+        if differs {
+            shared.store.truncate(&mut self.queue, end);
+        }
         Some(Taken { new: taken, differs })
     }
 
@@ -304,9 +308,9 @@ impl Connection {
         self.guest.acked.later(self.client.real).later(forged)
     }
 
-    /// The furthest window edge that the guest may be shown now: from the room in the store, so that
-    /// all windows shown can be filled. Flows that had to be refused wait in [`List::Starved`].
-    pub(crate) fn target_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
+    /// The furthest window edge that the guest may be shown now, from the room in the store, so that
+    /// all windows shown can be filled; never left of the one shown.
+    fn permitted_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
         let shown = self.guest.edge;
         let open = matches!(self.phase, Phase::Joining | Phase::Active);
         if !open || self.fin || !self.speculates(shared) {
@@ -314,32 +318,57 @@ impl Connection {
         }
         let base = self.queue.base();
         let budget = self.budget.min(shared.flow_bytes);
-        let ahead = (budget / 4).max(shared.initial_window);
+        let ahead = (budget / 2).max(shared.initial_window);
         let wanted = self.queue.end() + budget.saturating_sub(self.queue.len()).min(ahead);
         // A flow may take what is left of the room, and leave as much: then there is some for others.
         let most = base + shared.initial_window.max(shared.room().min(1 << 30));
-        let edge = wanted.earlier(most);
-        // RFC 9293 §3.8.6.2.2: no small steps; but never one larger than an idle flow's window, which
-        // would stay shut.
-        let step = u32::from(self.mss).min(budget / 2).min(ahead);
-        if edge.bytes_since(shown) < step {
-            if wanted.bytes_since(shown) >= step {
-                shared.lists.push(List::Starved, slot);
-            }
-            return shown;
-        }
+        let edge = wanted.earlier(most).later(shown);
         let missing = blocks(base, edge).saturating_sub(self.queue.reserved());
-        if missing * BLOCK > shared.room() {
+        let fits = missing * BLOCK <= shared.room();
+        if wanted.after(edge) || !fits {
+            // Whoever waits for room is looked at again when there is some.
             shared.lists.push(List::Starved, slot);
-            return shown;
         }
-        edge
+        if fits { edge } else { shown }
     }
 
-    /// The window to be shown to the guest with `ack`; it counts as shown.
-    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> Scaled {
-        let target = self.target_edge(slot, shared);
-        let (window, edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, target);
+    /// The edge to be shown, of the one permitted: no small steps (RFC 9293 §3.8.6.2.2).
+    fn worthwhile_edge(&self, permitted: SeqNum) -> SeqNum {
+        let step = u32::from(self.mss).min(self.budget / 2);
+        match permitted.bytes_since(self.guest.edge) >= step {
+            true => permitted,
+            false => self.guest.edge,
+        }
+    }
+
+    /// Whether an edge that was rounded up may be shown: there is room for it.
+    fn may_creep(&self, edge: SeqNum, permitted: SeqNum, shared: &Shared) -> bool {
+        let limit = self.queue.base() + shared.flow_bytes;
+        let missing = blocks(self.queue.base(), edge).saturating_sub(self.queue.reserved());
+        !edge.after(permitted) || (!edge.after(limit) && missing * BLOCK <= shared.room() / 2)
+    }
+
+    /// The ACK, `ack` or somewhat less, the window to be shown to the guest with it, and its edge.
+    ///
+    /// Where the scale would round an edge up beyond what a flow may hold, as much less is acknowledged:
+    /// the edge stays, and a guest that sends single bytes cannot push it on.
+    fn view(&self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled, SeqNum) {
+        let permitted = self.permitted_edge(slot, shared);
+        let target = self.worthwhile_edge(permitted);
+        let shown = self.guest.edge;
+        let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
+        let less = ack - edge.bytes_since(shown);
+        let owed = self.guest.acked.later(self.client.real);
+        match self.may_creep(edge, permitted, shared) || less.before(owed) {
+            true => (ack, window, edge),
+            false => (less, window, shown),
+        }
+    }
+
+    /// The ACK and the window to be shown to the guest, as [`Connection::view`] has them; they count as
+    /// shown.
+    pub(crate) fn show_window(&mut self, slot: u32, ack: SeqNum, shared: &mut Shared) -> (SeqNum, Scaled) {
+        let (ack, window, edge) = self.view(slot, ack, shared);
         // SP-4: neither the ACK nor the edge moves back, and no ACK is beyond what the guest sent.
         assert!(
             !edge.before(self.guest.edge) && !ack.before(self.guest.acked),
@@ -351,15 +380,25 @@ impl Connection {
             shared.reserve(&mut self.queue, edge);
         }
         self.guest.acked = ack;
-        window
+        (ack, window)
+    }
+
+    /// Whether there is something to tell the guest that it does not know: an ACK, or a window that has
+    /// grown by enough (RFC 9293 §3.8.6.2.2).
+    fn has_news(&self, slot: u32, shared: &mut Shared) -> bool {
+        let (ack, _, edge) = self.view(slot, self.ackable(shared), shared);
+        ack.after(self.guest.acked) || self.is_worth_an_update(edge)
+    }
+
+    fn is_worth_an_update(&self, edge: SeqNum) -> bool {
+        let left = self.guest.edge.bytes_since(self.guest.next);
+        edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(u32::from(self.mss))
     }
 
     /// Whether the guest should be told of a window that has grown (RFC 9293 §3.8.6.2.2).
     pub(crate) fn window_update_is_due(&self, slot: u32, shared: &mut Shared) -> bool {
-        let target = self.target_edge(slot, shared);
-        let (_, edge) = self.negotiated.client_scale.offer(self.guest.acked, self.guest.edge, target);
-        let left = self.guest.edge.bytes_since(self.guest.next);
-        edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(u32::from(self.mss))
+        let (_, _, edge) = self.view(slot, self.guest.acked, shared);
+        self.is_worth_an_update(edge)
     }
 
     /// Says to the guest what there is to say; none when the sink has no room, else how many frames.
@@ -375,10 +414,9 @@ impl Connection {
         if self.due == Due::Reset {
             return self.reset_guest(key, shared, sink).then_some(1);
         }
-        let news = self.ackable(shared).after(self.guest.acked) || self.window_update_is_due(slot, shared);
         let wanted = match self.due {
             Due::Acks(count) => usize::from(count),
-            Due::Nothing | Due::Reset => usize::from(news),
+            Due::Nothing | Due::Reset => usize::from(self.has_news(slot, shared)),
         };
         for said in 0..wanted {
             let ack = self.ackable(shared);
@@ -404,7 +442,7 @@ impl Connection {
         let held = self.streamed.earlier(self.queue.end());
         assert!(!ack.after(held.later(self.client.real)), "what is not held is not acknowledged");
         let before = (self.guest.acked, self.guest.edge, self.queue.reserved());
-        let window = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_window(slot, ack, shared);
         let fields = Fields {
             // The client's SND.NXT as the guest has seen it, but within the guest's window: beyond it
             // an ACK is not acceptable (RFC 9293 §3.10.7.4).

@@ -45,7 +45,8 @@ impl Shared {
     pub(crate) fn new(config: &EngineConfig) -> Self {
         let flows = config.max_flows.max(1);
         let share = u32::try_from(config.held_bytes / flows).unwrap_or(u32::MAX);
-        let initial_window = share.clamp(LEAST_WINDOW, INITIAL_WINDOW);
+        // A window that begins within a block takes one more.
+        let initial_window = share.saturating_sub(BLOCK).clamp(LEAST_WINDOW, INITIAL_WINDOW);
         let flow_bytes = u32::try_from(config.flow_bytes).unwrap_or(u32::MAX).min(1 << 30);
         Self {
             store: Store::new(config.held_bytes),

@@ -254,13 +254,13 @@ impl Store {
         len: u32,
         mut show: impl FnMut(&[u8]),
     ) {
+        if len == 0 {
+            return;
+        }
         assert!(
             !seq.before(queue.base) && !(seq + len).after(queue.end) && len <= queue.len(),
             "what is not held is not read"
         );
-        if len == 0 {
-            return;
-        }
         let mut cursor = self.seek(queue, reader, seq);
         let (mut at, mut left) = (seq, len);
         loop {

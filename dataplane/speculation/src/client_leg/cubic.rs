@@ -22,9 +22,9 @@ pub(super) struct Cubic {
     /// The curve of this congestion avoidance, once it began.
     curve: Option<Curve>,
     /// W_max in bytes; 0 when no congestion is known (RFC 9438 §4.1.2).
-    before: f64,
+    before: u32,
     /// cwnd_prior in bytes.
-    prior: f64,
+    prior: u32,
     /// When the last ACK came.
     last: Time,
 }
@@ -53,17 +53,15 @@ impl Curve {
 
 impl Cubic {
     pub(super) const fn new(window: u32) -> Self {
-        Self { window, threshold: u32::MAX, curve: None, before: 0.0, prior: 0.0, last: Time::ZERO }
+        Self { window, threshold: u32::MAX, curve: None, before: 0, prior: 0, last: Time::ZERO }
     }
 
     /// The start of a congestion avoidance (RFC 9438 §4.2, Figure 2; §4.8 after a timeout or slow start).
     fn begin(&self, now: Time, mss: f64) -> Curve {
         let window = f64::from(self.window);
-        let (top, k) = if window < self.before {
-            (self.before, ((self.before - window) / mss / C).cbrt())
-        } else {
-            (window, 0.0)
-        };
+        let before = f64::from(self.before);
+        let (top, k) =
+            if window < before { (before, ((before - window) / mss / C).cbrt()) } else { (window, 0.0) };
         Curve { since: now, k, top, reno: window, fraction: 0.0 }
     }
 
@@ -74,7 +72,7 @@ impl Cubic {
         let window = f64::from(self.window) + curve.fraction;
         let segments = f64::from(bytes) / mss;
         // RFC 9438 §4.3, Figure 4; from cwnd_prior on as fast as Reno.
-        let alpha = if curve.reno >= self.prior { 1.0 } else { ALPHA };
+        let alpha = if curve.reno >= f64::from(self.prior) { 1.0 } else { ALPHA };
         curve.reno += alpha * segments * mss * (mss / window);
         let t = now.since(curve.since).as_secs_f64();
         let grown = if curve.at(t, mss) < curve.reno {
@@ -120,8 +118,9 @@ impl CongestionControl for Cubic {
         // The window, not the flight, as the window does not grow unused (RFC 9438 §4.6, §5.8).
         let window = f64::from(self.window);
         // Fast convergence (RFC 9438 §4.7).
-        self.before = if window < self.before { window * (1.0 + BETA) / 2.0 } else { window };
-        self.prior = window;
+        let kept = if self.window < self.before { (1.0 + BETA) / 2.0 } else { 1.0 };
+        self.before = (window * kept) as u32;
+        self.prior = self.window;
         self.threshold = ((window * BETA).round() as u32).max(2 * mss);
         self.curve = None;
         self.window = match signal {
@@ -220,7 +219,7 @@ mod tests {
         // RFC 9438 §4.7: W_max = 700 * 0.85
         let mut cubic = after_loss(1000);
         cubic.congested(MSS, Signal::Loss, 0);
-        assert_eq!(cubic.before, 595_000.0);
+        assert_eq!(cubic.before, 595_000);
         assert_eq!(cubic.window(), 490_000);
     }
 

@@ -49,6 +49,7 @@ impl Sender {
         self.reconnecting = false;
         self.una = ack.ack;
         self.nxt = self.nxt.later(self.una);
+        self.duplicates.confirmed(self.una);
         if let (Some(first), false) = (news.first, news.again) {
             self.rtt.sample(now, now.since(first));
             self.rack.measured();
@@ -61,6 +62,7 @@ impl Sender {
         }
         let restart = self.step_recovery(now, ack, confirmed, duplicate, dsack, log);
         self.answer_marks(ack);
+        self.reduced_until = self.reduced_until.filter(|&until| !self.una.after(until));
         self.grow(now, &news);
         self.set_timers(now, confirmed > 0 && restart);
         if confirmed > 0 {

@@ -139,6 +139,7 @@ impl Sender {
     /// The next segment that this sender has not sent, within all limits; `probing`, only the client's.
     fn send_new(&mut self, now: Time, log: &mut SentLog, probing: bool) -> Option<Transmit> {
         if !self.nxt.before(self.last()) {
+            self.timers.stop(Timer::Override);
             return None;
         }
         let data = self.end.bytes_since(self.nxt);
@@ -173,7 +174,6 @@ impl Sender {
             segment.cwr = std::mem::take(&mut self.cwr);
         }
         self.retransmissions = self.retransmissions.saturating_add(u32::from(kind == Kind::Retransmission));
-        self.override_at = None;
         self.advance(span);
         self.sent(now, span);
         self.usage.note(self.una, self.nxt, self.pipe(), false);
@@ -186,17 +186,17 @@ impl Sender {
     /// Sender's silly window avoidance (RFC 9293 §3.8.6.2.1), with its override timer.
     fn is_worth(&mut self, now: Time, usable: u32, data: u32, len: u32, probing: bool) -> bool {
         if self.window.is_worth(usable, data, len, self.mss) {
-            self.override_at = None;
+            self.timers.stop(Timer::Override);
+            self.overridden = false;
             return true;
         }
-        if probing {
-            return false;
+        if probing || self.overridden {
+            return std::mem::take(&mut self.overridden);
         }
-        let at = *self.override_at.get_or_insert(now + OVERRIDE);
-        if at > now {
-            self.timers.set(Timer::Hold, at);
+        if !self.timers.is_set(Timer::Override) {
+            self.timers.set(Timer::Override, now + OVERRIDE);
         }
-        at <= now
+        false
     }
 
     /// Whether the congestion window and the pace let a segment of `span` leave.

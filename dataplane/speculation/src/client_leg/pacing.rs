@@ -33,8 +33,11 @@ impl Pace {
     fn time_of(&self, bytes: u32, srtt: Duration) -> u64 {
         let gain = if self.slow_start { GAIN_SLOW_START } else { GAIN };
         let per_window = nanos(srtt).saturating_mul(100) / gain;
-        let time = u128::from(per_window) * u128::from(bytes) / u128::from(self.window.max(1));
-        u64::try_from(time).unwrap_or(u64::MAX)
+        let window = u64::from(self.window.max(1));
+        match per_window.checked_mul(bytes.into()) {
+            Some(product) => product / window,
+            None => (per_window / window).saturating_mul(bytes.into()),
+        }
     }
 
     fn quantum(&self, srtt: Duration) -> u64 {

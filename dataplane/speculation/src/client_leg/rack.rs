@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::rto::RoundTrip;
+use super::rto::{RoundTrip, nanos};
 use super::scoreboard::{Delivered, Scoreboard};
 use super::sent_log::SentLog;
 use crate::{SeqNum, Time};
@@ -14,25 +14,30 @@ const CALM_RECOVERIES: u8 = 16;
 /// TLP.max_ack_delay: how long a client may delay the ACK of a lone segment (RFC 8985 §7.2). Common
 /// systems delay it 40 to 50 ms; a probe too early costs one segment.
 const MAX_ACK_DELAY: Duration = Duration::from_millis(50);
+/// The least probe timeout: below it the client's scheduler and not the path decides when an ACK comes, and
+/// a probe of each burst would be needless (RFC 8985 §7.2 leaves it open).
+const MIN_PROBE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// The state of RACK for one flow (RFC 8985 §5.3).
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rack {
-    /// RACK.xmit_ts, RACK.end_seq and RACK.rtt: of the segment sent last of those delivered.
+    /// RACK.xmit_ts, RACK.end_seq and RACK.rtt in nanoseconds: of the segment sent last of those delivered.
     sent_at: Time,
     end: SeqNum,
-    rtt: Duration,
+    rtt: u64,
     /// RACK.fack.
     highest: SeqNum,
-    /// RACK.dsack_round.
-    dsack_round: Option<SeqNum>,
+    /// RACK.dsack_round, while there is one.
+    dsack_round: SeqNum,
+    in_dsack_round: bool,
     /// RACK.reo_wnd_mult.
     multiplier: u8,
     /// RACK.reo_wnd_persist.
     persist: u8,
     reordering_seen: bool,
-    /// TLP.end_seq: the probe that is on its way.
-    probe_end: Option<SeqNum>,
+    /// TLP.end_seq, while a probe is on its way.
+    probe_end: SeqNum,
+    probing: bool,
     /// TLP.is_retrans.
     probe_again: bool,
     /// An RTT was measured since the last probe (RFC 8985 §7.3).
@@ -55,13 +60,15 @@ impl Rack {
         Self {
             sent_at: Time::ZERO,
             end: start,
-            rtt: Duration::ZERO,
+            rtt: 0,
             highest: start,
-            dsack_round: None,
+            dsack_round: start,
+            in_dsack_round: false,
             multiplier: 1,
             persist: CALM_RECOVERIES,
             reordering_seen: false,
-            probe_end: None,
+            probe_end: start,
+            probing: false,
             probe_again: false,
             measured: true,
         }
@@ -73,13 +80,17 @@ impl Rack {
         // The ACK may be of the first transmission when it comes that soon.
         let doubtful = segment.again && rtt < min_rtt;
         if !doubtful && sent_after(segment.sent_at, segment.end, self.sent_at, self.end) {
-            (self.sent_at, self.end, self.rtt) = (segment.sent_at, segment.end, rtt);
+            (self.sent_at, self.end, self.rtt) = (segment.sent_at, segment.end, nanos(rtt));
         }
         if segment.end.after(self.highest) {
             self.highest = segment.end;
         } else if segment.end.before(self.highest) && !segment.again {
             self.reordering_seen = true;
         }
+    }
+
+    fn rtt(&self) -> Duration {
+        Duration::from_nanos(self.rtt)
     }
 
     /// An RTT was measured.
@@ -89,11 +100,11 @@ impl Rack {
 
     /// Step 4 of RFC 8985 §6.2: a DSACK says that a retransmission was needless.
     pub(super) fn dsack(&mut self, una: SeqNum, nxt: SeqNum, seen: bool) {
-        if self.dsack_round.is_some_and(|round| !una.before(round)) {
-            self.dsack_round = None;
+        if !una.before(self.dsack_round) {
+            self.in_dsack_round = false;
         }
-        if seen && self.dsack_round.is_none() {
-            self.dsack_round = Some(nxt);
+        if seen && !self.in_dsack_round {
+            (self.dsack_round, self.in_dsack_round) = (nxt, true);
             self.multiplier = self.multiplier.saturating_add(1);
             self.persist = CALM_RECOVERIES;
         }
@@ -134,9 +145,10 @@ impl Rack {
             if !sent_after(self.sent_at, self.end, record.sent_at, record.end()) {
                 break;
             }
-            if record.sent_at + self.rtt + window > now {
+            if record.sent_at + self.rtt() + window > now {
                 // Those behind it were sent later, at the latest with the one delivered.
-                losses.recheck = Some((self.sent_at + self.rtt + window).max(now + Duration::from_nanos(1)));
+                losses.recheck =
+                    Some((self.sent_at + self.rtt() + window).max(now + Duration::from_nanos(1)));
                 break;
             }
             board.lose(log, index);
@@ -159,13 +171,18 @@ impl Rack {
     ) {
         let window = self.reordering_window(rtt, true, board.sacked(), mss);
         let head = board.head().map(|index| log.get(index).seq);
-        board.lose_where(log, |record| Some(record.seq) == head || record.sent_at + self.rtt + window <= now);
+        board.lose_where(log, |record| {
+            Some(record.seq) == head || record.sent_at + self.rtt() + window <= now
+        });
     }
 
     /// TLP_calc_PTO (RFC 8985 §7.2); `rto_at` is when the RTO is due.
     pub(super) fn probe_timeout(&self, now: Time, rtt: &RoundTrip, lone: bool, rto_at: Time) -> Time {
         let timeout = match rtt.smoothed() {
-            Some(srtt) => 2 * srtt + if lone { MAX_ACK_DELAY } else { Duration::ZERO },
+            Some(srtt) => {
+                let delay = if lone { MAX_ACK_DELAY } else { Duration::ZERO };
+                (2 * srtt + delay).max(MIN_PROBE_TIMEOUT)
+            }
             None => Duration::from_secs(1),
         };
         (now + timeout).min(rto_at)
@@ -173,12 +190,12 @@ impl Rack {
 
     /// Whether a probe may be sent: none is on its way, and an RTT was measured since (RFC 8985 §7.3).
     pub(super) fn may_probe(&self) -> bool {
-        self.probe_end.is_none() && self.measured
+        !self.probing && self.measured
     }
 
     /// A probe leaves (RFC 8985 §7.3).
     pub(super) fn probed(&mut self, nxt: SeqNum, again: bool) {
-        self.probe_end = Some(nxt);
+        (self.probe_end, self.probing) = (nxt, true);
         self.probe_again = again;
         self.measured = false;
     }
@@ -186,24 +203,18 @@ impl Rack {
     /// TLP_process_ack (RFC 8985 §7.4): whether the probe repaired a loss, to which congestion control
     /// has to respond.
     pub(super) fn probe_repaired(&mut self, ack: SeqNum, dsack: bool, bare_duplicate: bool) -> bool {
-        let Some(end) = self.probe_end else { return false };
-        if ack.before(end) {
+        if !self.probing || ack.before(self.probe_end) {
             return false;
         }
-        if !self.probe_again || dsack {
-            self.probe_end = None;
-        } else if ack.after(end) {
-            self.probe_end = None;
-            return true;
-        } else if bare_duplicate {
-            self.probe_end = None;
-        }
-        false
+        let repaired = self.probe_again && !dsack && ack.after(self.probe_end);
+        let over = !self.probe_again || dsack || bare_duplicate;
+        self.probing = !(repaired || over);
+        repaired
     }
 
     /// A timeout ends the probe's episode.
     pub(super) fn forget_probe(&mut self) {
-        self.probe_end = None;
+        self.probing = false;
     }
 }
 

@@ -45,15 +45,16 @@ pub(super) struct Duplicates {
     count: u8,
     /// Bytes that they say have left the network: a segment each, less what partial ACKs have taken back.
     credit: u32,
-    /// Nothing at or below this starts a fast retransmit (RFC 6582 §3.2 step 1: "recover").
-    recover: Option<SeqNum>,
+    /// While `guarded`, nothing at or below this starts a fast retransmit (RFC 6582 §3.2 step 1).
+    recover: SeqNum,
+    guarded: bool,
     /// A partial ACK has come in this recovery (RFC 6582 §3.2 step 3).
     partial: bool,
 }
 
 impl Duplicates {
-    pub(super) const fn new() -> Self {
-        Self { count: 0, credit: 0, recover: None, partial: false }
+    pub(super) const fn new(start: SeqNum) -> Self {
+        Self { count: 0, credit: 0, recover: start, guarded: false, partial: false }
     }
 
     /// Bytes to be taken off those in flight: what limited transmit (RFC 3042) and the inflated window
@@ -76,10 +77,7 @@ impl Duplicates {
                 }
             }
         }
-        if self.count == DUP_THRESH
-            && phase.is_open()
-            && self.recover.is_none_or(|recover| una.after(recover))
-        {
+        if self.count == DUP_THRESH && phase.is_open() && (!self.guarded || una.after(self.recover)) {
             self.credit = u32::from(DUP_THRESH) * mss;
             return true;
         }
@@ -88,7 +86,7 @@ impl Duplicates {
 
     /// A recovery begins.
     pub(super) fn begin(&mut self, nxt: SeqNum) {
-        self.recover = Some(nxt);
+        (self.recover, self.guarded) = (nxt, true);
         self.partial = false;
     }
 
@@ -100,6 +98,12 @@ impl Duplicates {
         !std::mem::replace(&mut self.partial, true)
     }
 
+    /// All before `una` is confirmed: what is beyond the guard is not to be held by it when the numbers
+    /// have wrapped.
+    pub(super) fn confirmed(&mut self, una: SeqNum) {
+        self.guarded &= !una.after(self.recover);
+    }
+
     /// New data was confirmed outside of a recovery, or a recovery ended.
     pub(super) fn reset(&mut self) {
         self.count = 0;
@@ -109,7 +113,7 @@ impl Duplicates {
     /// A timeout (RFC 6582 §3.2 step 4).
     pub(super) fn timeout(&mut self, nxt: SeqNum) {
         self.reset();
-        self.recover = Some(nxt);
+        (self.recover, self.guarded) = (nxt, true);
     }
 }
 
@@ -122,7 +126,7 @@ mod tests {
     #[test]
     fn the_third_duplicate_starts_a_fast_retransmit() {
         // RFC 5681 §3.2, RFC 3042
-        let mut duplicates = Duplicates::new();
+        let mut duplicates = Duplicates::new(UNA);
         assert!(!duplicates.duplicate(UNA, &Phase::Open, 1000));
         assert_eq!(duplicates.credit(), 1000);
         assert!(!duplicates.duplicate(UNA, &Phase::Open, 1000));
@@ -133,18 +137,19 @@ mod tests {
     #[test]
     fn duplicates_of_an_old_window_start_none() {
         // RFC 6582 §3.2 step 1
-        let mut duplicates = Duplicates::new();
+        let mut duplicates = Duplicates::new(UNA);
         duplicates.timeout(UNA);
         assert!((0..9).all(|_| !duplicates.duplicate(UNA, &Phase::Open, 1000)));
         assert_eq!(duplicates.credit(), 2000);
         duplicates.reset();
+        duplicates.confirmed(UNA + 1);
         assert_eq!((0..9).filter(|_| duplicates.duplicate(UNA + 1, &Phase::Open, 1000)).count(), 1);
     }
 
     #[test]
     fn a_partial_ack_deflates_the_window_and_the_first_is_told() {
         // RFC 6582 §3.2 step 3
-        let mut duplicates = Duplicates::new();
+        let mut duplicates = Duplicates::new(UNA);
         let phase = Phase::Fast { recover: UNA, reduced_at: Time::ZERO };
         for _ in 0..5 {
             duplicates.duplicate(UNA, &phase, 1000);

@@ -43,6 +43,8 @@ pub struct Sender {
     pub(super) reconnecting: bool,
     /// One retransmission leaves whatever window and pace say (RFC 5681 §3.2 step 3, RFC 6298 §5.4).
     pub(super) urgent: bool,
+    /// A segment that is too small for its window is to be sent after all (RFC 9293 §3.8.6.2.1).
+    pub(super) overridden: bool,
     /// A tail loss probe is to be sent.
     pub(super) tail_probe: bool,
     /// The MSS became smaller: segments in flight are too large.
@@ -64,8 +66,6 @@ pub struct Sender {
     pub(super) pacer: Pacer,
     pub(super) persist: Persist,
     pub(super) timers: Timers,
-    /// When a segment too small for its window is sent after all (RFC 9293 §3.8.6.2.1).
-    pub(super) override_at: Option<Time>,
     pub(super) last_sent: Time,
     pub(super) retransmissions: u32,
     pub(super) probes: u32,
@@ -88,13 +88,14 @@ impl Sender {
             closed: false,
             reconnecting: false,
             urgent: false,
+            overridden: false,
             tail_probe: false,
             resegment: false,
             cwr: false,
             silent: false,
             reduced_until: None,
             phase: Phase::Open,
-            duplicates: Duplicates::new(),
+            duplicates: Duplicates::new(start),
             window: ClientWindow::new(client_window),
             board: Scoreboard::new(),
             rack: Rack::new(start),
@@ -104,7 +105,6 @@ impl Sender {
             pacer: Pacer::new(),
             persist: Persist::new(),
             timers: Timers::new(),
-            override_at: None,
             last_sent: now,
             retransmissions: 0,
             probes: 0,
@@ -154,6 +154,14 @@ impl Sender {
         let mss = u32::from(mss.max(MIN_MSS));
         self.resegment |= mss < self.mss;
         self.mss = mss;
+    }
+
+    /// An RTT that was measured before this sender began, as by the handshake (RFC 6298 §2.2). Counts only
+    /// before the first of its own.
+    pub fn set_rtt(&mut self, now: Time, rtt: Duration) {
+        if self.rtt.smoothed().is_none() && !rtt.is_zero() {
+            self.rtt.sample(now, rtt);
+        }
     }
 
     /// Gives all records back, before the sender is dropped. It sends nothing any more.
@@ -208,6 +216,10 @@ impl Sender {
             return TimeoutOutcome::Silent;
         }
         let mut due = self.timers.take_due(Timer::Hold, now);
+        if self.timers.take_due(Timer::Override, now) {
+            self.overridden = true;
+            due = true;
+        }
         if self.timers.take_due(Timer::Persist, now) {
             let wait = self.persist.expired(self.rtt.base_timeout());
             self.timers.set(Timer::Persist, now + wait);
@@ -297,7 +309,7 @@ impl Sender {
         match &mut self.phase {
             Phase::Open => self.recover(now),
             // RFC 5681 §4.3: the loss of a retransmission is a second sign.
-            Phase::Fast { reduced_at, .. } if losses.again > Some(*reduced_at) => {
+            Phase::Fast { reduced_at, .. } if losses.again >= Some(*reduced_at) => {
                 *reduced_at = now;
                 self.reduce(Signal::Loss);
             }
@@ -346,7 +358,7 @@ impl Sender {
         if closed && !self.persist.is_active() {
             self.timers.stop_all();
             self.tail_probe = false;
-            self.override_at = None;
+            self.overridden = false;
             let wait = self.persist.begin(self.rtt.base_timeout());
             self.timers.set(Timer::Persist, now + wait);
         } else if !closed && self.persist.is_active() {

@@ -13,13 +13,15 @@ pub(super) enum Timer {
     Reorder,
     /// Zero-window probe (RFC 9293 §3.8.6.1).
     Persist,
-    /// Sending is held by pacing, by silly window avoidance or by a full log until then.
+    /// Sending is held by pacing or by a full log until then.
     Hold,
+    /// Silly window avoidance holds a segment until then (RFC 9293 §3.8.6.2.1).
+    Override,
     /// The client is given up (R2, RFC 9293 §3.8.3).
     GiveUp,
 }
 
-const COUNT: usize = 6;
+const COUNT: usize = 7;
 const OFF: Time = Time::from_ns(u64::MAX);
 
 /// All of them.

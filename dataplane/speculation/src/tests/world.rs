@@ -439,7 +439,8 @@ pub(super) const RICH_OPTIONS: [u8; 20] =
 
 /// Bytes that tell their place.
 pub(super) fn pattern(from: u32, len: usize) -> Vec<u8> {
-    (from..).take(len).map(|n| ((n * 7) ^ (n >> 8)) as u8).collect()
+    let places = (0..len as u32).map(|n| from.wrapping_add(n));
+    places.map(|n| (n.wrapping_mul(7) ^ (n >> 8)) as u8).collect()
 }
 
 pub(super) fn at(offset: u32) -> u32 {

@@ -207,6 +207,9 @@ impl World {
                 return Ok(self.summary());
             }
             let Some((at, who)) = self.next() else {
+                if !self.scenario.must_end() {
+                    return Ok(self.summary());
+                }
                 return self.stuck("nothing will ever happen any more");
             };
             if at > limit {

@@ -80,7 +80,7 @@ impl Bench {
     }
 
     /// To the next deadline, and past it.
-    pub(super) fn to_deadline(&mut self) -> TimeoutOutcome {
+    pub(super) fn pass_deadline(&mut self) -> TimeoutOutcome {
         self.now = self.sender.next_deadline().expect("a deadline").max(self.now);
         self.timeout()
     }
