@@ -205,7 +205,7 @@ impl Connection {
         let (first, client_first) = (guest.iss + 1, client.iss + 1);
         let voice = Voice {
             ack: client_first,
-            // RFC 7323 §2.2: the window of a SYN is not scaled, but every one that we send is.
+            // RFC 7323 §2.2: the window of a SYN is not scaled; those that follow are.
             window: Scaled(guest.window.0 >> negotiated.guest_scale.shift()),
             tsval: guest.tsval.unwrap_or(0),
             tsecr: client.tsval.unwrap_or(0),
@@ -467,6 +467,9 @@ impl Connection {
             && !self.guest.edge.after(self.client.edge)
             && self.due != Due::Reset
             && self.phase != Phase::Resetting
+            // A FIN that was taken and not confirmed, and what the guest said along with data, are
+            // the client leg's to say.
+            && !(self.is_taken() && (self.fin || self.ack_is_due()))
     }
 
     /// Its state in the words of reports.

@@ -32,7 +32,7 @@ use crate::table::{Flow, Table};
 use crate::time::Time;
 use crate::timers::Timers;
 use crate::window::Scaled;
-use holdfast_packet::headers::flag;
+use holdfast_packet::headers::{Layout, flag};
 
 /// Segments of one flow before the next flow's turn.
 const SEGMENTS_A_TURN: usize = 8;
@@ -134,7 +134,8 @@ impl Engine {
         let segment = match Segment::parse(frame.head, frame.frame.len(), Side::Guest) {
             Parsed::Tcp(segment) => segment,
             Parsed::Malformed(key) => return self.refuse_malformed(&key),
-            Parsed::Other(_) | Parsed::Nothing => return FromGuest::Pass,
+            Parsed::Other(layout) => return self.handle_guest_fragment(&layout, frame.head),
+            Parsed::Nothing => return FromGuest::Pass,
         };
         // One without payload lies in the head as a whole. A broken one says nothing (RFC 9293 §3.1), and
         // is the client's to drop.
@@ -187,7 +188,7 @@ impl Engine {
         let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Guest) else { return };
         let Some(slot) = self.table.find(&segment.key) else { return };
         if let Some((_, connection)) = self.table.connection_mut(slot) {
-            connection.release(&segment, frame);
+            connection.release(&segment, frame, &self.shared);
         }
     }
 
@@ -388,6 +389,17 @@ impl Engine {
         }
         self.shared.count(Event::GuestMalformed);
         FromGuest::Taken
+    }
+
+    /// The first fragment of a segment: its flow is drained, and passed through for good. Without its
+    /// first fragment, the segment is not put together, and sent again.
+    fn handle_guest_fragment(&mut self, layout: &Layout, head: &[u8]) -> FromGuest {
+        let key = Segment::flow_of_fragment(layout, head, Side::Guest);
+        let Some(slot) = key.and_then(|key| self.table.find(&key)) else { return FromGuest::Pass };
+        match self.table.connection_mut(slot) {
+            Some((_, connection)) => connection.handle_guest_fragment(slot, &mut self.shared),
+            None => FromGuest::Pass,
+        }
     }
 
     /// A SYN of the guest begins a flow, answers one, or ends an old one with the same ends (RFC 9293

@@ -79,7 +79,8 @@ impl Connection {
 
     /// A pure ACK goes its way, so that duplicates and SACK blocks reach the client as they were sent.
     fn handle_guest_ack(&mut self, slot: u32, segment: &Segment, shared: &mut Shared) -> FromGuest {
-        let behind = segment.seq + 1 == self.guest.next;
+        // RFC 9293 §3.8.4 has it one before SND.NXT; Linux has it one before SND.UNA.
+        let behind = segment.seq + 1 == self.guest.next || segment.seq + 1 == self.guest.acked;
         if behind && self.window_is_closed() {
             // RFC 9293 §3.8.6.1: a probe of a window that is ours, answered by us.
             return self.owe_ack(slot, shared);
@@ -104,6 +105,17 @@ impl Connection {
         self.barred = true;
         if self.finish_draining(slot, shared) {
             return self.pass_guest(segment);
+        }
+        shared.count(Event::GuestUnusual);
+        FromGuest::Taken
+    }
+
+    /// The first fragment of a segment: what is in it cannot be held.
+    pub(crate) fn handle_guest_fragment(&mut self, slot: u32, shared: &mut Shared) -> FromGuest {
+        self.barred = true;
+        shared.lists.push(List::Changed, slot);
+        if !self.is_taken() || self.finish_draining(slot, shared) {
+            return FromGuest::Pass;
         }
         shared.count(Event::GuestUnusual);
         FromGuest::Taken
@@ -244,9 +256,12 @@ impl Connection {
             shared.count(Event::GuestNoRoom);
         }
         if frame.checksum_done {
-            let held = shared.store.sum(&mut self.queue, new, taken, odd);
-            odd ^= taken % 2 == 1;
-            sum = sum.word(held.fold());
+            // Nothing new may lie before all that is held, where there is nothing to sum.
+            if taken > 0 {
+                let held = shared.store.sum(&mut self.queue, new, taken, odd);
+                odd ^= taken % 2 == 1;
+                sum = sum.word(held.fold());
+            }
             read(frame.frame, at(new + taken), at(last), |piece| sum = add_at(sum, piece, &mut odd));
             let sum = sum.word(segment.header_sum(frame.head, Side::Guest).fold());
             if !sum.verifies() {

@@ -4,7 +4,7 @@ use crate::key::{FlowKey, Side};
 use crate::options::Options;
 use crate::seq::SeqNum;
 use holdfast_packet::checksum::Sum;
-use holdfast_packet::headers::{Layout, Link, Network, Transport, flag, protocol};
+use holdfast_packet::headers::{Layout, Link, Network, Tcp, Transport, flag, protocol};
 
 /// What a frame turned out to be.
 #[derive(Clone, Debug)]
@@ -78,6 +78,36 @@ impl Segment {
             options: Options::parse(options),
             ip_options,
         })
+    }
+
+    /// The flow of a TCP segment of which this is the first fragment; the others do not say.
+    pub(crate) fn flow_of_fragment(layout: &Layout, head: &[u8], sender: Side) -> Option<FlowKey> {
+        // RFC 791 §3.1: the offset is in the low bits; RFC 8200 §4.5: in the high ones.
+        let (transport, offset_at, mask, number, fragment) = match layout.network {
+            Network::V4(ip) => {
+                (ip.offset + ip.header_len, ip.offset + 6, 0x1fff, ip.protocol, ip.fragment)
+            }
+            Network::V6(ip) => {
+                let transport = ip.offset + ip.header_len;
+                (transport, transport - 6, 0xfff8, ip.protocol, ip.fragment)
+            }
+            Network::Arp { .. } | Network::Opaque => return None,
+        };
+        let word = |at: usize| Some(u16::from_be_bytes([*head.get(at)?, *head.get(at + 1)?]));
+        if !fragment || number != protocol::TCP || word(offset_at)? & mask != 0 {
+            return None;
+        }
+        let tcp = Tcp {
+            offset: transport,
+            header_len: 20,
+            source_port: word(transport)?,
+            destination_port: word(transport + 2)?,
+            sequence: 0,
+            acknowledgement: 0,
+            flags: 0,
+            window: 0,
+        };
+        FlowKey::of(&layout.link.tags, &layout.network, &tcp, sender)
     }
 
     /// Whether all of these control bits are set.

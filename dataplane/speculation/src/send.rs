@@ -88,7 +88,8 @@ impl Connection {
         voice: &Voice,
         shared: &mut Shared,
     ) -> Option<(Fields, SeqNum, u32)> {
-        let next = self.leg.as_ref().map_or(self.queue.end(), crate::client_leg::Sender::next);
+        // Without a leg nothing that is held was sent.
+        let next = self.leg.as_ref().map_or(self.queue.base(), crate::client_leg::Sender::next);
         let said = self.client.said;
         let mut fields = Fields {
             seq: next,

@@ -12,6 +12,7 @@ use crate::rewrite::Rewriter;
 use crate::segment::Segment;
 use crate::seq::SeqNum;
 use crate::shared::Shared;
+use crate::store::Reader;
 use crate::time::Time;
 use crate::window::Scaled;
 use holdfast_packet::headers::flag;
@@ -322,7 +323,7 @@ impl Connection {
     /// A segment of the guest that was passed leaves the escrow. Of a flow that is taken only pure ACKs
     /// are changed: their sequence number becomes the client leg's SND.NXT, as one ahead of the
     /// client's window would not be acceptable (RFC 9293 §3.10.7.4), and what they say never goes back.
-    pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8]) {
+    pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8], shared: &Shared) {
         let mut ack = segment.ack;
         let mut window = Scaled(segment.window);
         let mut tsval = segment.options.timestamps.map(|stamps| stamps.value);
@@ -338,6 +339,12 @@ impl Connection {
             let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
             if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
                 rewriter.seq(if behind { next - 1 } else { next });
+                if segment.len == 1 && !(next - 1).before(self.queue.base()) {
+                    // SP-3: a keepalive's byte may be anything, but the client may not have this one.
+                    let mut byte = [0];
+                    shared.store.copy_out(&mut self.queue, Reader::Stream, next - 1, &mut byte);
+                    rewriter.payload_byte(segment.payload_at, byte[0]);
+                }
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {

@@ -1,0 +1,483 @@
+//! The invariants, judged from outside: from frames, cuts and commits, never by asking the engine.
+//!
+//! Two views of each flow are kept. The *guest's* goes back with the guest: it is copied at each cut
+//! and taken from the copy after a failover. The *world's* never goes back: what was on the wire was.
+
+use crate::content::History;
+use crate::party::{EPHEMERAL, SERVICE, stream};
+use crate::scenario::Side;
+use crate::segment::{Segment, adds_up, flag};
+use holdfast_speculation::SeqNum;
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+
+/// What was violated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// Id of the invariant, or a word for what has none.
+    pub rule: &'static str,
+    /// What happened.
+    pub text: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.text)
+    }
+}
+
+pub(crate) type Verdict = Result<(), Violation>;
+
+/// A violation of `rule`.
+pub(crate) fn broken<T>(rule: &'static str, text: impl Into<String>) -> Result<T, Violation> {
+    Err(Violation { rule, text: text.into() })
+}
+
+/// Ports of a flow: the guest's, the client's.
+pub(crate) type Key = (u16, u16);
+
+/// Number of the connection of these ports.
+pub(crate) fn connection(key: Key) -> usize {
+    usize::from(if key.0 >= EPHEMERAL { key.1 - SERVICE } else { key.0 - SERVICE })
+}
+
+/// What the guest has done and seen of a flow.
+#[derive(Clone, Debug, Default)]
+struct Inside {
+    first: Option<SeqNum>,
+    /// Beyond the last byte, SYN or FIN that it sent.
+    sent: SeqNum,
+    /// All bytes before this were given to the engine intact.
+    given: SeqNum,
+    /// Bytes given beyond a gap.
+    islands: Vec<(SeqNum, SeqNum)>,
+    fin: Option<SeqNum>,
+    reset: bool,
+    /// What its SYN said; it counts when it was shown one as well.
+    scale: Option<u8>,
+    acknowledged: Option<SeqNum>,
+    edge: Option<SeqNum>,
+    stamp: Option<u32>,
+    /// What it has been shown.
+    shown: Shown,
+}
+
+/// What the guest was shown of its peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Shown {
+    ack: Option<SeqNum>,
+    edge: Option<SeqNum>,
+    next: Option<SeqNum>,
+    scale: Option<u8>,
+    /// It was shown something that the client did not send.
+    forged: bool,
+    /// It was shown a reset.
+    reset: bool,
+}
+
+/// What the world has seen of a flow.
+#[derive(Clone, Debug, Default)]
+struct Outside {
+    /// Highest ACK of the client that reached the dataplane.
+    acknowledged: Option<SeqNum>,
+    /// Highest ACK that the client sent at all.
+    spoken: Option<SeqNum>,
+    /// Furthest edge of the client's window.
+    edge: Option<SeqNum>,
+    /// Beyond the last byte of the client that reached the dataplane.
+    next: Option<SeqNum>,
+    /// Timestamps of the client that reached the dataplane.
+    stamps: HashSet<u32>,
+    /// Beyond the last byte that went to the client.
+    sent: Option<SeqNum>,
+    /// What the client's SYN said when it left, and when it arrived.
+    own_scale: Option<u8>,
+    scale: Option<u8>,
+    /// What the SYN that went to the client said.
+    sent_scale: Option<u8>,
+    reset: bool,
+}
+
+/// What was known at a cut.
+#[derive(Clone, Debug, Default)]
+struct Snapshot {
+    inside: BTreeMap<Key, Inside>,
+    /// Bytes acknowledged to the guest that the client had not confirmed, by flow (SP-2).
+    owed: BTreeMap<Key, u32>,
+}
+
+/// Watches everything.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    live: BTreeMap<Key, Inside>,
+    /// What was shown to the guest, at the moment that it was queued for it.
+    queued: BTreeMap<Key, Shown>,
+    outside: BTreeMap<Key, Outside>,
+    cuts: BTreeMap<u64, Snapshot>,
+    committed: BTreeMap<Key, Inside>,
+    /// Timestamps that the guest ever sent.
+    stamps: HashSet<(Key, u32)>,
+    /// Nothing is held back.
+    native: bool,
+    /// The guest sends nothing that only looks like a segment.
+    pub(crate) strict: bool,
+    /// Nor does the client.
+    pub(crate) strict_client: bool,
+}
+
+impl Judge {
+    /// Everything that was sent so far may leave, as does everything from now on.
+    pub(crate) fn go_native(&mut self) {
+        self.native = true;
+        self.cuts.clear();
+    }
+
+    /// What the guest sends from now on waits for its commit.
+    pub(crate) fn go_protected(&mut self) {
+        if std::mem::take(&mut self.native) {
+            self.committed = self.live.clone();
+        }
+    }
+
+    /// The guest handed a frame to the engine; whether it arrived as the guest sent it.
+    pub(crate) fn captured(&mut self, frame: &[u8], intact: bool) {
+        let Some(segment) = Segment::parse(frame) else { return };
+        let key = segment.ports;
+        let view = self.live.entry(key).or_default();
+        if let Some((value, _)) = segment.timestamp {
+            self.stamps.insert((key, value));
+        }
+        if !intact {
+            return;
+        }
+        if segment.has(flag::SYN) && view.first.is_none_or(|first| first != segment.seq) {
+            let shown = view.shown;
+            let (first, sent) = (Some(segment.seq), segment.end());
+            *view = Inside { first, sent, given: sent, shown, ..Inside::default() };
+        }
+        if segment.has(flag::RST) {
+            view.reset = true;
+            return;
+        }
+        if segment.has(flag::SYN) {
+            view.scale = segment.scale;
+        }
+        view.note(&segment);
+    }
+
+    /// A frame of the client, sent but not delivered yet.
+    pub(crate) fn client_sent(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame) else { return };
+        let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
+        if segment.has(flag::SYN) {
+            view.own_scale = segment.scale;
+        }
+        if let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST)) {
+            view.spoken = Some(view.spoken.map_or(ack, |spoken| spoken.later(ack)));
+            let edge = ack + scaled(&segment, view.own_scale.filter(|_| view.sent_scale.is_some()));
+            view.edge = Some(view.edge.map_or(edge, |known| known.later(edge)));
+        }
+    }
+
+    /// A frame of the client reaches the dataplane.
+    pub(crate) fn delivered(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame) else { return };
+        if !adds_up(frame) {
+            return;
+        }
+        let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
+        view.reset |= segment.has(flag::RST);
+        if segment.has(flag::SYN) {
+            view.scale = segment.scale;
+        }
+        if segment.has(flag::RST) {
+            return;
+        }
+        if let Some(ack) = segment.ack {
+            view.acknowledged = Some(view.acknowledged.map_or(ack, |known| known.later(ack)));
+        }
+        view.next = Some(view.next.map_or(segment.end(), |next| next.later(segment.end())));
+        if let Some((value, _)) = segment.timestamp {
+            view.stamps.insert(value);
+        }
+    }
+
+    /// A frame is queued for the guest: `original` is what came from the wire, if it came from there.
+    pub(crate) fn queued(&mut self, frame: &[u8], original: Option<&[u8]>) -> Verdict {
+        let Some(segment) = Segment::parse(frame) else {
+            return if original == Some(frame) { Ok(()) } else { broken("format", "no segment was made for the guest") };
+        };
+        let key = (segment.ports.1, segment.ports.0);
+        let untouched = original == Some(frame);
+        if !adds_up(frame) {
+            // What the wire has broken, the guest will not look at.
+            return if untouched { Ok(()) } else { broken("format", format!("wrong checksums towards the guest: {segment}")) };
+        }
+        let outside = self.outside.entry(key).or_default();
+        let inside = self.live.entry(key).or_default();
+        let shown = self.queued.entry(key).or_default();
+        if segment.has(flag::RST) {
+            shown.reset = true;
+            return Ok(());
+        }
+        check_ack(&segment, inside, outside, untouched)?;
+        check_stamps(&segment, key, outside, &self.stamps, untouched)?;
+        let scales = inside.scale.is_some();
+        // Nothing that comes after the guest's FIN is stopped by a window.
+        let done = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
+        shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
+        if original.is_none() && self.strict_client && shown.next.is_some_and(|next| segment.seq.after(next)) {
+            return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
+        }
+        shown.note(&segment, outside.acknowledged, untouched, scales);
+        Ok(())
+    }
+
+    /// The guest takes a frame from its queue.
+    pub(crate) fn shown(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame).filter(|_| adds_up(frame)) else { return };
+        let key = (segment.ports.1, segment.ports.0);
+        let acknowledged = self.outside.get(&key).and_then(|view| view.acknowledged);
+        let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
+        let view = self.live.entry(key).or_default();
+        let scales = view.scale.is_some();
+        view.shown.note(&segment, acknowledged, true, scales);
+        view.shown.forged |= forged;
+    }
+
+    /// A frame leaves for the client. `history` says what the guest wrote.
+    pub(crate) fn sent(&mut self, frame: &[u8], history: &History) -> Verdict {
+        let Some(segment) = Segment::parse(frame) else { return Ok(()) };
+        let key = segment.ports;
+        if !adds_up(frame) {
+            return broken("format", format!("wrong checksums towards the client: {segment}"));
+        }
+        let views = if self.native { &self.live } else { &self.committed };
+        let Some(view) = views.get(&key) else {
+            return broken("OC-1", format!("the guest's first frame is not committed: {segment}"));
+        };
+        let outside = self.outside.entry(key).or_default();
+        if segment.has(flag::SYN) {
+            outside.sent_scale = segment.scale;
+        }
+        view.permits(&segment, outside.sent_scale.filter(|_| outside.scale.is_some()))?;
+        if let (Some((_, echo)), true) = (segment.timestamp, segment.ack.is_some()) {
+            if self.strict_client && !outside.stamps.contains(&echo) {
+                return broken("SP-4", format!("an echo of a timestamp that never came: {segment}"));
+            }
+        }
+        let first = view.first.unwrap_or_default() + 1;
+        let probe = segment.len() == 1
+            && frame[segment.payload.start] == 0
+            && outside.spoken.is_some_and(|spoken| !segment.end().after(spoken));
+        if !segment.payload.is_empty() && !probe {
+            let offset = u64::from(segment.data().bytes_since(first));
+            let stream = stream(connection(key), Side::Guest);
+            if let Err(at) = history.check(stream, offset, &frame[segment.payload.clone()]) {
+                return broken("SP-3", format!("byte {at} of the stream is not the guest's: {segment}"));
+            }
+        }
+        if !segment.has(flag::RST) {
+            let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
+            if self.strict && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+                return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
+            }
+            outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
+        }
+        Ok(())
+    }
+
+    /// The guest stands still and epoch `epoch` is cut.
+    pub(crate) fn cut(&mut self, epoch: u64) {
+        let mut owed = BTreeMap::new();
+        for (key, shown) in &self.queued {
+            let (Some(ack), Some(inside)) = (shown.ack, self.live.get(key)) else { continue };
+            let outside = self.outside.get(key);
+            let ack = ack.earlier(inside.fin.unwrap_or(ack));
+            let confirmed = outside.and_then(|view| view.acknowledged).unwrap_or(ack);
+            if !inside.reset && !shown.reset && !outside.is_some_and(|view| view.reset) {
+                owed.insert(*key, ack.bytes_since(confirmed));
+            }
+        }
+        self.cuts.insert(epoch, Snapshot { inside: self.live.clone(), owed });
+    }
+
+    /// The backup confirms `epoch`; `held` says how many bytes it holds of a flow (SP-2).
+    pub(crate) fn kept(&mut self, epoch: u64, held: impl Fn(Key) -> u32) -> Verdict {
+        let mut later = self.cuts.split_off(&epoch);
+        let Some(snapshot) = later.remove(&epoch) else { return Ok(()) };
+        self.cuts = later;
+        self.committed = snapshot.inside;
+        for (key, owed) in snapshot.owed {
+            if held(key) < owed {
+                let text = format!(
+                    "epoch {epoch} is confirmed, but of flow {key:?} the backup holds {} of {owed} bytes that the guest \
+                     was told are safe",
+                    held(key)
+                );
+                return broken("SP-2", text);
+            }
+        }
+        Ok(())
+    }
+
+    /// The guest goes back to the last commit, on another host.
+    pub(crate) fn failed_over(&mut self) {
+        // Passed frames that waited are lost: a gap is between what the client was sent and what comes.
+        self.strict = false;
+        self.live = self.committed.clone();
+        self.queued = self.live.iter().map(|(key, view)| (*key, view.shown)).collect();
+        self.cuts.clear();
+    }
+}
+
+/// The window of a segment in bytes; that of a SYN is never scaled (RFC 7323 §2.2).
+fn scaled(segment: &Segment, scale: Option<u8>) -> u32 {
+    let scale = if segment.has(flag::SYN) { 0 } else { scale.unwrap_or(0).min(14) };
+    u32::from(segment.window) << scale
+}
+
+fn check_ack(segment: &Segment, inside: &Inside, outside: &Outside, untouched: bool) -> Verdict {
+    let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST)) else { return Ok(()) };
+    if untouched && !inside.sent.before(ack) {
+        return Ok(());
+    }
+    let real = outside.acknowledged.is_some_and(|real| !ack.after(real));
+    if inside.fin.is_some_and(|fin| ack.after(fin)) && !real {
+        return broken("SP-1", format!("a FIN that the client has not confirmed is acknowledged: {segment}"));
+    }
+    if !real && ack.after(inside.given) {
+        let text = format!("{ack} is acknowledged, but only bytes up to {} were given: {segment}", inside.given);
+        return broken("SP-1", text);
+    }
+    if inside.first.is_some() && ack.after(inside.sent) && !untouched {
+        return broken("SP-4", format!("{ack} is acknowledged, but the guest sent up to {}: {segment}", inside.sent));
+    }
+    Ok(())
+}
+
+fn check_stamps(
+    segment: &Segment,
+    key: Key,
+    outside: &Outside,
+    stamps: &HashSet<(Key, u32)>,
+    untouched: bool,
+) -> Verdict {
+    let Some((value, echo)) = segment.timestamp.filter(|_| !untouched) else { return Ok(()) };
+    if !outside.stamps.contains(&value) {
+        return broken("SP-4", format!("a timestamp that the client did not send: {segment}"));
+    }
+    if segment.ack.is_some() && !stamps.contains(&(key, echo)) {
+        return broken("SP-4", format!("an echo of a timestamp that the guest did not send: {segment}"));
+    }
+    Ok(())
+}
+
+impl Shown {
+    fn window(&self, segment: &Segment, scales: bool) -> u32 {
+        scaled(segment, self.scale.filter(|_| scales))
+    }
+
+    /// SP-4: once something was forged, neither the ACK nor the window's edge moves left.
+    fn check(
+        &self,
+        segment: &Segment,
+        acknowledged: Option<SeqNum>,
+        untouched: bool,
+        scales: bool,
+        done: bool,
+    ) -> Verdict {
+        let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST | flag::SYN)) else { return Ok(()) };
+        // A client may say older things again by itself, while nothing is ahead of it.
+        let ahead = self.ack.is_some_and(|shown| acknowledged.is_none_or(|real| shown.after(real)));
+        if untouched && (!self.forged || !ahead && ack.before(self.ack.unwrap_or(ack)) || done) {
+            return Ok(());
+        }
+        if self.ack.is_some_and(|shown| ack.before(shown)) {
+            let text = format!("ACK {ack} after ACK {}: {segment}", self.ack.unwrap_or_default());
+            return broken("SP-4", text);
+        }
+        let edge = ack + self.window(segment, scales);
+        if self.edge.is_some_and(|shown| edge.before(shown)) {
+            let text = format!("the window's edge moves from {} left to {edge}: {segment}", self.edge.unwrap_or_default());
+            return broken("SP-4", text);
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, segment: &Segment, acknowledged: Option<SeqNum>, untouched: bool, scales: bool) {
+        if segment.has(flag::RST) {
+            self.reset = true;
+            return;
+        }
+        if segment.has(flag::SYN) {
+            if self.ack.is_some() {
+                // Repeated: it opens no window any more (RFC 9293 §3.10.7.4).
+                return;
+            }
+            self.scale = segment.scale;
+        }
+        self.next = Some(self.next.map_or(segment.end(), |next| next.later(segment.end())));
+        let Some(ack) = segment.ack else { return };
+        self.forged |= !untouched || acknowledged.is_none_or(|real| ack.after(real));
+        self.ack = Some(self.ack.map_or(ack, |shown| shown.later(ack)));
+        let edge = ack + self.window(segment, scales);
+        self.edge = Some(self.edge.map_or(edge, |shown| shown.later(edge)));
+    }
+}
+
+impl Inside {
+    /// Takes note of what the guest sent.
+    fn note(&mut self, segment: &Segment) {
+        self.sent = self.sent.later(segment.end());
+        let keepalive = segment.len() == 1 && segment.end() == self.sent && self.given == self.sent;
+        if segment.has(flag::FIN) {
+            self.fin = Some(segment.end() - 1);
+        }
+        if !keepalive && segment.len() > 0 {
+            self.islands.push((segment.data(), segment.data() + segment.len()));
+            while let Some(at) = self.islands.iter().position(|&(start, _)| !start.after(self.given)) {
+                self.given = self.given.later(self.islands.swap_remove(at).1);
+            }
+        }
+        let Some(ack) = segment.ack else { return };
+        self.acknowledged = Some(self.acknowledged.map_or(ack, |known| known.later(ack)));
+        let edge = ack + scaled(segment, self.scale.filter(|_| self.shown.scale.is_some()));
+        self.edge = Some(self.edge.map_or(edge, |known| known.later(edge)));
+        if let Some((value, _)) = segment.timestamp {
+            let newer = self.stamp.is_none_or(|known| value.wrapping_sub(known) as i32 > 0);
+            self.stamp = if newer { Some(value) } else { self.stamp };
+        }
+    }
+
+    /// OC-1: whether a guest that has done this, and no more, can have sent that.
+    fn permits(&self, segment: &Segment, scale: Option<u8>) -> Verdict {
+        let early = |what: &str| broken("OC-1", format!("{what} is not committed: {segment}"));
+        if segment.has(flag::RST) {
+            return if self.reset { Ok(()) } else { early("a reset") };
+        }
+        if segment.has(flag::SYN) && self.first != Some(segment.seq) {
+            return early("a SYN");
+        }
+        if segment.has(flag::FIN) && self.fin != Some(segment.end() - 1) {
+            return early("a FIN");
+        }
+        if segment.end().after(self.sent) {
+            return early("a byte");
+        }
+        let Some(ack) = segment.ack else { return Ok(()) };
+        if self.acknowledged.is_none_or(|known| ack.after(known)) {
+            return early("an acknowledgement");
+        }
+        let edge = ack + scaled(segment, scale);
+        if self.edge.is_none_or(|known| edge.after(known)) {
+            return early("a window");
+        }
+        if let (Some((value, _)), Some(known)) = (segment.timestamp, self.stamp) {
+            if value.wrapping_sub(known) as i32 > 0 {
+                return early("a timestamp");
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! Whether the streams are right, and whether it all comes to its end.
+
+use super::{Summary, World};
+use crate::judge::{Verdict, broken};
+use crate::party::{Session, stream};
+use crate::scenario::{Fault, Mode, Side};
+use holdfast_speculation::Time;
+use smoltcp::socket::tcp::State;
+use std::fmt::Write;
+use std::time::Duration;
+
+impl World {
+    /// When a run is given up.
+    pub(super) fn limit(&self) -> Time {
+        let gone = self.scenario.faults.iter().any(|(_, fault)| *fault == Fault::ClientGone);
+        let seconds = match (self.scenario.must_end(), gone) {
+            (true, _) => 900,
+            (false, true) => 400,
+            (false, false) => 10,
+        };
+        Time::ZERO + Duration::from_secs(seconds)
+    }
+
+    /// What the client read since the last time is what the guest wrote (SP-3).
+    pub(super) fn check_client_streams(&mut self) -> Verdict {
+        for (index, session) in self.client.sessions.iter().enumerate() {
+            let checked = self.checked.entry((index, Side::Client)).or_default();
+            let guest = &self.guest.party().sessions[index];
+            check(session, guest, Side::Guest, *checked)?;
+            *checked = session.received.len();
+        }
+        self.check_resets()
+    }
+
+    /// What the guest read since the last time is what the client wrote.
+    pub(super) fn check_guest_streams(&mut self) -> Verdict {
+        for (index, session) in self.guest.party().sessions.iter().enumerate() {
+            let checked = self.checked.entry((index, Side::Guest)).or_default();
+            check(session, &self.client.sessions[index], Side::Client, (*checked).min(session.received.len()))?;
+            *checked = session.received.len();
+        }
+        self.check_resets()
+    }
+
+    /// After a failover everything that the client read must be what this guest wrote.
+    pub(super) fn check_streams_anew(&mut self) -> Verdict {
+        self.checked.clear();
+        self.check_client_streams()?;
+        self.check_guest_streams()
+    }
+
+    /// Nobody sees a reset that nobody asked for (O2 of the fault matrix).
+    fn check_resets(&self) -> Verdict {
+        if !self.scenario.must_end() {
+            return Ok(());
+        }
+        for (index, plan) in self.scenario.connections.iter().enumerate() {
+            let ends = [(&self.guest.party().sessions[index], "guest"), (&self.client.sessions[index], "client")];
+            for (session, who) in ends {
+                if plan.reset.is_none() && session.cut_off() {
+                    return broken("reset", format!("the {who} sees connection {index} reset"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing left to do.
+    pub(super) fn over(&self) -> bool {
+        let Some(host) = &self.host else { return false };
+        let all = (0..self.scenario.connections.len()).all(|index| self.ended(index));
+        all && host.engine.held_bytes() == 0 && self.guest.is_paused() == false
+    }
+
+    fn ended(&self, index: usize) -> bool {
+        let (guest, client) = (&self.guest.party().sessions[index], &self.client.sessions[index]);
+        if self.scenario.connections[index].reset.is_none() {
+            return guest.finished() && client.finished();
+        }
+        let gone = |one: &Session, other: &Session| one.gone() || one.state == State::Listen && other.gone();
+        gone(guest, client) && gone(client, guest)
+    }
+
+    /// Everything arrived, and nothing is left behind.
+    pub(super) fn check_end(&self) -> Verdict {
+        for (index, plan) in self.scenario.connections.iter().enumerate() {
+            if plan.reset.is_some() {
+                continue;
+            }
+            for session in [&self.guest.party().sessions[index], &self.client.sessions[index]] {
+                let (read, expected) = (session.received.len() as u64, session.to_read());
+                if read != expected {
+                    return broken("SP-3", format!("connection {index} ended after {read} of {expected} bytes"));
+                }
+            }
+        }
+        if let Some(flow) =
+            self.host.as_ref().and_then(|host| host.engine.flows().find(|flow| flow.held_bytes != 0))
+        {
+            return broken("leak", format!("held after the end: {flow:?}"));
+        }
+        Ok(())
+    }
+
+    pub(super) fn summary(&self) -> Summary {
+        Summary {
+            lasted: self.now().since(Time::ZERO),
+            frames: self.frames,
+            failovers: self.failovers,
+            forged: self.counts.forged,
+            commits: self.counts.committed,
+            delivered: self.client.sessions.iter().map(|session| session.received.len() as u64).sum(),
+        }
+    }
+
+    /// For people: where everything is.
+    pub(super) fn state(&self) -> String {
+        let mut text = format!("at {}", self.now());
+        let mut put = |line: String| {
+            text.push_str("\n    ");
+            text.push_str(&line);
+        };
+        for (who, party) in [("guest", self.guest.party()), ("client", &self.client)] {
+            for session in &party.sessions {
+                let mut line = String::new();
+                let written = write!(
+                    line,
+                    "{who} {}: {} wrote {} of {}, read {} of {}",
+                    session.connection,
+                    session.state,
+                    session.written,
+                    session.to_write(),
+                    session.received.len(),
+                    session.to_read()
+                );
+                if written.is_ok() {
+                    put(line);
+                }
+            }
+        }
+        if let Some(host) = &self.host {
+            put(format!("{:?}, {} in escrow, {} bytes held", host.mode, host.escrow.len(), host.engine.held_bytes()));
+            for flow in host.engine.flows() {
+                put(format!("{flow:?}"));
+            }
+        }
+        let protected = self.host.as_ref().is_some_and(|host| host.mode != Mode::Native);
+        put(format!("session {:?}, protected {protected}", self.session.as_ref().map(|session| session.id)));
+        text
+    }
+}
+
+fn check(reader: &Session, writer: &Session, from: Side, start: usize) -> Verdict {
+    let read = reader.received.len();
+    if read == start && start != 0 {
+        return Ok(());
+    }
+    let who = if from == Side::Guest { "client" } else { "guest" };
+    if read as u64 > writer.written {
+        let text = format!("the {who} has read {read} bytes of connection {}, only {} were written", reader.connection, writer.written);
+        return broken("SP-3", text);
+    }
+    let stream = stream(reader.connection, from);
+    match writer.history.check(stream, start as u64, &reader.received[start..]) {
+        Ok(()) => Ok(()),
+        Err(at) => broken("SP-3", format!("the {who} read a wrong byte at {at} of connection {}", reader.connection)),
+    }
+}
