@@ -132,7 +132,7 @@ pub fn opaque(destination: [u8; 6], source: [u8; 6], len: usize, fill: u8) -> Ve
 }
 
 /// Writes the IPv4 and TCP checksums of a whole frame.
-fn complete(bytes: &mut [u8], transport: usize, v6: bool) {
+pub fn complete(bytes: &mut [u8], transport: usize, v6: bool) {
     if !v6 {
         let at = transport - 20;
         bytes[at + 10..at + 12].fill(0);

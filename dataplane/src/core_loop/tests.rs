@@ -1,3 +1,5 @@
+mod speculation;
+
 use super::*;
 use crate::counters::{DropReason, PortCounter};
 use crate::escrow::{EscrowError, Limits};

@@ -29,11 +29,13 @@ pub fn trace(scenario: &Scenario, broken: Option<Breakage>) -> (Result<Summary, 
     attempt(scenario, broken, true)
 }
 
-fn attempt(scenario: &Scenario, broken: Option<Breakage>, traced: bool) -> (Result<Summary, Violation>, Vec<String>) {
+fn attempt(
+    scenario: &Scenario,
+    broken: Option<Breakage>,
+    traced: bool,
+) -> (Result<Summary, Violation>, Vec<String>) {
     let mut world = None;
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        world.insert(World::new(scenario, broken, traced)).run()
-    }));
+    let result = catch_unwind(AssertUnwindSafe(|| world.insert(World::new(scenario, broken, traced)).run()));
     let lines = world.map(|world| world.trace.lines().to_vec()).unwrap_or_default();
     let result = result.unwrap_or_else(|panic| {
         let text = panic

@@ -36,7 +36,12 @@ impl World {
     pub(super) fn check_guest_streams(&mut self) -> Verdict {
         for (index, session) in self.guest.party().sessions.iter().enumerate() {
             let checked = self.checked.entry((index, Side::Guest)).or_default();
-            check(session, &self.client.sessions[index], Side::Client, (*checked).min(session.received.len()))?;
+            check(
+                session,
+                &self.client.sessions[index],
+                Side::Client,
+                (*checked).min(session.received.len()),
+            )?;
             *checked = session.received.len();
         }
         self.check_resets()
@@ -55,7 +60,8 @@ impl World {
             return Ok(());
         }
         for (index, plan) in self.scenario.connections.iter().enumerate() {
-            let ends = [(&self.guest.party().sessions[index], "guest"), (&self.client.sessions[index], "client")];
+            let ends =
+                [(&self.guest.party().sessions[index], "guest"), (&self.client.sessions[index], "client")];
             for (session, who) in ends {
                 if plan.reset.is_none() && session.cut_off() {
                     return broken("reset", format!("the {who} sees connection {index} reset"));
@@ -90,7 +96,10 @@ impl World {
             for session in [&self.guest.party().sessions[index], &self.client.sessions[index]] {
                 let (read, expected) = (session.received.len() as u64, session.to_read());
                 if read != expected {
-                    return broken("SP-3", format!("connection {index} ended after {read} of {expected} bytes"));
+                    return broken(
+                        "SP-3",
+                        format!("connection {index} ended after {read} of {expected} bytes"),
+                    );
                 }
             }
         }
@@ -139,7 +148,12 @@ impl World {
             }
         }
         if let Some(host) = &self.host {
-            put(format!("{:?}, {} in escrow, {} bytes held", host.mode, host.escrow.len(), host.engine.held_bytes()));
+            put(format!(
+                "{:?}, {} in escrow, {} bytes held",
+                host.mode,
+                host.escrow.len(),
+                host.engine.held_bytes()
+            ));
             for flow in host.engine.flows() {
                 put(format!("{flow:?}"));
             }
@@ -157,12 +171,17 @@ fn check(reader: &Session, writer: &Session, from: Side, start: usize) -> Verdic
     }
     let who = if from == Side::Guest { "client" } else { "guest" };
     if read as u64 > writer.written {
-        let text = format!("the {who} has read {read} bytes of connection {}, only {} were written", reader.connection, writer.written);
+        let text = format!(
+            "the {who} has read {read} bytes of connection {}, only {} were written",
+            reader.connection, writer.written
+        );
         return broken("SP-3", text);
     }
     let stream = stream(reader.connection, from);
     match writer.history.check(stream, start as u64, &reader.received[start..]) {
         Ok(()) => Ok(()),
-        Err(at) => broken("SP-3", format!("the {who} read a wrong byte at {at} of connection {}", reader.connection)),
+        Err(at) => {
+            broken("SP-3", format!("the {who} read a wrong byte at {at} of connection {}", reader.connection))
+        }
     }
 }

@@ -1,0 +1,184 @@
+//! A speculating port on a running core: what the engine says reaches rings, stream and wire.
+
+use super::*;
+use crate::headers::{Layout, Transport, flag};
+use crate::kept::KeptPorts;
+use crate::stream::Stream;
+use holdfast_speculation::{EngineConfig, LedgerLimits};
+
+const LIMITS: LedgerLimits = LedgerLimits { max_flows: 64, held_bytes: 1 << 20 };
+
+fn config() -> PortConfig {
+    let engine = EngineConfig { max_flows: 64, held_bytes: 1 << 20, ..EngineConfig::default() };
+    PortConfig { speculation: Some(Box::new(engine)), ..PortConfig::default() }
+}
+
+/// A guest that serves one client, and the numbers of both.
+struct Talk {
+    core: Running,
+    guest: HeapDriver,
+    stream: Stream,
+    segment: sample::Tcp,
+}
+
+const GUEST_ISS: u32 = 1000;
+const CLIENT_ISS: u32 = 7000;
+
+impl Talk {
+    /// The handshake of a protected, speculating guest; epoch 1 is committed.
+    fn new() -> Self {
+        let core = Running::new();
+        let guest = core.port(1, config());
+        let stream = core.handle.stream(&ONE).expect("a stream");
+        core.handle.speculate(&ONE, true).expect("wanted");
+        core.handle.set_mode(&ONE, COMMIT).expect("protected");
+        let segment = sample::Tcp { window: 1000, options: vec![], ..sample::Tcp::data(false, vec![]) };
+        let talk = Self { core, guest, stream, segment };
+        // The switch has to know the guest before something can come for it.
+        talk.guest.send(sample::arp(sample::GUEST, [10, 0, 0, 2]));
+        talk.seen(1);
+        talk.from_client(flag::SYN, CLIENT_ISS, 0, vec![]);
+        talk.guest_hears();
+        talk.from_guest(flag::SYN | flag::ACK, GUEST_ISS, CLIENT_ISS + 1, vec![]);
+        talk.seen(2);
+        talk.commit(1);
+        talk.core.wire(2);
+        talk.from_client(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1, vec![]);
+        talk.guest_hears();
+        talk
+    }
+
+    fn from_guest(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
+        let options = if flags & flag::SYN != 0 { vec![2, 4, 5, 180] } else { vec![] };
+        let segment =
+            sample::Tcp { flags, sequence, acknowledgement, payload, options, ..self.segment.clone() };
+        self.guest.send(segment.bytes());
+    }
+
+    fn from_client(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
+        let options = if flags & flag::SYN != 0 { vec![2, 4, 5, 180] } else { vec![] };
+        let answer = sample::Tcp {
+            flags,
+            sequence,
+            acknowledgement,
+            payload,
+            options,
+            destination: self.segment.source,
+            source: self.segment.destination,
+            ports: (self.segment.ports.1, self.segment.ports.0),
+            ..self.segment.clone()
+        };
+        let mut bytes = answer.bytes();
+        // The sample has the guest as the sender.
+        let (source, destination) = ([10, 0, 0, 9], [10, 0, 0, 2]);
+        bytes[26..30].copy_from_slice(&source);
+        bytes[30..34].copy_from_slice(&destination);
+        sample::complete(&mut bytes, answer.transport(), false);
+        self.core.peer.put(&bytes);
+    }
+
+    fn commit(&self, epoch: u64) {
+        self.core.handle.cut(&ONE, EpochId::new(epoch), false).expect("cut");
+        self.core.handle.release(&ONE, token(1, epoch)).expect("released");
+    }
+
+    /// Waits until the core has taken `count` frames of the guest.
+    fn seen(&self, count: u64) {
+        wait_until(|| self.core.count(1, PortCounter::Captured) == count);
+    }
+
+    /// The ACK number of the next frame that the guest gets.
+    fn guest_hears(&self) -> u32 {
+        let mut got = Vec::new();
+        wait_until(|| {
+            got.extend(self.guest.take());
+            !got.is_empty()
+        });
+        ack_of(&got.pop().expect("one at least").1)
+    }
+}
+
+fn ack_of(bytes: &[u8]) -> u32 {
+    match Layout::parse(bytes).map(|layout| layout.transport) {
+        Some(Transport::Tcp(tcp)) => tcp.acknowledgement,
+        other => panic!("no TCP segment: {other:?}"),
+    }
+}
+
+/// SP-1, OC-1: the guest is acknowledged at once, the stream has its bytes by then, and the wire has them
+/// after the commit alone.
+#[test]
+fn data_is_streamed_then_acknowledged_and_leaves_after_its_commit() {
+    let talk = Talk::new();
+    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 1000]);
+    assert_eq!(talk.guest_hears(), GUEST_ISS + 1001);
+    let chunk = talk.stream.chunks.try_recv().expect("streamed before it was acknowledged");
+    assert_eq!(chunk.epoch, EpochId::new(2));
+    assert!(chunk.bytes.windows(1000).any(|bytes| bytes == [7; 1000]));
+    talk.core.settle();
+    assert!(talk.core.peer.take().is_empty(), "nothing leaves before the commit");
+    talk.commit(2);
+    let sent = talk.core.wire(1);
+    assert_eq!(sent[0][54..], [7; 1000]);
+    assert_eq!(talk.core.count(1, PortCounter::Unconfirmed), 1000);
+    talk.from_client(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1001, vec![]);
+    wait_until(|| talk.core.count(1, PortCounter::Consumed) == 1);
+}
+
+/// SP-2: with no buffer for the stream nothing is acknowledged; it is as soon as one comes back.
+#[test]
+fn a_stream_that_nobody_takes_delays_the_acknowledgement() {
+    let talk = Talk::new();
+    let mut taken = Vec::new();
+    for nth in 0.. {
+        let before = talk.core.count(1, PortCounter::Forged);
+        talk.from_guest(flag::ACK, GUEST_ISS + 1 + nth * 10, CLIENT_ISS + 1, vec![1; 10]);
+        talk.seen(3 + u64::from(nth));
+        talk.core.settle();
+        if talk.core.count(1, PortCounter::Forged) == before {
+            break;
+        }
+        assert!(nth < 1000, "the stream is not bounded");
+    }
+    taken.push(talk.stream.chunks.recv_timeout(Duration::from_secs(5)).expect("a chunk"));
+    let before = talk.core.count(1, PortCounter::Forged);
+    talk.stream.spare.send(taken.pop().expect("one").bytes).expect("given back");
+    wait_until(|| talk.core.count(1, PortCounter::Forged) > before);
+}
+
+/// SP-2, SP-3: what the backup kept of a guest's flow goes on on another core, from what the client has not
+/// confirmed.
+#[test]
+fn a_flow_goes_on_where_it_was_kept() {
+    let talk = Talk::new();
+    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
+    talk.guest_hears();
+    let state = talk.core.handle.cut(&ONE, EpochId::new(2), true).expect("cut").port_state;
+    let mut kept = KeptPorts::new(&[Some(LIMITS)]);
+    kept.apply(&state, &[]).expect("a whole state");
+    assert_eq!(kept.held_bytes(), 600);
+
+    let other = Running::new();
+    let _guest = other.port(1, PortConfig { fenced: true, ..config() });
+    other.handle.speculate(&ONE, true).expect("wanted");
+    other.handle.restore(&ONE, &mut kept).expect("restored");
+    other.settle();
+    assert!(other.peer.take().is_empty(), "a fenced port sends nothing");
+    other.handle.unfence(&ONE, Term::new(2)).expect("a newer term");
+    other.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    assert_eq!(other.wire(1)[0][54..], [7; 600]);
+    assert_eq!(other.handle.flows(&ONE).expect("told").len(), 1);
+}
+
+/// FO-1: a fence drops what was held for clients, too.
+#[test]
+fn a_fence_ends_all_flows() {
+    let talk = Talk::new();
+    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
+    talk.guest_hears();
+    talk.core.handle.cut(&ONE, EpochId::new(2), false).expect("cut");
+    talk.core.handle.fence(&ONE).expect("fenced");
+    assert_eq!(talk.core.handle.flows(&ONE).expect("told"), []);
+    talk.core.settle();
+    assert!(talk.core.peer.take().is_empty());
+}
