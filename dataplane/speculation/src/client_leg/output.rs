@@ -22,9 +22,9 @@ impl Sender {
     /// lost one.
     ///
     /// Bounded by a constant, but for the first call after [`Sender::set_mss`]; no allocation; 26 ns a
-    /// segment (bench `client_leg`). A burst of
-    /// calls at one moment is bounded by the congestion window, and once there is an RTT by the pace's
-    /// quantum: ten segments, or what the pace gives in a millisecond.
+    /// segment (bench `client_leg`). A burst of calls at one moment is bounded by the congestion window,
+    /// and once there is an RTT by the pace's quantum: ten segments, or what the pace gives in a
+    /// millisecond.
     pub fn poll_transmit(&mut self, now: Time, log: &mut SentLog) -> Option<Transmit> {
         if self.silent {
             return None;
