@@ -34,7 +34,8 @@ impl Sender {
     /// Takes the ACK information of a segment of the client. ACKs of bytes that were never sent, and those
     /// below SND.UNA, change nothing (RFC 9293 §3.10.7.4). Poll afterwards.
     ///
-    /// Looks at the records that it frees and at most `SACK_VISITS` (8192) others; no allocation.
+    /// Looks at the records that it frees or finds lost and at most `SACK_VISITS` (8192) others; no
+    /// allocation; 44 ns for two segments, 30 ns for a SACK (bench `client_leg`).
     pub fn handle_ack(&mut self, now: Time, ack: &ClientAck<'_>, log: &mut SentLog) -> Progress {
         let edge = self.una + self.window.size();
         if self.silent || ack.ack.before(self.una) || ack.ack.after(self.reach) {

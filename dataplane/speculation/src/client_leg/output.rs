@@ -18,9 +18,13 @@ const LOG_RETRY: Duration = Duration::from_millis(10);
 impl Sender {
     /// The next segment to be sent now, if there is one. Retransmissions go before new data.
     ///
-    /// Bounded by a constant, but for the first call after [`Sender::set_mss`]; no allocation. A burst of
-    /// calls at one moment is bounded by the congestion window, and once there is an RTT by the pace's
-    /// quantum: ten segments, or what the pace gives in a millisecond.
+    /// What it answers counts as sent: a segment for which there was no room after all is repaired as a
+    /// lost one.
+    ///
+    /// Bounded by a constant, but for the first call after [`Sender::set_mss`]; no allocation; 26 ns a
+    /// segment (bench `client_leg`). A burst of calls at one moment is bounded by the congestion window,
+    /// and once there is an RTT by the pace's quantum: ten segments, or what the pace gives in a
+    /// millisecond.
     pub fn poll_transmit(&mut self, now: Time, log: &mut SentLog) -> Option<Transmit> {
         if self.silent {
             return None;

@@ -168,7 +168,7 @@ impl World {
             self.time_out();
             self.poll();
             self.steps += 1;
-            if self.steps.is_multiple_of(self.check_every) {
+            if self.steps % self.check_every == 0 {
                 self.check();
             }
         }
