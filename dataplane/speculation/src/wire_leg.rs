@@ -325,6 +325,17 @@ impl Connection {
         if !segment.has(flag::ACK) || segment.has(flag::SYN) {
             return;
         }
+        if !self.is_taken() && !segment.has(flag::RST) {
+            // Of a flow that was drained, or given up: the guest was shown more than the client has.
+            let keepalive = segment.len == 1
+                && segment.end().after(self.client.real)
+                && !segment.end().after(self.guest.acked);
+            if keepalive {
+                Rewriter::new(frame, segment).seq(self.client.real - 1);
+            } else if segment.is_pure_ack() && segment.seq.after(self.client.edge) {
+                Rewriter::new(frame, segment).seq(self.client.real);
+            }
+        }
         if self.is_taken() && !segment.has(flag::RST) {
             let behind = segment.len <= 1 && self.keepalive == Keepalive::Held(segment.seq);
             if behind {

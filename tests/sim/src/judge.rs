@@ -221,12 +221,12 @@ impl Judge {
             return Ok(());
         }
         check_ack(&segment, inside, outside, untouched)?;
-        check_stamps(&segment, key, outside, &self.stamps, untouched)?;
+        check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
         // Nothing that comes after the guest's FIN is stopped by a window.
         let done = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
         shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
-        if original.is_none() && self.strict_client && shown.next.is_some_and(|next| segment.seq.after(next)) {
+        if original.is_none() && self.strict_client && outside.next.is_some_and(|next| segment.seq.after(next)) {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
         shown.note(&segment, outside.acknowledged, untouched, scales);
@@ -279,7 +279,7 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
-            if self.strict && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+            if self.strict && segment.len() == 0 && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
                 return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
             }
             outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
@@ -362,12 +362,13 @@ fn check_stamps(
     outside: &Outside,
     stamps: &HashSet<(Key, u32)>,
     untouched: bool,
+    strict: bool,
 ) -> Verdict {
     let Some((value, echo)) = segment.timestamp.filter(|_| !untouched) else { return Ok(()) };
     if !outside.stamps.contains(&value) {
         return broken("SP-4", format!("a timestamp that the client did not send: {segment}"));
     }
-    if segment.ack.is_some() && !stamps.contains(&(key, echo)) {
+    if strict && segment.ack.is_some() && !stamps.contains(&(key, echo)) {
         return broken("SP-4", format!("an echo of a timestamp that the guest did not send: {segment}"));
     }
     Ok(())
