@@ -121,6 +121,8 @@ pub(crate) struct Judge {
     native: bool,
     /// The guest sends nothing that only looks like a segment.
     pub(crate) strict: bool,
+    /// Passed frames may have been lost with a host.
+    gaps: bool,
     /// Nor does the client.
     pub(crate) strict_client: bool,
 }
@@ -223,8 +225,9 @@ impl Judge {
         check_ack(&segment, inside, outside, untouched)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
-        // Nothing that comes after the guest's FIN is stopped by a window.
-        let done = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
+        // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
+        let ended = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
+        let done = ended || outside.reset || inside.reset || shown.reset;
         shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
         if original.is_none() && self.strict_client && outside.next.is_some_and(|next| segment.seq.after(next)) {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
@@ -266,7 +269,8 @@ impl Judge {
                 return broken("SP-4", format!("an echo of a timestamp that never came: {segment}"));
             }
         }
-        let first = view.first.unwrap_or_default() + 1;
+        // Without its SYN, which may have been sent in fragments, nothing is known of a stream.
+        let Some(first) = view.first.map(|first| first + 1) else { return Ok(()) };
         let probe = segment.len() == 1
             && frame[segment.payload.start] == 0
             && outside.spoken.is_some_and(|spoken| !segment.end().after(spoken));
@@ -279,7 +283,7 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
-            if self.strict && segment.len() == 0 && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+            if self.strict && !self.gaps && segment.len() == 0 && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
                 return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
             }
             outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
@@ -324,7 +328,7 @@ impl Judge {
     /// The guest goes back to the last commit, on another host.
     pub(crate) fn failed_over(&mut self) {
         // Passed frames that waited are lost: a gap is between what the client was sent and what comes.
-        self.strict = false;
+        self.gaps = true;
         self.live = self.committed.clone();
         self.queued = self.live.iter().map(|(key, view)| (*key, view.shown)).collect();
         self.cuts.clear();
