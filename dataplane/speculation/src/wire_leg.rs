@@ -337,12 +337,18 @@ impl Connection {
             }
         }
         if self.is_taken() && !segment.has(flag::RST) {
-            let behind = segment.len <= 1 && self.keepalive == Keepalive::Held(segment.seq);
+            // Once the leg sends the data, a byte that is passed is a keepalive's: there may be several.
+            let behind = segment.len <= 1
+                && (self.keepalive == Keepalive::Held(segment.seq) || segment.len == 1 && self.leg.is_some());
             if behind {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
+            let next = match &self.leg {
+                Some(leg) => Some(leg.next()),
+                // Nothing that is held was sent.
+                None => Some(self.queue.base()).filter(|base| !behind && segment.seq.after(*base)),
+            };
             if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
                 rewriter.seq(if behind { next - 1 } else { next });
                 if segment.len == 1 && !(next - 1).before(self.queue.base()) {

@@ -82,8 +82,9 @@ struct Outside {
     acknowledged: Option<SeqNum>,
     /// Highest ACK that the client sent at all.
     spoken: Option<SeqNum>,
-    /// Furthest edge of the client's window.
+    /// Furthest edge of the client's window, when it left and when it arrived.
     edge: Option<SeqNum>,
+    told_edge: Option<SeqNum>,
     /// Beyond the last byte of the client that reached the dataplane.
     next: Option<SeqNum>,
     /// Timestamps of the client that reached the dataplane.
@@ -197,6 +198,8 @@ impl Judge {
         }
         if let Some(ack) = segment.ack {
             view.acknowledged = Some(view.acknowledged.map_or(ack, |known| known.later(ack)));
+            let edge = ack + scaled(&segment, view.scale.filter(|_| view.sent_scale.is_some()));
+            view.told_edge = Some(view.told_edge.map_or(edge, |known| known.later(edge)));
         }
         view.next = Some(view.next.map_or(segment.end(), |next| next.later(segment.end())));
         if let Some((value, _)) = segment.timestamp {
@@ -228,11 +231,15 @@ impl Judge {
         // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
         let ended = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
         let done = ended || outside.reset || inside.reset || shown.reset;
-        shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
+        // Nor does the guest look at what lies before what it has (RFC 9293 §3.10.7.4).
+        let old = inside.acknowledged.is_some_and(|has| segment.end().before(has));
+        shown.check(&segment, outside, untouched, scales, done || old)?;
         if original.is_none() && self.strict_client && outside.next.is_some_and(|next| segment.seq.after(next)) {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
-        shown.note(&segment, outside.acknowledged, untouched, scales);
+        if !old {
+            shown.note(&segment, outside.acknowledged, untouched, scales);
+        }
         Ok(())
     }
 
@@ -244,7 +251,9 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        view.shown.note(&segment, acknowledged, true, scales);
+        if view.acknowledged.is_none_or(|has| !segment.end().before(has)) {
+            view.shown.note(&segment, acknowledged, true, scales);
+        }
         view.shown.forged |= forged;
     }
 
@@ -387,15 +396,20 @@ impl Shown {
     fn check(
         &self,
         segment: &Segment,
-        acknowledged: Option<SeqNum>,
+        outside: &Outside,
         untouched: bool,
         scales: bool,
         done: bool,
     ) -> Verdict {
         let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST | flag::SYN)) else { return Ok(()) };
-        // A client may say older things again by itself, while nothing is ahead of it.
-        let ahead = self.ack.is_some_and(|shown| acknowledged.is_none_or(|real| shown.after(real)));
-        if untouched && (!self.forged || !ahead && ack.before(self.ack.unwrap_or(ack)) || done) {
+        // A client may say older things again by itself, while nothing is ahead of what it said.
+        let ahead = |shown: Option<SeqNum>, told: Option<SeqNum>| {
+            shown.is_some_and(|shown| told.is_none_or(|told| shown.after(told)))
+        };
+        let acks_ahead = ahead(self.ack, outside.acknowledged);
+        let older = !acks_ahead && ack.before(self.ack.unwrap_or(ack));
+        let own = !acks_ahead && !ahead(self.edge, outside.told_edge);
+        if untouched && (!self.forged || older || own || done) {
             return Ok(());
         }
         if self.ack.is_some_and(|shown| ack.before(shown)) {
