@@ -385,7 +385,10 @@ impl Connection {
         assert!(!ack.after(self.guest.next), "the guest has not sent what is acknowledged");
         if edge != self.guest.edge {
             self.guest.edge = edge;
-            shared.reserve(&mut self.queue, edge);
+            // What is passed through takes no room, however far its window goes.
+            if self.is_taken() {
+                shared.reserve(&mut self.queue, edge);
+            }
         }
         self.guest.acked = ack;
         (ack, window)
