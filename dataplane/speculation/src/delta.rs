@@ -296,8 +296,7 @@ impl Record {
             && (!plain || base == end)
             && (plain || self.phase == Phase::Joining || near(*base, client.real))
             && (plain || !client.real.after(*end + u32::from(self.fin)))
-            // Of a flow that is passed through, the end is behind the FIN.
-            && (plain || !self.fin || near(*end + 1, guest.next))
+            && (!self.fin || plain || near(*end + 1, guest.next))
             && negotiated.client_mss > 0
             && *mss > 0
     }

@@ -330,13 +330,30 @@ impl Connection {
         if !segment.has(flag::ACK) || segment.has(flag::SYN) {
             return;
         }
+        if !self.is_taken() && !segment.has(flag::RST) {
+            // Of a flow that was drained, or given up: the guest was shown more than the client has.
+            let keepalive = segment.len == 1
+                && segment.end().after(self.client.real)
+                && !segment.end().after(self.guest.acked);
+            if keepalive {
+                Rewriter::new(frame, segment).seq(self.client.real - 1);
+            } else if segment.is_pure_ack() && segment.seq.after(self.client.edge) {
+                Rewriter::new(frame, segment).seq(self.client.real);
+            }
+        }
         if self.is_taken() && !segment.has(flag::RST) {
-            let behind = segment.len <= 1 && self.keepalive == Keepalive::Held(segment.seq);
+            // Once the leg sends the data, a byte that is passed is a keepalive's: there may be several.
+            let behind = segment.len <= 1
+                && (self.keepalive == Keepalive::Held(segment.seq) || segment.len == 1 && self.leg.is_some());
             if behind {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
+            let next = match &self.leg {
+                Some(leg) => Some(leg.next()),
+                // Nothing that is held was sent.
+                None => Some(self.queue.base()).filter(|base| !behind && segment.seq.after(*base)),
+            };
             if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
                 rewriter.seq(if behind { next - 1 } else { next });
                 if segment.len == 1 && !(next - 1).before(self.queue.base()) {

@@ -82,8 +82,9 @@ struct Outside {
     acknowledged: Option<SeqNum>,
     /// Highest ACK that the client sent at all.
     spoken: Option<SeqNum>,
-    /// Furthest edge of the client's window.
+    /// Furthest edge of the client's window, when it left and when it arrived.
     edge: Option<SeqNum>,
+    told_edge: Option<SeqNum>,
     /// Beyond the last byte of the client that reached the dataplane.
     next: Option<SeqNum>,
     /// Timestamps of the client that reached the dataplane.
@@ -121,6 +122,8 @@ pub(crate) struct Judge {
     native: bool,
     /// The guest sends nothing that only looks like a segment.
     pub(crate) strict: bool,
+    /// Passed frames may have been lost with a host.
+    gaps: bool,
     /// Nor does the client.
     pub(crate) strict_client: bool,
 }
@@ -195,6 +198,8 @@ impl Judge {
         }
         if let Some(ack) = segment.ack {
             view.acknowledged = Some(view.acknowledged.map_or(ack, |known| known.later(ack)));
+            let edge = ack + scaled(&segment, view.scale.filter(|_| view.sent_scale.is_some()));
+            view.told_edge = Some(view.told_edge.map_or(edge, |known| known.later(edge)));
         }
         view.next = Some(view.next.map_or(segment.end(), |next| next.later(segment.end())));
         if let Some((value, _)) = segment.timestamp {
@@ -205,21 +210,13 @@ impl Judge {
     /// A frame is queued for the guest: `original` is what came from the wire, if it came from there.
     pub(crate) fn queued(&mut self, frame: &[u8], original: Option<&[u8]>) -> Verdict {
         let Some(segment) = Segment::parse(frame) else {
-            return if original == Some(frame) {
-                Ok(())
-            } else {
-                broken("format", "no segment was made for the guest")
-            };
+            return if original == Some(frame) { Ok(()) } else { broken("format", "no segment was made for the guest") };
         };
         let key = (segment.ports.1, segment.ports.0);
         let untouched = original == Some(frame);
         if !adds_up(frame) {
             // What the wire has broken, the guest will not look at.
-            return if untouched {
-                Ok(())
-            } else {
-                broken("format", format!("wrong checksums towards the guest: {segment}"))
-            };
+            return if untouched { Ok(()) } else { broken("format", format!("wrong checksums towards the guest: {segment}")) };
         }
         let outside = self.outside.entry(key).or_default();
         let inside = self.live.entry(key).or_default();
@@ -229,16 +226,20 @@ impl Judge {
             return Ok(());
         }
         check_ack(&segment, inside, outside, untouched)?;
-        check_stamps(&segment, key, outside, &self.stamps, untouched)?;
+        check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
-        // Nothing that comes after the guest's FIN is stopped by a window.
-        let done = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
-        shown.check(&segment, outside.acknowledged, untouched, scales, done)?;
-        if original.is_none() && self.strict_client && shown.next.is_some_and(|next| segment.seq.after(next))
-        {
+        // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
+        let ended = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
+        let done = ended || outside.reset || inside.reset || shown.reset;
+        // Nor does the guest look at what lies before what it has (RFC 9293 §3.10.7.4).
+        let old = inside.acknowledged.is_some_and(|has| segment.end().before(has));
+        shown.check(&segment, outside, untouched, scales, done || old)?;
+        if original.is_none() && self.strict_client && outside.next.is_some_and(|next| segment.seq.after(next)) {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
-        shown.note(&segment, outside.acknowledged, untouched, scales);
+        if !old {
+            shown.note(&segment, outside.acknowledged, untouched, scales);
+        }
         Ok(())
     }
 
@@ -250,7 +251,9 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        view.shown.note(&segment, acknowledged, true, scales);
+        if view.acknowledged.is_none_or(|has| !segment.end().before(has)) {
+            view.shown.note(&segment, acknowledged, true, scales);
+        }
         view.shown.forged |= forged;
     }
 
@@ -275,7 +278,8 @@ impl Judge {
                 return broken("SP-4", format!("an echo of a timestamp that never came: {segment}"));
             }
         }
-        let first = view.first.unwrap_or_default() + 1;
+        // Without its SYN, which may have been sent in fragments, nothing is known of a stream.
+        let Some(first) = view.first.map(|first| first + 1) else { return Ok(()) };
         let probe = segment.len() == 1
             && frame[segment.payload.start] == 0
             && outside.spoken.is_some_and(|spoken| !segment.end().after(spoken));
@@ -288,7 +292,7 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
-            if self.strict && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+            if self.strict && !self.gaps && segment.len() == 0 && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
                 return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
             }
             outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
@@ -333,7 +337,7 @@ impl Judge {
     /// The guest goes back to the last commit, on another host.
     pub(crate) fn failed_over(&mut self) {
         // Passed frames that waited are lost: a gap is between what the client was sent and what comes.
-        self.strict = false;
+        self.gaps = true;
         self.live = self.committed.clone();
         self.queued = self.live.iter().map(|(key, view)| (*key, view.shown)).collect();
         self.cuts.clear();
@@ -356,15 +360,11 @@ fn check_ack(segment: &Segment, inside: &Inside, outside: &Outside, untouched: b
         return broken("SP-1", format!("a FIN that the client has not confirmed is acknowledged: {segment}"));
     }
     if !real && ack.after(inside.given) {
-        let text =
-            format!("{ack} is acknowledged, but only bytes up to {} were given: {segment}", inside.given);
+        let text = format!("{ack} is acknowledged, but only bytes up to {} were given: {segment}", inside.given);
         return broken("SP-1", text);
     }
     if inside.first.is_some() && ack.after(inside.sent) && !untouched {
-        return broken(
-            "SP-4",
-            format!("{ack} is acknowledged, but the guest sent up to {}: {segment}", inside.sent),
-        );
+        return broken("SP-4", format!("{ack} is acknowledged, but the guest sent up to {}: {segment}", inside.sent));
     }
     Ok(())
 }
@@ -375,12 +375,13 @@ fn check_stamps(
     outside: &Outside,
     stamps: &HashSet<(Key, u32)>,
     untouched: bool,
+    strict: bool,
 ) -> Verdict {
     let Some((value, echo)) = segment.timestamp.filter(|_| !untouched) else { return Ok(()) };
     if !outside.stamps.contains(&value) {
         return broken("SP-4", format!("a timestamp that the client did not send: {segment}"));
     }
-    if segment.ack.is_some() && !stamps.contains(&(key, echo)) {
+    if strict && segment.ack.is_some() && !stamps.contains(&(key, echo)) {
         return broken("SP-4", format!("an echo of a timestamp that the guest did not send: {segment}"));
     }
     Ok(())
@@ -395,15 +396,20 @@ impl Shown {
     fn check(
         &self,
         segment: &Segment,
-        acknowledged: Option<SeqNum>,
+        outside: &Outside,
         untouched: bool,
         scales: bool,
         done: bool,
     ) -> Verdict {
         let Some(ack) = segment.ack.filter(|_| !segment.has(flag::RST | flag::SYN)) else { return Ok(()) };
-        // A client may say older things again by itself, while nothing is ahead of it.
-        let ahead = self.ack.is_some_and(|shown| acknowledged.is_none_or(|real| shown.after(real)));
-        if untouched && (!self.forged || !ahead && ack.before(self.ack.unwrap_or(ack)) || done) {
+        // A client may say older things again by itself, while nothing is ahead of what it said.
+        let ahead = |shown: Option<SeqNum>, told: Option<SeqNum>| {
+            shown.is_some_and(|shown| told.is_none_or(|told| shown.after(told)))
+        };
+        let acks_ahead = ahead(self.ack, outside.acknowledged);
+        let older = !acks_ahead && ack.before(self.ack.unwrap_or(ack));
+        let own = !acks_ahead && !ahead(self.edge, outside.told_edge);
+        if untouched && (!self.forged || older || own || done) {
             return Ok(());
         }
         if self.ack.is_some_and(|shown| ack.before(shown)) {
@@ -412,10 +418,7 @@ impl Shown {
         }
         let edge = ack + self.window(segment, scales);
         if self.edge.is_some_and(|shown| edge.before(shown)) {
-            let text = format!(
-                "the window's edge moves from {} left to {edge}: {segment}",
-                self.edge.unwrap_or_default()
-            );
+            let text = format!("the window's edge moves from {} left to {edge}: {segment}", self.edge.unwrap_or_default());
             return broken("SP-4", text);
         }
         Ok(())
