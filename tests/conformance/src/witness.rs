@@ -127,6 +127,11 @@ impl Witness {
         (self.acked, self.edge, self.shown_to_guest) = (None, None, None);
     }
 
+    /// The guest sends a segment that nobody will take, up to this byte: it has sent it all the same.
+    pub fn tried(&mut self, end: u32) {
+        self.guest_top = if before(self.guest_top, end) { end } else { self.guest_top };
+    }
+
     /// A side sends a segment with a right checksum.
     pub fn sent(&mut self, from: Side, segment: &SeenTcp) {
         let start = if from == Side::Guest { self.start.0 } else { self.start.1 };
