@@ -372,6 +372,9 @@ impl Play {
 
     fn pure_ack(&mut self, name: &str, input: &mut Input<'_>) -> Result<(), String> {
         let end = self.stage.flows.get(name)?.witness.guest_end;
+        if end == 0 {
+            return Ok(());
+        }
         let flags = input.of([flag::ACK, flag::ACK | flag::ECE]);
         let sequence = Some(end.wrapping_sub((input.byte() % 2).into()));
         let value = input.of([502, 0, 1, 65_535]);
