@@ -378,6 +378,8 @@ impl Connection {
         self.phase = Phase::Plain;
         self.let_go(slot, shared);
         shared.count(Event::FlowsDrained);
+        // Its window is the client's own again.
+        shared.lists.push(List::ToGuest, slot);
         true
     }
 

@@ -296,7 +296,7 @@ impl Record {
             && (!plain || base == end)
             && (plain || self.phase == Phase::Joining || near(*base, client.real))
             && (plain || !client.real.after(*end + u32::from(self.fin)))
-            && (!self.fin || near(*end + 1, guest.next))
+            && (!self.fin || plain || near(*end + 1, guest.next))
             && negotiated.client_mss > 0
             && *mss > 0
     }

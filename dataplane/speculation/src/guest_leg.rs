@@ -302,6 +302,10 @@ impl Connection {
     /// all windows shown can be filled; never left of the one shown.
     fn permitted_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
         let shown = self.guest.edge;
+        if !self.is_taken() {
+            // Nothing of it is held: the client's own window counts.
+            return shown.later(self.client.edge);
+        }
         let open = matches!(self.phase, Phase::Joining | Phase::Active);
         if !open || self.fin || !self.speculates(shared) {
             return shown;
@@ -324,7 +328,7 @@ impl Connection {
 
     /// The edge to be shown, of the one permitted: no small steps (RFC 9293 §3.8.6.2.2).
     fn worthwhile_edge(&self, permitted: SeqNum) -> SeqNum {
-        let step = u32::from(self.mss).min(self.budget / 2);
+        let step = if self.is_taken() { u32::from(self.mss).min(self.budget / 2) } else { 1 };
         match permitted.bytes_since(self.guest.edge) >= step {
             true => permitted,
             false => self.guest.edge,
@@ -333,7 +337,12 @@ impl Connection {
 
     /// Whether an edge that was rounded up may be shown: there is room for it.
     fn may_creep(&self, edge: SeqNum, permitted: SeqNum, shared: &Shared) -> bool {
-        let limit = self.queue.base() + shared.flow_bytes;
+        if !self.is_taken() {
+            return true;
+        }
+        // A flow that drains gets no more by this, or it would never be done.
+        let flow_bytes = if self.speculates(shared) { shared.flow_bytes } else { 0 };
+        let limit = self.queue.base() + flow_bytes;
         let missing = blocks(self.queue.base(), edge).saturating_sub(self.queue.reserved());
         !edge.after(permitted) || (!edge.after(limit) && missing * BLOCK <= shared.room() / 2)
     }
@@ -348,8 +357,7 @@ impl Connection {
         let shown = self.guest.edge;
         let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
         let less = ack - edge.bytes_since(shown);
-        let owed = self.guest.acked.later(self.client.real);
-        match self.may_creep(edge, permitted, shared) || less.before(owed) {
+        match self.may_creep(edge, permitted, shared) || less.before(self.guest.acked) {
             true => (ack, window, edge),
             false => (less, window, shown),
         }

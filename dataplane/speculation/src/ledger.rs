@@ -183,6 +183,11 @@ impl Ledger {
         self.flows.len()
     }
 
+    #[cfg(test)]
+    pub(crate) fn kept(&self) -> impl Iterator<Item = &Kept> {
+        self.flows.values()
+    }
+
     pub(crate) fn into_flows(self) -> impl Iterator<Item = (u32, Kept)> {
         self.flows.into_iter()
     }

@@ -234,10 +234,6 @@ impl World {
         }
     }
 
-    pub(super) fn pass_ms(&mut self, ms: u64) {
-        self.now = self.now + Duration::from_millis(ms);
-    }
-
     /// The guest sends; what is passed goes into the escrow, or out in mode off.
     pub(super) fn guest_sends(&mut self, segment: &Seg) -> FromGuest {
         self.guest_sends_frame(&segment.frame(Side::Guest), true)
@@ -348,6 +344,13 @@ impl World {
     pub(super) fn commit_all(&mut self) {
         while !self.sealed.is_empty() {
             self.commit();
+        }
+    }
+
+    /// Protection ends: all that is in escrow goes.
+    pub(super) fn open_escrow(&mut self) {
+        for (_, frame) in std::mem::take(&mut self.escrow) {
+            self.let_out(frame);
         }
     }
 

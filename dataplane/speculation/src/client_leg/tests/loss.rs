@@ -295,3 +295,55 @@ fn the_rtt_of_the_handshake_serves_until_there_is_another() {
     bench.sender.set_rtt(bench.now, MS);
     assert_eq!(bench.sender.report().srtt, measured);
 }
+
+#[test]
+fn an_answer_too_soon_for_a_retransmission_loses_nothing_else() {
+    // RFC 8985 §6.2 step 2: it is the first transmission that was late.
+    let mut bench = ten_on_their_way(CONFIG);
+    bench.sack(at(0), &[(at(1), at(4))]);
+    assert_eq!(again(&bench.poll()), [at(0)]);
+    bench.pass(MS);
+    bench.ack(at(4));
+    let sent: Vec<_> = bench.run(4 * MS).into_iter().map(|sent| sent.1).collect();
+    assert!(again(&sent).is_empty(), "{sent:?}");
+}
+
+#[test]
+fn a_dsack_with_the_ack_of_later_data_tells_of_a_needless_probe_too() {
+    // RFC 8985 §7.4.2, case 1
+    let mut bench = ten_on_their_way(CONFIG);
+    bench.ack(at(9));
+    let before = bench.sender.report().cwnd_bytes;
+    bench.run(100 * MS);
+    bench.commit(MSS);
+    bench.poll();
+    bench.pass(20 * MS);
+    bench.sack(at(11), &[(at(9), at(10))]);
+    assert!(bench.sender.report().cwnd_bytes >= before);
+}
+
+#[test]
+fn no_second_probe_leaves_before_an_rtt_was_measured() {
+    // RFC 8985 §7.3
+    let mut bench = ten_on_their_way(CONFIG);
+    bench.ack(at(9));
+    assert_eq!(bench.run(100 * MS).len(), 1);
+    bench.sack(at(10), &[(at(9), at(10))]);
+    bench.commit(3 * MSS);
+    assert_eq!(bench.run(100 * MS).len(), 3);
+    bench.ack(at(13));
+    bench.commit(3 * MSS);
+    let sent: Vec<_> = bench.run(230 * MS).into_iter().map(|sent| sent.1).collect();
+    assert_eq!(again(&sent), [at(15)]);
+}
+
+#[test]
+fn a_mark_and_a_loss_in_one_window_are_one_sign() {
+    // RFC 3168 §6.1.2
+    let mut bench = ten_on_their_way(SenderConfig { ecn: true, ..CONFIG });
+    bench.ack_with(at(1), |ack| ack.ece = true);
+    let reduced = bench.sender.report().cwnd_bytes;
+    bench.sack(at(1), &[(at(2), at(6))]);
+    assert_eq!(bench.sender.report().state, SenderState::Recovery);
+    assert_eq!(bench.sender.report().cwnd_bytes, reduced);
+}

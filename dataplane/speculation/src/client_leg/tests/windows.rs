@@ -186,3 +186,19 @@ fn the_last_committed_bytes_are_never_delayed() {
         assert!(pushed[pushed.len() - 1] && pushed[..pushed.len() - 1].iter().all(|&push| !push));
     }
 }
+
+#[test]
+fn a_lost_segment_that_a_shrunk_window_cuts_waits_behind_the_first() {
+    // RFC 9293 §3.8.6: what is within the window is sent again, the first of it in part if need be.
+    let mut bench = Bench::measured(NO_SACK, 20 * MS);
+    bench.commit(3 * MSS);
+    bench.poll();
+    bench.pass(20 * MS);
+    bench.window = MSS + MSS / 2;
+    bench.ack(MSS);
+    let sent: Vec<_> = bench.run(Duration::from_secs(1)).into_iter().map(|sent| sent.1).collect();
+    assert!(!sent.is_empty());
+    bench.ack(2 * MSS);
+    assert_eq!(ranges(&bench.poll()), [(2 * MSS, MSS)]);
+    assert!(ranges(&sent).iter().all(|&range| range == (MSS, MSS)), "{sent:?}");
+}
