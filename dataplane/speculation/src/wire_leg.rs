@@ -335,9 +335,10 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
-            if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
-                rewriter.seq(if behind { next - 1 } else { next });
+            if let Some(leg) = self.leg.as_ref().filter(|_| behind || segment.is_pure_ack()) {
+                // A keepalive may carry a byte of no meaning: it lies where the client has confirmed
+                // everything, so that the client drops it, whatever it is (SP-3).
+                rewriter.seq(if behind { leg.unacked() - 1 } else { leg.next() });
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {

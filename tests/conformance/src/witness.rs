@@ -258,7 +258,9 @@ impl Witness {
         let begin = segment.sequence.wrapping_sub(start);
         for (place, &byte) in (0u32..).zip(&segment.payload) {
             let place = begin.wrapping_add(place);
-            if byte != pattern(from, place) {
+            // What the client has confirmed it does not take again: the byte of a keepalive may be any.
+            let dropped = from == Side::Guest && before(place, self.client_ack);
+            if !dropped && byte != pattern(from, place) {
                 return Err(format!("SP-3: the byte at {place} is not what the {from} sent"));
             }
         }
