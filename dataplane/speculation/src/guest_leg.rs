@@ -302,7 +302,7 @@ impl Connection {
     /// all windows shown can be filled; never left of the one shown.
     fn permitted_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
         let shown = self.guest.edge;
-        if !self.is_taken() {
+        if self.phase == Phase::Plain {
             // Nothing of it is held: the client's own window counts.
             return shown.later(self.client.edge);
         }
@@ -357,7 +357,9 @@ impl Connection {
         let shown = self.guest.edge;
         let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
         let less = ack - edge.bytes_since(shown);
-        match self.may_creep(edge, permitted, shared) || less.before(self.guest.acked) {
+        // Nothing follows a FIN: its ACK is not held back, and lets nobody push an edge on.
+        let of_fin = self.fin && ack.after(self.queue.end());
+        match of_fin || self.may_creep(edge, permitted, shared) || less.before(self.guest.acked) {
             true => (ack, window, edge),
             false => (less, window, shown),
         }
