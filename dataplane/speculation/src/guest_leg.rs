@@ -477,7 +477,7 @@ impl Connection {
         let fields = Fields {
             // RFC 5961 §3.2: exactly RCV.NXT, which the guest's last ACK tells; what came in since may
             // have moved it.
-            seq: self.client.next.earlier(self.guest.right),
+            seq: self.client.whole.earlier(self.guest.right),
             ack: Some(self.guest.acked),
             flags: flag::RST,
             window: Scaled(0),

@@ -110,7 +110,7 @@ impl Connection {
     /// Keeps what a sensible segment says of the client.
     fn hear_client(&mut self, segment: &Segment) {
         self.hear_client_time(segment);
-        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.gives(segment);
         self.client.real = self.client.real.later(segment.ack);
         self.client.window = self.negotiated.client_scale.bytes(Scaled(segment.window));
         self.client.edge = self.client.edge.later(segment.ack + self.client.window);
@@ -124,9 +124,9 @@ impl Connection {
     }
 
     /// Whether a reset is exactly at the guest's RCV.NXT (RFC 5961 §3.2): at what it acknowledged last,
-    /// or at the end of what it was given since.
+    /// or at the end of what it was given since, up to a gap.
     fn is_exact_reset(&self, segment: &Segment) -> bool {
-        segment.seq == self.guest.voice.ack || segment.seq == self.client.next
+        segment.seq == self.guest.voice.ack || segment.seq == self.client.whole
     }
 
     fn unless_resetting(&self, shared: &mut Shared) -> FromWire {
@@ -226,7 +226,7 @@ impl Connection {
         if reply {
             self.keepalive = Keepalive::None;
         }
-        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.gives(segment);
         self.client.pattern = Pattern::of(segment);
         self.adapt_to_guest(slot, segment, frame, shared);
         if fin_confirmed {
