@@ -2,7 +2,7 @@
 //! to the client.
 
 use crate::boundary::FromWire;
-use crate::client_leg::{ClientAck, Progress};
+use crate::client_leg::{ClientAck, Progress, Sender};
 use crate::connection::{Connection, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
@@ -177,6 +177,12 @@ impl Connection {
             let confirmed = segment.ack.earlier(self.queue.end());
             self.free(confirmed, shared);
         }
+        if self.fin_is_confirmed() {
+            // It had the FIN so, too.
+            self.finish(slot, shared);
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return FromWire::Pass;
+        }
         self.join(now, shared);
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
@@ -223,12 +229,12 @@ impl Connection {
         }
         self.client.next = self.client.next.later(segment.seq + segment.space());
         self.client.pattern = Pattern::of(segment);
-        self.adapt_to_guest(slot, segment, frame, shared);
         if fin_confirmed {
             self.finish(slot, shared);
         } else {
             self.finish_draining(slot, shared);
         }
+        self.adapt_to_guest(slot, segment, frame, shared);
         FromWire::Pass
     }
 
@@ -330,9 +336,8 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = self.leg.as_ref().map(crate::client_leg::Sender::next);
-            if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
-                rewriter.seq(if behind { next - 1 } else { next });
+            if behind || segment.is_pure_ack() {
+                rewriter.seq(if behind { self.next_to_client() - 1 } else { self.next_to_client() });
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {
@@ -351,6 +356,11 @@ impl Connection {
             }
         }
         self.has_said(ack, window, tsval.unwrap_or(0));
+    }
+
+    /// SND.NXT as the client knows it: of the client leg, or where it will begin.
+    pub(crate) fn next_to_client(&self) -> SeqNum {
+        self.leg.as_ref().map_or(self.queue.base(), Sender::next)
     }
 
     /// Notes what the client was told.
