@@ -88,7 +88,7 @@ impl Connection {
         voice: &Voice,
         shared: &mut Shared,
     ) -> Option<(Fields, SeqNum, u32)> {
-        let next = self.leg.as_ref().map_or(self.queue.end(), crate::client_leg::Sender::next);
+        let next = self.next_to_client();
         let said = self.client.said;
         let mut fields = Fields {
             seq: next,

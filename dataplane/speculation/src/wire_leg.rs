@@ -2,7 +2,7 @@
 //! to the client.
 
 use crate::boundary::FromWire;
-use crate::client_leg::{ClientAck, Progress};
+use crate::client_leg::{ClientAck, Progress, Sender};
 use crate::connection::{Connection, Due, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
@@ -182,6 +182,12 @@ impl Connection {
             let confirmed = segment.ack.earlier(self.queue.end());
             self.free(confirmed, shared);
         }
+        if self.fin_is_confirmed() {
+            // It had the FIN so, too.
+            self.finish(slot, shared);
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return FromWire::Pass;
+        }
         self.join(now, shared);
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
@@ -228,12 +234,12 @@ impl Connection {
         }
         self.client.gives(segment);
         self.client.pattern = Pattern::of(segment);
-        self.adapt_to_guest(slot, segment, frame, shared);
         if fin_confirmed {
             self.finish(slot, shared);
         } else {
             self.finish_draining(slot, shared);
         }
+        self.adapt_to_guest(slot, segment, frame, shared);
         FromWire::Pass
     }
 
@@ -335,10 +341,10 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            if let Some(leg) = self.leg.as_ref().filter(|_| behind || segment.is_pure_ack()) {
+            if behind || segment.is_pure_ack() {
                 // A keepalive may carry a byte of no meaning: it lies where the client has confirmed
                 // everything, so that the client drops it, whatever it is (SP-3).
-                rewriter.seq(if behind { leg.unacked() - 1 } else { leg.next() });
+                rewriter.seq(if behind { self.client.real - 1 } else { self.next_to_client() });
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {
@@ -357,6 +363,11 @@ impl Connection {
             }
         }
         self.has_said(ack, window, tsval.unwrap_or(0));
+    }
+
+    /// SND.NXT as the client knows it: of the client leg, or where it will begin.
+    pub(crate) fn next_to_client(&self) -> SeqNum {
+        self.leg.as_ref().map_or(self.queue.base(), Sender::next)
     }
 
     /// Notes what the client was told.
