@@ -124,6 +124,9 @@ pub(crate) struct Said {
 /// What the client said, and what it was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ClientEnd {
+    /// Where the gap begins in what the guest was given, or its end: the guest's RCV.NXT as far as we
+    /// can know it.
+    pub(crate) whole: SeqNum,
     /// Its SND.NXT as the guest has seen it.
     pub(crate) next: SeqNum,
     /// Its cumulative ACK.
@@ -197,6 +200,17 @@ pub(crate) struct Connection {
     pub(crate) mss: u16,
 }
 
+impl ClientEnd {
+    /// The guest is given a segment.
+    pub(crate) fn gives(&mut self, segment: &Segment) {
+        let end = segment.seq + segment.space();
+        self.next = self.next.later(end);
+        if !segment.seq.after(self.whole) {
+            self.whole = self.whole.later(end);
+        }
+    }
+}
+
 impl Connection {
     /// The connection that a handshake made.
     pub(crate) fn new(handshake: &Handshake, key: &FlowKey, shared: &Shared) -> Self {
@@ -228,6 +242,7 @@ impl Connection {
                 pattern: guest.pattern,
             },
             client: ClientEnd {
+                whole: client_first,
                 next: client_first,
                 real: first,
                 window,
@@ -429,6 +444,7 @@ impl Connection {
             let edge = segment.ack + self.negotiated.guest_scale.bytes(voice.window);
             self.guest.right = self.guest.right.later(edge);
             self.client.next = self.client.next.later(segment.ack);
+            self.client.whole = self.client.whole.later(segment.ack);
         }
         if let Some(stamps) = segment.options.timestamps {
             voice.tsval = newer(stamps.value, voice.tsval);
@@ -463,15 +479,15 @@ impl Connection {
     /// Whether another flow may take its place: nothing held, nothing shown to the guest that the
     /// client did not say, nothing left to say.
     pub(crate) fn is_dispensable(&self) -> bool {
-        self.queue.is_empty()
+        let settled = self.queue.is_empty()
             && self.marks.is_empty()
             && !self.guest.acked.after(self.client.real)
             && !self.guest.edge.after(self.client.edge)
-            && self.due != Due::Reset
             && self.phase != Phase::Resetting
             // A FIN that was taken and not confirmed, and what the guest said along with data, are
             // the client leg's to say.
-            && !(self.is_taken() && (self.fin || self.ack_is_due()))
+            && !(self.is_taken() && (self.fin || self.ack_is_due()));
+        (settled || self.phase == Phase::Finished) && self.due != Due::Reset
     }
 
     /// Its state in the words of reports.

@@ -139,7 +139,7 @@ impl Writer<'_> {
         self.u32(guest.voice.tsval);
         self.u32(guest.voice.tsecr);
         self.pattern(&guest.pattern);
-        for seq in [client.next, client.real, client.edge, *base, *end] {
+        for seq in [client.next, client.whole, client.real, client.edge, *base, *end] {
             self.seq(seq);
         }
         self.u32(client.window);
@@ -252,10 +252,11 @@ impl<'a> Reader<'a> {
         let window = Scaled(self.u16()?);
         let voice = Voice { ack, window, tsval: self.u32()?, tsecr: self.u32()?, ece };
         let guest = GuestEnd { next, acked, edge, right, ts_recent, voice, pattern: self.pattern()? };
-        let (next, real, edge) = (self.seq()?, self.seq()?, self.seq()?);
+        let (next, whole, real, edge) = (self.seq()?, self.seq()?, self.seq()?, self.seq()?);
         let (base, end) = (self.seq()?, self.seq()?);
         let (window, tsval) = (self.u32()?, self.u32()?);
-        let client = ClientEnd { next, real, window, edge, tsval, pattern: self.pattern()?, said: None };
+        let pattern = self.pattern()?;
+        let client = ClientEnd { whole, next, real, window, edge, tsval, pattern, said: None };
         let mss = self.u16()?;
         let record = Record { key, negotiated, phase, permitted, barred, guest, client, base, end, fin, mss };
         record.is_sane().then_some(record).ok_or(LedgerError::Malformed("a flow contradicts itself"))

@@ -188,7 +188,7 @@ impl Engine {
         let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Guest) else { return };
         let Some(slot) = self.table.find(&segment.key) else { return };
         if let Some((_, connection)) = self.table.connection_mut(slot) {
-            connection.release(&segment, frame, &self.shared);
+            connection.release(&segment, frame);
         }
     }
 

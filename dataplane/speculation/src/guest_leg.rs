@@ -71,7 +71,7 @@ impl Connection {
     fn pass_guest(&mut self, segment: &Segment) -> FromGuest {
         if segment.has(flag::FIN) {
             // A flow whose end went through is not taken any more.
-            self.barred = true;
+            self.phase = Phase::Finished;
         }
         self.hear_guest(segment);
         FromGuest::Pass
@@ -179,7 +179,11 @@ impl Connection {
         let ends = segment.has(flag::FIN) && self.queue.end() == last && whole;
         let news = taken.new > 0 || (ends && !self.fin);
         self.fin |= ends;
-        self.hear_guest(&if whole { segment.clone() } else { self.cut_back(segment) });
+        if whole {
+            self.hear_guest(segment);
+        } else {
+            self.hear_guest(&self.cut_back(segment));
+        }
         if taken.new > 0 {
             shared.counters.add(Event::GuestBytes, u64::from(taken.new));
             shared.lists.push(List::Unstreamed, slot);
@@ -317,7 +321,7 @@ impl Connection {
     /// all windows shown can be filled; never left of the one shown.
     fn permitted_edge(&self, slot: u32, shared: &mut Shared) -> SeqNum {
         let shown = self.guest.edge;
-        if !self.is_taken() {
+        if self.phase == Phase::Plain {
             // Nothing of it is held: the client's own window counts.
             return shown.later(self.client.edge);
         }
@@ -372,7 +376,9 @@ impl Connection {
         let shown = self.guest.edge;
         let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
         let less = ack - edge.bytes_since(shown);
-        match self.may_creep(edge, permitted, shared) || less.before(self.guest.acked) {
+        // Nothing follows a FIN: its ACK is not held back, and lets nobody push an edge on.
+        let of_fin = self.fin && ack.after(self.queue.end());
+        match of_fin || self.may_creep(edge, permitted, shared) || less.before(self.guest.acked) {
             true => (ack, window, edge),
             false => (less, window, shown),
         }
@@ -493,7 +499,7 @@ impl Connection {
         let fields = Fields {
             // RFC 5961 §3.2: exactly RCV.NXT, which the guest's last ACK tells; what came in since may
             // have moved it.
-            seq: self.client.next.earlier(self.guest.right),
+            seq: self.client.whole.earlier(self.guest.right),
             ack: Some(self.guest.acked),
             flags: flag::RST,
             window: Scaled(0),

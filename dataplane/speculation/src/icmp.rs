@@ -1,8 +1,8 @@
 //! ICMP messages about flows: *too big* alone is for us.
 //!
-//! The client leg cuts its segments to what the message says; the guest does not hear of it, as the
-//! size of what it hands to us says nothing of what leaves. Once its flow is passed through again, the
-//! path will tell it by a message of its own.
+//! The client leg cuts its segments to what the message says. The guest is told too, as the path is that
+//! of its other flows as well, and of this one once it is passed through again: the number quoted becomes
+//! one that it takes (RFC 5927 §4.1), as the real one is acknowledged to it.
 
 use crate::boundary::FromWire;
 use crate::connection::Connection;
@@ -12,7 +12,7 @@ use crate::key::{FlowKey, numbers, widened};
 use crate::lists::List;
 use crate::seq::SeqNum;
 use crate::time::Time;
-use holdfast_packet::checksum::Sum;
+use holdfast_packet::checksum::{self, Sum};
 use holdfast_packet::headers::{Layout, Network, Transport, protocol};
 
 const ICMP: u8 = 1;
@@ -26,12 +26,15 @@ struct TooBig {
     key: FlowKey,
     seq: SeqNum,
     mtu: u16,
+    /// Where the quoted sequence number is in the frame, and where the message begins.
+    seq_at: usize,
+    message_at: usize,
 }
 
 /// Takes a message about a packet of ours; everything else is passed.
 ///
 /// Bound: the frame's length. Allocations: none.
-pub(crate) fn handle(engine: &mut Engine, _now: Time, layout: &Layout, frame: &[u8]) -> FromWire {
+pub(crate) fn handle(engine: &mut Engine, _now: Time, layout: &Layout, frame: &mut [u8]) -> FromWire {
     let Some(message) = parse(layout, frame) else { return FromWire::Pass };
     let Some(slot) = engine.table.find(&message.key) else { return FromWire::Pass };
     let Some((_, connection)) = engine.table.connection_mut(slot) else { return FromWire::Pass };
@@ -39,13 +42,29 @@ pub(crate) fn handle(engine: &mut Engine, _now: Time, layout: &Layout, frame: &[
         return FromWire::Pass;
     }
     if connection.shrink(&message) {
+        message.quote(frame, connection.guest.acked);
         engine.shared.count(Event::TooBig);
         engine.shared.lists.push(List::ToClient, slot);
         engine.shared.lists.push(List::Changed, slot);
-    } else {
-        engine.shared.count(Event::TooBigRefused);
+        return FromWire::Pass;
     }
+    engine.shared.count(Event::TooBigRefused);
     FromWire::Taken
+}
+
+impl TooBig {
+    /// Quotes another number, and updates the checksum (RFC 1624).
+    fn quote(&self, frame: &mut [u8], seq: SeqNum) {
+        let sum_at = self.message_at + 2;
+        let word = |frame: &[u8], at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        let mut sum = word(frame, sum_at);
+        for (half, at) in [(seq.get() >> 16, self.seq_at), (seq.get(), self.seq_at + 2)] {
+            let new = half as u16;
+            sum = checksum::replaced(sum, word(frame, at), new);
+            frame[at..at + 2].copy_from_slice(&new.to_be_bytes());
+        }
+        frame[sum_at..sum_at + 2].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 impl Connection {
@@ -84,7 +103,9 @@ fn parse(layout: &Layout, frame: &[u8]) -> Option<TooBig> {
             }
             let (guest, client) = (array(header, 12)?, array(header, 16)?);
             let mtu = u16::from_be_bytes(array(message, 6)?);
-            found(false, widened(&guest), widened(&client), tags, quoted.get(len..)?, mtu)
+            let message_at = ip.offset + ip.header_len;
+            let places = (message_at, message_at + 8 + len);
+            found(false, (widened(&guest), widened(&client)), tags, quoted.get(len..)?, mtu, places)
         }
         (Network::V6(ip), Transport::Icmpv6 { offset }) if !ip.fragment => {
             let message = frame.get(offset..ip.offset + ip.total_len)?;
@@ -98,7 +119,8 @@ fn parse(layout: &Layout, frame: &[u8]) -> Option<TooBig> {
             if quoted.first()? >> 4 != 6 || *quoted.get(6)? != protocol::TCP {
                 return None;
             }
-            found(true, array(quoted, 8)?, array(quoted, 24)?, tags, quoted.get(40..)?, mtu)
+            let ends = (array(quoted, 8)?, array(quoted, 24)?);
+            found(true, ends, tags, quoted.get(40..)?, mtu, (offset, offset + 48))
         }
         _ => None,
     }
@@ -106,17 +128,17 @@ fn parse(layout: &Layout, frame: &[u8]) -> Option<TooBig> {
 
 fn found(
     v6: bool,
-    guest: [u8; 16],
-    client: [u8; 16],
+    (guest, client): ([u8; 16], [u8; 16]),
     tags: [u32; 2],
     tcp: &[u8],
     mtu: u16,
+    (message_at, tcp_at): (usize, usize),
 ) -> Option<TooBig> {
     let guest_port = u16::from_be_bytes(array(tcp, 0)?);
     let client_port = u16::from_be_bytes(array(tcp, 2)?);
     let seq = SeqNum::new(u32::from_be_bytes(array(tcp, 4)?));
     let key = FlowKey { v6, guest, client, guest_port, client_port, tags };
-    Some(TooBig { key, seq, mtu })
+    Some(TooBig { key, seq, mtu, seq_at: tcp_at + 4, message_at })
 }
 
 fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {

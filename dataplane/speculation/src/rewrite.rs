@@ -36,11 +36,6 @@ impl<'a> Rewriter<'a> {
         self.put(self.tcp_at + 14, &window.0.to_be_bytes());
     }
 
-    /// Sets one byte of the payload.
-    pub(crate) fn payload_byte(&mut self, at: usize, byte: u8) {
-        self.put(at, &[byte]);
-    }
-
     /// Clears control bits.
     pub(crate) fn clear(&mut self, flags: u8) {
         let at = self.tcp_at + 13;

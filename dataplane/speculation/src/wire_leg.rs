@@ -2,7 +2,7 @@
 //! to the client.
 
 use crate::boundary::FromWire;
-use crate::client_leg::{ClientAck, Progress};
+use crate::client_leg::{ClientAck, Progress, Sender};
 use crate::connection::{Connection, Due, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
@@ -12,7 +12,6 @@ use crate::rewrite::Rewriter;
 use crate::segment::Segment;
 use crate::seq::SeqNum;
 use crate::shared::Shared;
-use crate::store::Reader;
 use crate::time::Time;
 use crate::window::Scaled;
 use holdfast_packet::headers::flag;
@@ -111,7 +110,7 @@ impl Connection {
     /// Keeps what a sensible segment says of the client.
     fn hear_client(&mut self, segment: &Segment) {
         self.hear_client_time(segment);
-        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.gives(segment);
         self.client.real = self.client.real.later(segment.ack);
         self.client.window = self.negotiated.client_scale.bytes(Scaled(segment.window));
         self.client.edge = self.client.edge.later(segment.ack + self.client.window);
@@ -125,9 +124,9 @@ impl Connection {
     }
 
     /// Whether a reset is exactly at the guest's RCV.NXT (RFC 5961 §3.2): at what it acknowledged last,
-    /// or at the end of what it was given since.
+    /// or at the end of what it was given since, up to a gap.
     fn is_exact_reset(&self, segment: &Segment) -> bool {
-        segment.seq == self.guest.voice.ack || segment.seq == self.client.next
+        segment.seq == self.guest.voice.ack || segment.seq == self.client.whole
     }
 
     fn unless_resetting(&self, shared: &mut Shared) -> FromWire {
@@ -183,6 +182,12 @@ impl Connection {
             let confirmed = segment.ack.earlier(self.queue.end());
             self.free(confirmed, shared);
         }
+        if self.fin_is_confirmed() {
+            // It had the FIN so, too.
+            self.finish(slot, shared);
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return FromWire::Pass;
+        }
         self.join(now, shared);
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
@@ -227,14 +232,14 @@ impl Connection {
         if reply {
             self.keepalive = Keepalive::None;
         }
-        self.client.next = self.client.next.later(segment.seq + segment.space());
+        self.client.gives(segment);
         self.client.pattern = Pattern::of(segment);
-        self.adapt_to_guest(slot, segment, frame, shared);
         if fin_confirmed {
             self.finish(slot, shared);
         } else {
             self.finish_draining(slot, shared);
         }
+        self.adapt_to_guest(slot, segment, frame, shared);
         FromWire::Pass
     }
 
@@ -323,7 +328,7 @@ impl Connection {
     /// A segment of the guest that was passed leaves the escrow. Of a flow that is taken only pure ACKs
     /// are changed: their sequence number becomes the client leg's SND.NXT, as one ahead of the
     /// client's window would not be acceptable (RFC 9293 §3.10.7.4), and what they say never goes back.
-    pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8], shared: &Shared) {
+    pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8]) {
         let mut ack = segment.ack;
         let mut window = Scaled(segment.window);
         let mut tsval = segment.options.timestamps.map(|stamps| stamps.value);
@@ -349,19 +354,10 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = match &self.leg {
-                Some(leg) => Some(leg.next()),
-                // Nothing that is held was sent.
-                None => Some(self.queue.base()).filter(|base| !behind && segment.seq.after(*base)),
-            };
-            if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
-                rewriter.seq(if behind { next - 1 } else { next });
-                if segment.len == 1 && !(next - 1).before(self.queue.base()) {
-                    // SP-3: a keepalive's byte may be anything, but the client may not have this one.
-                    let mut byte = [0];
-                    shared.store.copy_out(&mut self.queue, Reader::Stream, next - 1, &mut byte);
-                    rewriter.payload_byte(segment.payload_at, byte[0]);
-                }
+            if behind || segment.is_pure_ack() {
+                // A keepalive may carry a byte of no meaning: it lies where the client has confirmed
+                // everything, so that the client drops it, whatever it is (SP-3).
+                rewriter.seq(if behind { self.client.real - 1 } else { self.next_to_client() });
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {
@@ -380,6 +376,11 @@ impl Connection {
             }
         }
         self.has_said(ack, window, tsval.unwrap_or(0));
+    }
+
+    /// SND.NXT as the client knows it: of the client leg, or where it will begin.
+    pub(crate) fn next_to_client(&self) -> SeqNum {
+        self.leg.as_ref().map_or(self.queue.base(), Sender::next)
     }
 
     /// Notes what the client was told.

@@ -190,6 +190,9 @@ impl Flows {
         let finished = if checksum == Checksum::Partial { make(Checksum::Right) } else { frame.clone() };
         let made = Made { frame, finished, checksum_done: checksum != Checksum::Partial };
         let honest = !marks.iter().any(|mark| matches!(mark, Mark::BadChecksum | Mark::Fragment));
+        if !honest && from == Side::Guest {
+            flow.witness.tried(sequence.wrapping_add(segment.len));
+        }
         if honest {
             let seen = Seen::read(&made.finished).map_err(|broken| broken.to_string())?;
             if let SeenPacket::Tcp(tcp) = seen.packet {

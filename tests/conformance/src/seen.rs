@@ -136,9 +136,6 @@ fn v4(bytes: &[u8]) -> Result<SeenPacket, &'static str> {
     if fold(words(&bytes[..header_len])) != 0xffff {
         return Err("checksum of the IPv4 header");
     }
-    if bytes[8] == 0 {
-        return Err("no hops left");
-    }
     if word(bytes, 6)? & 0x3fff != 0 {
         return Ok(SeenPacket::Opaque(bytes.len()));
     }
@@ -158,9 +155,6 @@ fn v6(bytes: &[u8]) -> Result<SeenPacket, &'static str> {
     let total = 40 + usize::from(word(bytes, 4)?);
     if total > bytes.len() {
         return Err("length of the IPv6 packet");
-    }
-    if bytes[7] == 0 {
-        return Err("no hops left");
     }
     let (mut number, mut at, mut extensions) = (bytes[6], 40, 0);
     while matches!(number, 0 | 43 | 44 | 60) {
