@@ -357,7 +357,13 @@ impl Connection {
             if behind || segment.is_pure_ack() {
                 // A keepalive may carry a byte of no meaning: it lies where the client has confirmed
                 // everything, so that the client drops it, whatever it is (SP-3).
-                rewriter.seq(if behind { self.client.real - 1 } else { self.next_to_client() });
+                let next = self.next_to_client();
+                if behind {
+                    rewriter.seq(self.client.real - 1);
+                } else if self.leg.is_some() || segment.seq.after(next) {
+                    // Without a leg what is held was not sent, and what lies before it may not be either.
+                    rewriter.seq(next);
+                }
             }
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {
