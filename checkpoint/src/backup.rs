@@ -26,7 +26,7 @@ pub use log::CommitLog;
 
 use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};
-use crate::image::{Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
+use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
 use crate::pages::PAGE_SIZE;
 use crate::primary::SharedGate;
 use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Refusal, RefusalCode, Seal, StateKind};
@@ -199,14 +199,14 @@ impl BackupSession {
     fn state_part(&mut self, kind: StateKind, bytes: &[u8]) -> Result<Outcome, Refusal> {
         self.staged.bytes += RECORD_COST + bytes.len() as u64;
         self.check_room()?;
-        let state = match kind {
-            StateKind::Devices => &mut self.staged.devices,
-            StateKind::Gate => &mut self.staged.gate,
+        let (state, limit) = match kind {
+            StateKind::Devices => (&mut self.staged.devices, STATE_LIMIT),
+            StateKind::Gate => (&mut self.staged.gate, GATE_STATE_LIMIT),
         };
-        if state.len() + bytes.len() > STATE_LIMIT {
+        if state.len() + bytes.len() > limit {
             return Err(Refusal::new(
                 RefusalCode::NoRoom,
-                format!("an epoch's state of more than {STATE_LIMIT} bytes"),
+                format!("an epoch's state of more than {limit} bytes"),
             ));
         }
         state.extend_from_slice(bytes);

@@ -43,9 +43,13 @@ use memory::Memory;
 use record::{Record, What};
 use std::path::{Path, PathBuf};
 
-/// Most bytes of device state, and of gate state, that a checkpoint may carry. QEMU writes about
-/// half a megabyte; more than this means that guest memory went into the stream.
+/// Most bytes of device state that a checkpoint may carry. QEMU writes about half a megabyte; more than
+/// this means that guest memory went into the stream.
 pub const STATE_LIMIT: usize = 64 << 20;
+
+/// Most bytes of gate state that a checkpoint may carry: the first one of a session has all that the gate
+/// holds for the guest's clients.
+pub const GATE_STATE_LIMIT: usize = 512 << 20;
 
 /// Where an image lies and what it is an image of.
 #[derive(Clone, Debug)]
@@ -358,8 +362,10 @@ impl Image {
 
     fn check_complete(&self, staged: &StagedEpoch) -> Result<(), ImageError> {
         staged.pages.iter().try_for_each(|(page, _)| self.check_page(page))?;
-        for state in [&staged.device_state, &staged.gate_state.bytes] {
-            if state.len() > STATE_LIMIT {
+        for (state, limit) in
+            [(&staged.device_state, STATE_LIMIT), (&staged.gate_state.bytes, GATE_STATE_LIMIT)]
+        {
+            if state.len() > limit {
                 return Err(ImageError::StateTooLarge { bytes: state.len() });
             }
         }

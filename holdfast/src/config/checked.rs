@@ -303,6 +303,18 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
     }
     let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, faults));
     let speculation = check_speculation(&format!("{key}.speculation"), &raw.speculation, faults);
+    let held = u64::from(raw.speculation.escrow_mib) * raw.nics.len() as u64;
+    if raw.speculation.escrow_mib as u64 <= MAX_ESCROW_MIB && held > MAX_ESCROW_MIB {
+        faults.add(
+            format!("{key}.speculation.escrow_mib"),
+            format!(
+                "{} NICs of {} MiB each are more than {MAX_ESCROW_MIB} MiB, which one checkpoint carries",
+                raw.nics.len(),
+                raw.speculation.escrow_mib
+            ),
+            "give each NIC less",
+        );
+    }
     let nics = raw
         .nics
         .into_iter()
@@ -329,10 +341,13 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
     }
 }
 
+/// Bytes that a VM may hold for its clients, in MiB: the first checkpoint of each session carries them all.
+const MAX_ESCROW_MIB: u64 = 384;
+
 fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Speculation {
-    faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, 4096);
-    let most = raw.escrow_mib.clamp(1, 4096);
-    faults.range(format!("{key}.flow_mib"), raw.flow_mib.into(), 1, most.into());
+    faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, MAX_ESCROW_MIB);
+    let most = u64::from(raw.escrow_mib).clamp(1, MAX_ESCROW_MIB);
+    faults.range(format!("{key}.flow_mib"), raw.flow_mib.into(), 1, most);
     let mut except = Vec::new();
     for (index, text) in raw.except.iter().enumerate() {
         match text.parse() {
