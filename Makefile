@@ -8,8 +8,10 @@ HOLDFAST := target/release/holdfast
 GUEST_INIT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init
 RUNS ?= 20
 SEED ?=
+MODE ?=
+WIRE ?=
 
-.PHONY: help packages guest build check test unit guests demo soak bench-quick clean
+.PHONY: help packages guest build check test unit guests demo soak bench-quick bench-bulk clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,11 +49,14 @@ test: packages ## everything: lints, unit and integration tests, whole guests wi
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options
 	$(HOLDFAST) demo $(DEMO)
 
-soak: build guest ## RUNS=20 kills at seeded random moments, a line a run; SEED=n replays from there
-	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED))
+soak: build guest ## RUNS=20 kills at seeded random moments, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%
+	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE))
 
 bench-quick: build guest ## pause, commit latency and throughput, as ratios taken in one run
 	$(HOLDFAST) bench quick
+
+bench-bulk: build guest ## the guest's sending, mode by mode and epoch by epoch (half an hour); BULK="--epochs 50" passes options
+	$(HOLDFAST) bench bulk $(BULK)
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -17,12 +17,14 @@
 
 pub mod artifacts;
 pub mod audit;
+pub mod bulk;
 pub mod capture;
 pub mod client;
 pub mod emulator;
 pub mod expert;
 pub mod guest;
 pub mod initramfs;
+pub mod iperf;
 pub mod join;
 pub mod modules;
 pub mod monitor;

@@ -5,6 +5,7 @@
 
 mod attachment;
 mod memory;
+mod modes;
 mod native;
 mod survival;
 

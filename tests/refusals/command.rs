@@ -29,6 +29,9 @@ fn a_user_is_told_what_is_lacking() {
         (&["demo"], 3, &["takes root", "mend: sudo holdfast"]),
         (&["soak"], 3, &["takes root", "mend: sudo holdfast"]),
         (&["bench", "quick"], 3, &["takes root", "mend: sudo holdfast"]),
+        (&["bench", "bulk"], 3, &["takes root", "mend: sudo holdfast"]),
+        (&["wire-emulator", "--left", "x", "--right", "y"], 3, &["interface x", "mend: "]),
+        (&["wire-emulator", "--left", "x", "--right", "y", "--wire", "loss=2"], 2, &["loss=2", "0.5%"]),
         (&["keys", "/root/a", "/root/b"], 2, &["/root/a", "Permission denied", "be root"]),
         (&["run", "-c", &name, "--check-config"], 0, &["is sound"]),
     ];
@@ -46,6 +49,9 @@ fn a_user_is_told_what_is_lacking() {
         let told = daemon.command(&[command, "mail"]);
         told.expect(command, 1, &["there is no VM 'mail' on host host-a", "mend: one of web"]);
     }
+    let told = daemon.command(&["mode", "mail", "commit"]);
+    told.expect("mode", 1, &["there is no VM 'mail' on host host-a", "mend: one of web"]);
+    daemon.command(&["mode", "web", "fast"]).expect("mode", 2, &["fast", "native, commit, speculative"]);
     daemon.command(&["failover", "web"]).expect(
         "failover",
         1,

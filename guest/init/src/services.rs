@@ -12,7 +12,7 @@ use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: usize = 1024;
 /// Bytes per write and read: whole blocks of the stream, and few system calls.
 const BUFFER_BYTES: usize = 4 * BLOCK_BYTES;
 

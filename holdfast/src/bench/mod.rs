@@ -1,5 +1,6 @@
 //! `holdfast bench`: figures as ratios taken in one run, on the client's clock.
 
+mod bulk;
 mod quick;
 
 use crate::cli::Failure;
@@ -10,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Bench {
     /// Pause, commit latency, and throughput of plain QEMU over a TAP, of native and of commit.
     Quick(quick::QuickOptions),
+    /// What the guest sends to the client: modes, lengths of an epoch, sizes and numbers of connections.
+    Bulk(Box<bulk::BulkOptions>),
 }
 
 /// Where a benchmark's figures go besides the terminal.
@@ -25,6 +28,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     crate::demo::check_host()?;
     match bench {
         Bench::Quick(options) => quick::run(options),
+        Bench::Bulk(options) => bulk::run(options),
     }
 }
 

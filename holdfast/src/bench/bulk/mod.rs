@@ -1,0 +1,150 @@
+//! `holdfast bench bulk`: what the guest sends to the client, in each mode and at each epoch's length.
+//!
+//! One guest on a pair of hosts; its mode and its epochs are changed while it runs. For each length of an
+//! epoch all modes have their turn within the same minutes, so that a machine whose speed drifts favours
+//! none of them: a row of mode native carries the epoch of those beside which it was taken. Everything is
+//! on the client's clock. A row during which the protection was lost is taken again.
+
+mod complaints;
+mod matrix;
+mod ratios;
+mod row;
+mod size;
+
+use super::{Output, write_json};
+use crate::cli::Failure;
+use crate::config::Mode;
+use clap::Args;
+use complaints::Listened;
+use holdfast_lab::artifacts::{Artifacts, Qemu};
+use holdfast_lab::emulator::WireSpec;
+use matrix::Matrix;
+use row::Row;
+use serde_json::json;
+use size::Size;
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BulkOptions {
+    /// Modes, in the order in which they take their turns.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "native,commit,speculative")]
+    modes: Vec<Mode>,
+    /// Lengths of an epoch, in milliseconds.
+    #[arg(long, value_delimiter = ',', default_value = "10,25,50,100,200")]
+    epochs: Vec<u64>,
+    /// Sizes of transfers, each on an open connection and with the connection's set-up; "0" for none.
+    #[arg(long, value_delimiter = ',', default_value = "64KiB,1MiB,16MiB")]
+    sizes: Vec<Size>,
+    /// Transfers of each size at most; fewer, but three at least, where they take longer than 10 s.
+    #[arg(long, default_value_t = 15)]
+    transfers: usize,
+    /// Seconds of the streams without end; 0 for none.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Numbers of such streams at the same time.
+    #[arg(long, value_delimiter = ',', default_value = "1,16,256")]
+    connections: Vec<usize>,
+    /// The wire between the hosts and the client, such as "delay=10ms,loss=0.5%"; a plain cable without it.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    wire: WireSpec,
+    /// Compares what tshark complains of in a capture at the client with the same in mode native. Taken apart
+    /// from what is measured.
+    #[arg(long)]
+    captures: bool,
+    /// Leave out iperf3, which measures the streams without end a second time.
+    #[arg(long)]
+    without_iperf3: bool,
+    /// Chooses the streams and the wire's fates.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The QEMU to use.
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    qemu: PathBuf,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What a run found.
+#[derive(Default)]
+struct Found {
+    rows: Vec<Row>,
+    listened: Vec<Listened>,
+    /// Rows that could not be taken, and why.
+    refused: Vec<String>,
+}
+
+/// Runs the benchmark.
+pub(super) fn run(options: &BulkOptions) -> Result<(), Failure> {
+    check(options)?;
+    let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
+    let machine = machine(options, &qemu);
+    let mut found = Found::default();
+    let mut matrix = Matrix::start(options, qemu)?;
+    println!("{}", row::HEADING);
+    let all = options.epochs.iter().flat_map(|epoch| options.modes.iter().map(move |mode| (*epoch, *mode)));
+    let ended = all.into_iter().try_for_each(|(epoch, mode)| matrix.cell(epoch, mode, &mut found));
+    let wire = matrix.end();
+    // What was measured before a failure is worth its while.
+    print!("{}", ratios::table(&found.rows, !options.wire.is_plain()));
+    print!("{}", complaints::list(&found.listened));
+    found.refused.iter().for_each(|refused| println!("refused: {refused}"));
+    if let Some(path) = &options.output.json {
+        let document = json!({
+            "bench": "bulk",
+            "machine": machine,
+            "rows": found.rows,
+            "ratios": ratios::all(&found.rows),
+            "aims": ratios::aims(&found.rows, !options.wire.is_plain()),
+            "complaints": found.listened,
+            "refused": found.refused,
+            "wire_frames": wire?,
+        });
+        write_json(path, &document)?;
+    }
+    ended?;
+    if found.rows.iter().any(|row| !row.stream_exact) {
+        return Err(Failure::Failed("a stream was not exact".into()));
+    }
+    match found.refused.len() {
+        0 => Ok(()),
+        count => Err(Failure::Failed(format!(
+            "{count} rows could not be taken, as the protection was lost again and again; mend: measure on a \
+             machine with nothing else to do"
+        ))),
+    }
+}
+
+fn check(options: &BulkOptions) -> Result<(), Failure> {
+    let usage = |what: String| Err(Failure::Usage(what));
+    if let Some(epoch) = options.epochs.iter().find(|epoch| !(5..=10_000).contains(*epoch)) {
+        return usage(format!("--epochs: {epoch} is not between 5 and 10000 ms"));
+    }
+    if let Some(count) = options.connections.iter().find(|count| !(1..=1000).contains(*count)) {
+        return usage(format!("--connections: {count} is not between 1 and 1000"));
+    }
+    if options.captures && !options.modes.contains(&Mode::Native) {
+        return usage("--captures compares with mode native; mend: name it among --modes, first".into());
+    }
+    Ok(())
+}
+
+/// What the figures depend on beside the program.
+fn machine(options: &BulkOptions, qemu: &Qemu) -> serde_json::Value {
+    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+        let line = text.lines().find(|line| line.starts_with("model name"))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    });
+    json!({
+        "holdfast": env!("CARGO_PKG_VERSION"),
+        "qemu": format!("{}.{}", qemu.version.0, qemu.version.1),
+        "dpdk": holdfast_dpdk::Eal::version(),
+        "kernel": kernel.ok(),
+        "guest_kernel": Artifacts::locate().ok().map(|found| found.kernel_version().to_owned()),
+        "cpu": cpu,
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "seed": options.seed,
+        "wire": options.wire.to_string(),
+        "guest_settings": "net.ipv4.tcp_no_metrics_save=1",
+    })
+}
