@@ -55,7 +55,7 @@ fn run_all(arguments: &Arguments) -> ExitCode {
             Ok(summary) => total.add(&summary),
             Err(failure) => {
                 failed += 1;
-                tell(failure, arguments);
+                tell(*failure, arguments);
                 if !arguments.keep_going {
                     break;
                 }

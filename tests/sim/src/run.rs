@@ -19,12 +19,12 @@ pub struct Failure {
 ///
 /// # Errors
 /// When an invariant is violated, or something panics.
-pub fn run(scenario: &Scenario, broken: Option<Breakage>) -> Result<Summary, Failure> {
-    attempt(scenario, broken, false).0.map_err(|violation| Failure { scenario: scenario.clone(), violation })
+pub fn run(scenario: &Scenario, broken: Option<Breakage>) -> Result<Summary, Box<Failure>> {
+    let failure = |violation| Box::new(Failure { scenario: scenario.clone(), violation });
+    attempt(scenario, broken, false).0.map_err(failure)
 }
 
 /// Runs a scenario and writes down what happens.
-#[must_use]
 pub fn trace(scenario: &Scenario, broken: Option<Breakage>) -> (Result<Summary, Violation>, Vec<String>) {
     attempt(scenario, broken, true)
 }

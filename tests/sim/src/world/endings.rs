@@ -75,7 +75,7 @@ impl World {
     pub(super) fn over(&self) -> bool {
         let Some(host) = &self.host else { return false };
         let all = (0..self.scenario.connections.len()).all(|index| self.ended(index));
-        all && host.engine.held_bytes() == 0 && self.guest.is_paused() == false
+        all && host.engine.held_bytes() == 0 && !self.guest.is_paused()
     }
 
     fn ended(&self, index: usize) -> bool {
