@@ -37,25 +37,25 @@ impl Talk {
         // The switch has to know the guest before something can come for it.
         talk.guest.send(sample::arp(sample::GUEST, [10, 0, 0, 2]));
         talk.seen(1);
-        talk.from_client(flag::SYN, CLIENT_ISS, 0, vec![]);
+        talk.client_sends(flag::SYN, CLIENT_ISS, 0, vec![]);
         talk.guest_hears();
-        talk.from_guest(flag::SYN | flag::ACK, GUEST_ISS, CLIENT_ISS + 1, vec![]);
+        talk.guest_sends(flag::SYN | flag::ACK, GUEST_ISS, CLIENT_ISS + 1, vec![]);
         talk.seen(2);
         talk.commit(1);
         talk.core.wire(2);
-        talk.from_client(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1, vec![]);
+        talk.client_sends(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1, vec![]);
         talk.guest_hears();
         talk
     }
 
-    fn from_guest(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
+    fn guest_sends(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
         let options = if flags & flag::SYN != 0 { vec![2, 4, 5, 180] } else { vec![] };
         let segment =
             sample::Tcp { flags, sequence, acknowledgement, payload, options, ..self.segment.clone() };
         self.guest.send(segment.bytes());
     }
 
-    fn from_client(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
+    fn client_sends(&self, flags: u8, sequence: u32, acknowledgement: u32, payload: Vec<u8>) {
         let options = if flags & flag::SYN != 0 { vec![2, 4, 5, 180] } else { vec![] };
         let answer = sample::Tcp {
             flags,
@@ -110,7 +110,7 @@ fn ack_of(bytes: &[u8]) -> u32 {
 #[test]
 fn data_is_streamed_then_acknowledged_and_leaves_after_its_commit() {
     let talk = Talk::new();
-    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 1000]);
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 1000]);
     assert_eq!(talk.guest_hears(), GUEST_ISS + 1001);
     let chunk = talk.stream.chunks.try_recv().expect("streamed before it was acknowledged");
     assert_eq!(chunk.epoch, EpochId::new(2));
@@ -121,7 +121,7 @@ fn data_is_streamed_then_acknowledged_and_leaves_after_its_commit() {
     let sent = talk.core.wire(1);
     assert_eq!(sent[0][54..], [7; 1000]);
     assert_eq!(talk.core.count(1, PortCounter::Unconfirmed), 1000);
-    talk.from_client(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1001, vec![]);
+    talk.client_sends(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 1001, vec![]);
     wait_until(|| talk.core.count(1, PortCounter::Consumed) == 1);
 }
 
@@ -132,7 +132,7 @@ fn a_stream_that_nobody_takes_delays_the_acknowledgement() {
     let mut taken = Vec::new();
     for nth in 0.. {
         let before = talk.core.count(1, PortCounter::Forged);
-        talk.from_guest(flag::ACK, GUEST_ISS + 1 + nth * 10, CLIENT_ISS + 1, vec![1; 10]);
+        talk.guest_sends(flag::ACK, GUEST_ISS + 1 + nth * 10, CLIENT_ISS + 1, vec![1; 10]);
         talk.seen(3 + u64::from(nth));
         talk.core.settle();
         if talk.core.count(1, PortCounter::Forged) == before {
@@ -151,7 +151,7 @@ fn a_stream_that_nobody_takes_delays_the_acknowledgement() {
 #[test]
 fn a_flow_goes_on_where_it_was_kept() {
     let talk = Talk::new();
-    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
     talk.guest_hears();
     let state = talk.core.handle.cut(&ONE, EpochId::new(2), true).expect("cut").port_state;
     let mut kept = KeptPorts::new(&[Some(LIMITS)]);
@@ -174,7 +174,7 @@ fn a_flow_goes_on_where_it_was_kept() {
 #[test]
 fn a_fence_ends_all_flows() {
     let talk = Talk::new();
-    talk.from_guest(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
     talk.guest_hears();
     talk.core.handle.cut(&ONE, EpochId::new(2), false).expect("cut");
     talk.core.handle.fence(&ONE).expect("fenced");
