@@ -22,6 +22,8 @@ use std::time::Duration;
 pub const GAP_BUDGET: Duration = Duration::from_secs(12);
 /// Length of the epochs in which a guest is halted.
 const LONG_EPOCH_MS: u64 = 200;
+/// A file's time may be behind by a tick of the kernel's coarse clock, at 100 a second.
+const COARSE_CLOCK_NS: u64 = 10_000_000;
 /// Attempts to halt a guest outside of a pause.
 const HALTS: usize = 10;
 /// Frames of a burst that may be under way when a process is stopped between its look at the lease and
@@ -125,7 +127,7 @@ fn with_solo(commits: &CommitLog, audit: &[AuditRecord], granted_ns: u64) -> Com
     let uncommitted = |epoch| commits.committed_at(epoch).is_none_or(|at| at > granted_ns);
     let held: BTreeSet<u64> = audit
         .iter()
-        .filter(|record| record.protected && record.monotonic_ns + ahead_ns <= granted_ns)
+        .filter(|record| record.protected && record.monotonic_ns + ahead_ns <= granted_ns + COARSE_CLOCK_NS)
         .map(|record| record.epoch)
         .filter(|epoch| uncommitted(*epoch))
         .collect();
