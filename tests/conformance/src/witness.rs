@@ -36,6 +36,8 @@ pub struct Witness {
     guest_top: u32,
     /// How it stood at the last commit.
     committed: Mark,
+    /// The number behind the guest's FIN.
+    fin: Option<u32>,
     /// Whether the guest has sent a FIN.
     pub guest_closed: bool,
     /// The same for the client.
@@ -75,6 +77,7 @@ impl Witness {
             guest_end: 0,
             guest_top: 0,
             committed: Mark::default(),
+            fin: None,
             guest_closed: false,
             client_closed: false,
             client_end: 0,
@@ -139,6 +142,9 @@ impl Witness {
         *top = if before(*top, end) { end } else { *top };
         let ack = segment.ack.wrapping_sub(self.start.0);
         if from == Side::Guest {
+            if segment.flags & flag::FIN != 0 {
+                self.fin = Some(end);
+            }
             self.guest_end = advanced(self.guest_end, start, segment);
             if segment.flags & flag::ACK != 0 {
                 self.guest_ack = segment.ack.wrapping_sub(self.start.1);
@@ -220,7 +226,9 @@ impl Witness {
                 _ => 0,
             };
             let edge = ack.wrapping_add(u32::from(segment.window) << shift);
-            if self.edge.is_some_and(|last| before(edge, last)) {
+            // Behind its FIN the guest has nothing to send into a window.
+            let over = self.fin == Some(ack);
+            if !over && self.edge.is_some_and(|last| before(edge, last)) {
                 return Err(format!("SP-4: the window's right edge moves left to {edge}"));
             }
             self.edge = Some(edge);
