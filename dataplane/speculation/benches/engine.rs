@@ -13,6 +13,8 @@ use holdfast_speculation::{Engine, EngineConfig, FromGuest, FromWire, Speculatio
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 25;
+/// A unit of the window's scale: when all memory is promised, less is not acknowledged by itself.
+const SMALL: usize = 128;
 
 /// Times of one line, a unit each.
 struct Line {
@@ -224,8 +226,8 @@ fn many(flows: u32) {
     let mut commit = Line::new("commit", &format!("commit with {flows} flows changed"));
     let mut next = 1;
     for _ in 0..ROUNDS {
-        let frames: Vec<Vec<u8>> = all.iter().map(|ends| ends.guest_data(next, 100)).collect();
-        next += 100;
+        let frames: Vec<Vec<u8>> = all.iter().map(|ends| ends.guest_data(next, SMALL)).collect();
+        next += SMALL as u32;
         bench.take(&frames, false);
         bench.stream();
         let forged = forge.measure(flows as usize, || bench.forge());
@@ -239,15 +241,16 @@ fn many(flows: u32) {
         bench.acknowledge(&mut acks);
         bench.cut();
         bench.engine.commit(bench.now, EpochId::new(bench.epoch));
-        bench.take(&[all[0].guest_data(next, 0x10)], false);
+        bench.take(&[all[0].guest_data(next, SMALL)], false);
         bench.stream();
         bench.forge();
         still.measure(1, || bench.cut());
         bench.engine.commit(bench.now, EpochId::new(bench.epoch));
         bench.emit();
-        next += 0x10;
+        next += SMALL as u32;
         // The others go on where the first is.
-        let frames: Vec<Vec<u8>> = all[1..].iter().map(|ends| ends.guest_data(next - 0x10, 0x10)).collect();
+        let frames: Vec<Vec<u8>> =
+            all[1..].iter().map(|ends| ends.guest_data(next - SMALL as u32, SMALL)).collect();
         bench.take(&frames, false);
         bench.stream();
         bench.forge();
