@@ -11,11 +11,13 @@ use crate::seen::SeenTcp;
 use holdfast_packet::headers::flag;
 
 /// What the guest had said and heard at a seal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Mark {
     end: u32,
     top: u32,
     got: u32,
+    ack: u32,
+    recent: Option<u32>,
     stamps: usize,
 }
 
@@ -32,10 +34,10 @@ pub struct Witness {
     pub guest_end: u32,
     /// The highest byte that the guest has sent, beyond gaps.
     guest_top: u32,
-    /// `guest_top` and the like at the last commit.
-    committed_end: u32,
-    committed_top: u32,
-    committed_got: u32,
+    /// How it stood at the last commit.
+    committed: Mark,
+    /// The number behind the guest's FIN.
+    fin: Option<u32>,
     /// Whether the guest has sent a FIN.
     pub guest_closed: bool,
     /// The same for the client.
@@ -53,7 +55,6 @@ pub struct Witness {
     pub guest_got: u32,
     /// Timestamps that each side sent, and those of the guest that are committed.
     guest_stamps: Vec<u32>,
-    committed_stamps: usize,
     client_stamps: Vec<u32>,
     /// The guest's TS.Recent: the last timestamp that it was shown and keeps.
     pub shown_to_guest: Option<u32>,
@@ -61,7 +62,8 @@ pub struct Witness {
     pub shown_to_client: Option<u32>,
     /// Highest ACK and window edge that the guest was shown.
     pub acked: Option<u32>,
-    edge: Option<u32>,
+    /// The right edge of the window that the guest was shown.
+    pub edge: Option<u32>,
 }
 
 impl Witness {
@@ -74,9 +76,8 @@ impl Witness {
             scale: (None, None),
             guest_end: 0,
             guest_top: 0,
-            committed_end: 0,
-            committed_top: 0,
-            committed_got: 0,
+            committed: Mark::default(),
+            fin: None,
             guest_closed: false,
             client_closed: false,
             client_end: 0,
@@ -86,7 +87,6 @@ impl Witness {
             client_got: 0,
             guest_got: 0,
             guest_stamps: Vec::new(),
-            committed_stamps: 0,
             client_stamps: Vec::new(),
             shown_to_guest: None,
             shown_to_client: None,
@@ -102,29 +102,31 @@ impl Witness {
             end: self.guest_end,
             top: self.guest_top,
             got: self.guest_got,
+            ack: self.guest_ack,
+            recent: self.shown_to_guest,
             stamps: self.guest_stamps.len(),
         }
     }
 
     /// What was marked is committed.
     pub fn commit(&mut self, mark: Mark) {
-        (self.committed_end, self.committed_top) = (mark.end, mark.top);
-        (self.committed_got, self.committed_stamps) = (mark.got, mark.stamps);
+        self.committed = mark;
     }
 
     /// Whether anything of the flow was ever committed.
     #[must_use]
     pub const fn is_committed(&self) -> bool {
-        self.committed_end != 0
+        self.committed.end != 0
     }
 
     /// The guest goes back to the last commit.
     pub fn roll_back(&mut self) {
-        (self.guest_end, self.guest_top) = (self.committed_end, self.committed_top);
-        self.guest_got = self.committed_got;
-        self.guest_stamps.truncate(self.committed_stamps);
+        let Mark { end, top, got, ack, recent, stamps } = self.committed;
+        (self.guest_end, self.guest_top, self.guest_got, self.guest_ack) = (end, top, got, ack);
+        self.shown_to_guest = recent;
+        self.guest_stamps.truncate(stamps);
         // The new primary cannot know what the lost one showed the guest that has gone with it.
-        (self.acked, self.edge, self.shown_to_guest) = (None, None, None);
+        (self.acked, self.edge) = (None, None);
     }
 
     /// The guest sends a segment that nobody will take, up to this byte: it has sent it all the same.
@@ -140,6 +142,9 @@ impl Witness {
         *top = if before(*top, end) { end } else { *top };
         let ack = segment.ack.wrapping_sub(self.start.0);
         if from == Side::Guest {
+            if segment.flags & flag::FIN != 0 {
+                self.fin = Some(end);
+            }
             self.guest_end = advanced(self.guest_end, start, segment);
             if segment.flags & flag::ACK != 0 {
                 self.guest_ack = segment.ack.wrapping_sub(self.start.1);
@@ -221,7 +226,9 @@ impl Witness {
                 _ => 0,
             };
             let edge = ack.wrapping_add(u32::from(segment.window) << shift);
-            if self.edge.is_some_and(|last| before(edge, last)) {
+            // Behind its FIN the guest has nothing to send into a window.
+            let over = self.fin == Some(ack);
+            if !over && self.edge.is_some_and(|last| before(edge, last)) {
                 return Err(format!("SP-4: the window's right edge moves left to {edge}"));
             }
             self.edge = Some(edge);
@@ -235,12 +242,12 @@ impl Witness {
     fn arrives_at_client(&mut self, segment: &SeenTcp, unprotected: bool) -> Result<(), String> {
         let sequence = segment.sequence.wrapping_sub(self.start.0);
         let end = sequence.wrapping_add(segment.payload.len() as u32);
-        let limit = if unprotected { self.guest_top } else { self.committed_top };
+        let limit = if unprotected { self.guest_top } else { self.committed.top };
         if !segment.payload.is_empty() && before(limit, end) {
             return Err(format!("OC-1: bytes up to {end}, but only those up to {limit} are committed"));
         }
         if let Some((value, _)) = segment.timestamps() {
-            let known = if unprotected { self.guest_stamps.len() } else { self.committed_stamps };
+            let known = if unprotected { self.guest_stamps.len() } else { self.committed.stamps };
             if !self.guest_stamps[..known].contains(&value) {
                 return Err(format!("OC-1: the timestamp {value} of the guest is not committed"));
             }

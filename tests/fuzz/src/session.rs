@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Inputs kept beside the corpus, so that mutations build on mutations.
 const POOL: usize = 64;
+/// Inputs of a corpus at most.
+const CORPUS: usize = 64;
 /// Inputs with new features that are kept at most.
 const KEPT: usize = 4096;
 
@@ -97,6 +99,40 @@ impl Session {
         Ok(Tally { runs, corpus: self.corpus.len(), features: seen.len(), kept })
     }
 
+    /// Makes the target's corpus anew: the fewest inputs, of the corpus and of what a run has kept, that
+    /// bring about as much as all of them; at most [`CORPUS`]. Says how many.
+    ///
+    /// # Errors
+    /// An input that the target does not survive.
+    ///
+    /// # Panics
+    /// When the corpus cannot be written.
+    pub fn distill(&self, kept: &[Vec<u8>]) -> Result<usize, Finding> {
+        let mut candidates = Vec::new();
+        for input in self.corpus.iter().chain(kept).filter(|input| !input.is_empty()) {
+            let features: HashSet<u16> = self.once(input)?.into_iter().collect();
+            candidates.push((input, features));
+        }
+        let (mut seen, mut chosen) = (HashSet::new(), Vec::new());
+        while chosen.len() < CORPUS {
+            let news = |features: &HashSet<u16>| features.difference(&seen).count();
+            // The most that is new, in the fewest bytes.
+            let best =
+                candidates.iter().max_by_key(|(input, features)| (news(features), usize::MAX - input.len()));
+            let Some((input, features)) = best.filter(|(_, features)| news(features) > 0) else { break };
+            chosen.push(*input);
+            seen.extend(features.iter().copied());
+        }
+        for path in files(&folder(&self.target)) {
+            std::fs::remove_file(path).expect("a file of the corpus");
+        }
+        for input in &chosen {
+            let path = folder(&self.target).join(format!("{:016x}", hash(input)));
+            std::fs::write(path, input).expect("a file in the corpus");
+        }
+        Ok(chosen.len())
+    }
+
     fn once(&self, input: &[u8]) -> Result<Features, Finding> {
         let result = catch_unwind(AssertUnwindSafe(|| (self.target.run)(input)));
         let what = match result {
@@ -140,21 +176,6 @@ impl Session {
             size /= 2;
         }
         best
-    }
-}
-
-impl Tally {
-    /// Adds the inputs that brought something new to the target's corpus; says how many.
-    ///
-    /// # Panics
-    /// When they cannot be written.
-    #[must_use]
-    pub fn keep(&self, target: &Target) -> usize {
-        for input in &self.kept {
-            let path = folder(target).join(format!("{:016x}", hash(input)));
-            std::fs::write(path, input).expect("a file in the corpus");
-        }
-        self.kept.len()
     }
 }
 

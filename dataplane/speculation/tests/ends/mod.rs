@@ -20,7 +20,8 @@ impl Ends {
         Self { nth, v6 }
     }
 
-    fn ports(&self) -> (u16, u16) {
+    /// Ports of the guest and the client.
+    pub(crate) fn ports(&self) -> (u16, u16) {
         ((5001 + self.nth / 50_000) as u16, (10_000 + self.nth % 50_000) as u16)
     }
 
@@ -94,20 +95,36 @@ pub(crate) fn from_guest(engine: &mut Engine, now: Time, frame: &[u8], checksum_
     engine.handle_guest(now, &GuestFrame { head, frame: &frame, checksum_done })
 }
 
-/// Takes every frame, into the same buffer.
+/// Takes every frame, into the same buffer, and knows what each client has got.
 pub(crate) struct Wire {
     buffer: Vec<u8>,
+    /// By the client's port: the next byte in order, as an absolute number.
+    got: Vec<u32>,
 }
 
 impl Wire {
     pub(crate) fn new() -> Self {
-        Self { buffer: vec![0; 16 * 1024] }
+        Self { buffer: vec![0; 16 * 1024], got: vec![GUEST_START.wrapping_add(1); 1 << 16] }
+    }
+
+    /// The next byte that the client of a flow waits for.
+    pub(crate) fn got(&self, ends: &Ends) -> u32 {
+        self.got[usize::from(ends.ports().1)].wrapping_sub(GUEST_START)
     }
 }
 
 impl Sink for Wire {
     fn emit(&mut self, len: usize, _epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
         write(&mut self.buffer[..len]);
+        let tcp = if self.buffer[12] == 0x86 { 54 } else { 34 };
+        let word = |at: usize| u16::from_be_bytes([self.buffer[at], self.buffer[at + 1]]);
+        let sequence = u32::from(word(tcp + 4)) << 16 | u32::from(word(tcp + 6));
+        let payload = (len - tcp - usize::from(self.buffer[tcp + 12] >> 4) * 4) as u32;
+        let got = &mut self.got[usize::from(word(tcp + 2))];
+        let new = got.wrapping_sub(sequence);
+        if new < payload {
+            *got = sequence.wrapping_add(payload);
+        }
         true
     }
 }
