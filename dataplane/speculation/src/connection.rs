@@ -469,15 +469,15 @@ impl Connection {
     /// Whether another flow may take its place: nothing held, nothing shown to the guest that the
     /// client did not say, nothing left to say.
     pub(crate) fn is_dispensable(&self) -> bool {
-        self.queue.is_empty()
+        let settled = self.queue.is_empty()
             && self.marks.is_empty()
             && !self.guest.acked.after(self.client.real)
             && !self.guest.edge.after(self.client.edge)
-            && self.due != Due::Reset
             && self.phase != Phase::Resetting
             // A FIN that was taken and not confirmed, and what the guest said along with data, are
             // the client leg's to say.
-            && !(self.is_taken() && (self.fin || self.ack_is_due()))
+            && !(self.is_taken() && (self.fin || self.ack_is_due()));
+        (settled || self.phase == Phase::Finished) && self.due != Due::Reset
     }
 
     /// Its state in the words of reports.

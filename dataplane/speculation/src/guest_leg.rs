@@ -71,7 +71,7 @@ impl Connection {
     fn pass_guest(&mut self, segment: &Segment) -> FromGuest {
         if segment.has(flag::FIN) {
             // A flow whose end went through is not taken any more.
-            self.barred = true;
+            self.phase = Phase::Finished;
         }
         self.hear_guest(segment);
         FromGuest::Pass
@@ -179,7 +179,11 @@ impl Connection {
         let ends = segment.has(flag::FIN) && self.queue.end() == last && whole;
         let news = taken.new > 0 || (ends && !self.fin);
         self.fin |= ends;
-        self.hear_guest(&if whole { segment.clone() } else { self.cut_back(segment) });
+        if whole {
+            self.hear_guest(segment);
+        } else {
+            self.hear_guest(&self.cut_back(segment));
+        }
         if taken.new > 0 {
             shared.counters.add(Event::GuestBytes, u64::from(taken.new));
             shared.lists.push(List::Unstreamed, slot);

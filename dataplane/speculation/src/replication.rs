@@ -81,6 +81,8 @@ impl Engine {
                 connection.streamed = connection.queue.end();
                 self.shared.lists.remove(List::Unstreamed, slot);
                 self.shared.lists.push(List::ToGuest, slot);
+                // Of epochs of an older session no commit will come; this one covers them.
+                connection.marks.clear();
             }
             writer.u32(slot);
             writer.u8(1);

@@ -88,8 +88,7 @@ impl Connection {
         voice: &Voice,
         shared: &mut Shared,
     ) -> Option<(Fields, SeqNum, u32)> {
-        // Without a leg nothing that is held was sent.
-        let next = self.leg.as_ref().map_or(self.queue.base(), crate::client_leg::Sender::next);
+        let next = self.next_to_client();
         let said = self.client.said;
         let mut fields = Fields {
             seq: next,

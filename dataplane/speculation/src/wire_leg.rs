@@ -2,7 +2,7 @@
 //! to the client.
 
 use crate::boundary::FromWire;
-use crate::client_leg::{ClientAck, Progress};
+use crate::client_leg::{ClientAck, Progress, Sender};
 use crate::connection::{Connection, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
@@ -180,6 +180,12 @@ impl Connection {
             let confirmed = segment.ack.earlier(self.queue.end());
             self.free(confirmed, shared);
         }
+        if self.fin_is_confirmed() {
+            // It had the FIN so, too.
+            self.finish(slot, shared);
+            self.adapt_to_guest(slot, segment, frame, shared);
+            return FromWire::Pass;
+        }
         self.join(now, shared);
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
@@ -226,12 +232,12 @@ impl Connection {
         }
         self.client.next = self.client.next.later(segment.seq + segment.space());
         self.client.pattern = Pattern::of(segment);
-        self.adapt_to_guest(slot, segment, frame, shared);
         if fin_confirmed {
             self.finish(slot, shared);
         } else {
             self.finish_draining(slot, shared);
         }
+        self.adapt_to_guest(slot, segment, frame, shared);
         FromWire::Pass
     }
 
@@ -346,12 +352,8 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            let next = match &self.leg {
-                Some(leg) => Some(leg.next()),
-                // Nothing that is held was sent.
-                None => Some(self.queue.base()).filter(|base| !behind && segment.seq.after(*base)),
-            };
-            if let Some(next) = next.filter(|_| behind || segment.is_pure_ack()) {
+            if behind || segment.is_pure_ack() {
+                let next = self.next_to_client();
                 rewriter.seq(if behind { next - 1 } else { next });
                 if segment.len == 1 && !(next - 1).before(self.queue.base()) {
                     // SP-3: a keepalive's byte may be anything, but the client may not have this one.
@@ -377,6 +379,11 @@ impl Connection {
             }
         }
         self.has_said(ack, window, tsval.unwrap_or(0));
+    }
+
+    /// SND.NXT as the client knows it: of the client leg, or where it will begin.
+    pub(crate) fn next_to_client(&self) -> SeqNum {
+        self.leg.as_ref().map_or(self.queue.base(), Sender::next)
     }
 
     /// Notes what the client was told.

@@ -40,6 +40,20 @@ fn the_other_host_goes_on_exactly_where_the_last_committed_epoch_ended() {
     assert_eq!(world.engine.held_bytes(), 0);
 }
 
+/// SP-2: what an epoch's state speaks of is what was streamed before its cut.
+#[test]
+fn a_cut_without_the_last_bytes_of_the_stream_leaves_them_to_the_next_epoch() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 300)).flags(FIN_ACK));
+    world.seal_as(false);
+    world.turn();
+    world.commit();
+    assert_eq!((world.ledger.held_bytes(), payload(&world.client_got())), (0, vec![]));
+    world.epoch();
+    assert_eq!(payload(&world.client_got()), pattern(0, 300));
+}
+
 /// The client may be ahead of what this leg has sent: its answer tells, and it is believed.
 #[test]
 fn a_client_that_is_ahead_of_the_new_leg_is_believed() {

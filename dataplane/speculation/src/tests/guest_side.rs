@@ -33,6 +33,34 @@ fn a_segment_with_a_wrong_checksum_is_neither_held_nor_acknowledged() {
     assert_eq!(sent.iter().flat_map(|seen| seen.payload.clone()).collect::<Vec<_>>(), pattern(0, 201));
 }
 
+/// SP-1, SP-2: an ACK covers what was handed to the backup's stream and no more, be it an ACK of its own
+/// or on a segment of the client.
+#[test]
+fn bytes_that_are_not_streamed_are_not_acknowledged() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 1000)));
+    let passed = world.client_sends(&Seg::data(C, at(0), b"x")).expect("data");
+    assert_eq!(passed.ack, at(0));
+    assert_eq!(world.engine.stream(16 + 256, &mut world.stream), 16 + 256);
+    world.speak();
+    assert_eq!(last_ack(&mut world).ack, at(256));
+    let passed = world.client_sends(&Seg::data(C + 1, at(0), b"x")).expect("data");
+    assert_eq!(passed.ack, at(256));
+    // The rest is of the next epoch, and a backup that takes over lets the guest send it again.
+    world.seal_as(false);
+    world.commit();
+    assert_eq!(world.client_got()[0].payload, pattern(0, 256), "OC-1");
+    assert_eq!(world.ledger.held_bytes(), 256);
+    world.fail_over();
+    world.engine.set_mode(world.now, Speculation::On);
+    world.seal_whole();
+    world.commit_all();
+    world.guest_gives(&Seg::data(at(256), C, &pattern(256, 744)));
+    world.turn();
+    assert_eq!(last_ack(&mut world).ack, at(1000));
+}
+
 /// SP-1: the checksum is judged over what is held, wherever the segment lies over old and new bytes.
 #[test]
 fn the_checksum_covers_old_and_new_bytes_of_a_segment() {

@@ -130,10 +130,20 @@ enum Step {
     Send(u32),
     Repeat(prop::sample::Index, u32),
     Turn,
-    Arrive { lose: bool, last: bool },
-    Answer { data: u32, lose: bool },
+    /// A little is streamed, and the engine speaks.
+    Trickle(usize),
+    Arrive {
+        lose: bool,
+        last: bool,
+    },
+    Answer {
+        data: u32,
+        lose: bool,
+    },
     GuestAck,
     Seal,
+    /// With bytes that were not streamed.
+    SealAsItIs,
     Commit,
     Wait(u64),
     Mode(Speculation),
@@ -147,6 +157,8 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (1u32..9000).prop_map(Step::Send),
         1 => (any::<prop::sample::Index>(), 1u32..3000).prop_map(|(at, len)| Step::Repeat(at, len)),
         5 => Just(Step::Turn),
+        2 => (17usize..3000).prop_map(Step::Trickle),
+        1 => Just(Step::SealAsItIs),
         8 => (prop::bool::weighted(0.1), prop::bool::weighted(0.2))
             .prop_map(|(lose, last)| Step::Arrive { lose, last }),
         5 => (prop_oneof![3 => Just(0u32), 1 => 1u32..1400], prop::bool::weighted(0.1))
@@ -235,6 +247,10 @@ impl History {
                 }
             }
             Step::Turn => self.world.turn(),
+            Step::Trickle(max) => {
+                self.world.engine.stream(max, &mut self.world.stream);
+                self.world.speak();
+            }
             Step::Arrive { lose, last } => {
                 if !self.wire.is_empty() {
                     let seen = if last { self.wire.pop() } else { Some(self.wire.remove(0)) };
@@ -258,9 +274,12 @@ impl History {
                 let ack = Seg::ack(seq, C + self.guest.has).times(self.guest.time, self.guest.ts_recent);
                 self.send(&ack);
             }
-            Step::Seal => {
+            Step::Seal | Step::SealAsItIs => {
                 if self.world.sealed.len() < 12 && self.world.engine.mode() != Speculation::Off {
-                    let epoch = self.world.seal();
+                    let epoch = match step {
+                        Step::Seal => self.world.seal(),
+                        _ => self.world.seal_as(false),
+                    };
                     self.deliver();
                     self.images.push((epoch.get(), self.guest.clone()));
                 }
@@ -281,7 +300,9 @@ impl History {
     }
 
     fn send(&mut self, segment: &Seg) {
-        let _ = self.world.guest_sends(segment);
+        match self.world.guest_sends(segment) {
+            FromGuest::Pass | FromGuest::Taken => {}
+        }
     }
 
     fn set_mode(&mut self, mode: Speculation) {
