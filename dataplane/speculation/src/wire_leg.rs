@@ -352,8 +352,11 @@ impl Connection {
                 self.keepalive = Keepalive::Sent;
             }
             let mut rewriter = Rewriter::new(frame, segment);
-            if behind || segment.is_pure_ack() {
-                let next = self.next_to_client();
+            let next = self.next_to_client();
+            // While it joins, the guest's own number is right as long as it is not ahead of what was
+            // passed: the client may be anywhere before it.
+            let wrong = self.leg.is_some() || segment.seq.after(next);
+            if wrong && (behind || segment.is_pure_ack()) {
                 rewriter.seq(if behind { next - 1 } else { next });
                 if segment.len == 1 && !(next - 1).before(self.queue.base()) {
                     // SP-3: a keepalive's byte may be anything, but the client may not have this one.
