@@ -187,6 +187,8 @@ pub(crate) struct Connection {
     pub(crate) queue: Queue,
     /// Bytes before this were handed to the backup's stream.
     pub(crate) streamed: SeqNum,
+    /// Held bytes before this were passed as well, behind what the guest sent again.
+    pub(crate) passed: SeqNum,
     /// The guest's FIN follows the held bytes.
     pub(crate) fin: bool,
     pub(crate) cleared: Cleared,
@@ -260,6 +262,7 @@ impl Connection {
             },
             queue: Queue::new(first),
             streamed: first,
+            passed: first,
             fin: false,
             cleared: Cleared { end: first, fin: false, reset: false, voice: None, epoch: None },
             marks: Marks::new(),
@@ -298,6 +301,7 @@ impl Connection {
         self.queue = Queue::new(base);
         shared.reserve(&mut self.queue, self.guest.edge);
         self.streamed = base;
+        self.passed = base;
         self.budget = promised.max(shared.initial_window);
         let voice = self.cleared.voice;
         self.cleared = Cleared { end: base, fin: false, reset: false, voice, epoch: self.cleared.epoch };
@@ -324,6 +328,7 @@ impl Connection {
         if self.cleared.fin {
             leg.close();
         }
+        leg.may_have(self.passed);
         self.leg = Some(leg);
         self.phase = Phase::Active;
     }
@@ -364,6 +369,7 @@ impl Connection {
             if mark.fin {
                 leg.close();
             }
+            leg.may_have(self.passed);
         }
         shared.lists.push(List::ToClient, slot);
     }

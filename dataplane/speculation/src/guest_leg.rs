@@ -194,7 +194,10 @@ impl Connection {
         }
         self.adopt_at_once(slot, shared);
         match verdict {
-            FromGuest::Pass => FromGuest::Pass,
+            FromGuest::Pass => {
+                self.passed = self.passed.later(segment.seq + segment.space());
+                FromGuest::Pass
+            }
             // RFC 9293 §3.10.7.4: what was there already is acknowledged again.
             FromGuest::Taken if !news || !whole => self.owe_ack(slot, shared),
             FromGuest::Taken => FromGuest::Taken,

@@ -217,6 +217,7 @@ impl Connection {
             client: record.client,
             queue: Queue::new(record.base),
             streamed: record.base,
+            passed: record.base,
             fin: record.fin,
             cleared: Cleared { end: record.end, fin: record.fin, reset: false, voice: None, epoch: None },
             marks: Marks::new(),

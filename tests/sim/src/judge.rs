@@ -233,14 +233,14 @@ impl Judge {
             shown.reset = true;
             return Ok(());
         }
-        check_ack(&segment, inside, outside, untouched)?;
+        check_ack(&segment, inside, outside, untouched || !self.strict)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
         // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
         let ended = inside.fin.zip(outside.acknowledged).is_some_and(|(fin, real)| real.after(fin));
         let done = ended || outside.reset || inside.reset || shown.reset;
         // Nor does the guest look at what lies before what it has (RFC 9293 §3.10.7.4).
-        let old = inside.acknowledged.is_some_and(|has| segment.end().before(has));
+        let old = inside.has(&segment);
         shown.check(&segment, outside, untouched, scales, done || old)?;
         if original.is_none()
             && self.strict_client
@@ -262,7 +262,7 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        if view.acknowledged.is_none_or(|has| !segment.end().before(has)) {
+        if !view.has(&segment) {
             view.shown.note(&segment, acknowledged, true, scales);
         }
         view.shown.forged |= forged;
@@ -293,7 +293,7 @@ impl Judge {
         let Some(first) = view.first.map(|first| first + 1) else { return Ok(()) };
         let probe = segment.len() == 1
             && frame[segment.payload.start] == 0
-            && outside.spoken.is_some_and(|spoken| !segment.end().after(spoken));
+            && (!self.strict_client || outside.spoken.is_some_and(|spoken| !segment.end().after(spoken)));
         if !segment.payload.is_empty() && !probe {
             let offset = u64::from(segment.data().bytes_since(first));
             let stream = stream(connection(key), Side::Guest);
@@ -469,6 +469,12 @@ impl Shown {
 }
 
 impl Inside {
+    /// Whether the guest has everything of a segment already: it is not acceptable then.
+    fn has(&self, segment: &Segment) -> bool {
+        let Some(has) = self.acknowledged else { return false };
+        if segment.end() == segment.seq { segment.seq.before(has) } else { !segment.end().after(has) }
+    }
+
     /// Takes note of what the guest sent.
     fn note(&mut self, segment: &Segment) {
         self.sent = self.sent.later(segment.end());

@@ -142,6 +142,12 @@ impl Sender {
         }
     }
 
+    /// What lies before `to` may have reached the client by another way: it may confirm that, as far as
+    /// it is committed.
+    pub fn may_have(&mut self, to: SeqNum) {
+        self.reach = self.reach.later(to.earlier(self.last()));
+    }
+
     /// A FIN follows the last byte; nothing extends the stream after it. Poll afterwards.
     pub fn close(&mut self) {
         self.closed = true;
