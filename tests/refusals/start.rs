@@ -5,7 +5,7 @@ use crate::place::Place;
 use crate::settings::HostFile;
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 
 /// A case: its name, how a sound file or its host is spoilt, and what must be said.
@@ -46,6 +46,11 @@ fn a_configuration_that_cannot_be_run_is_refused_with_its_key_and_mend() {
             "the vhost-user socket's folder is missing",
             |place, file| file.vm("web").sockets[0] = place.scratch.file("no/such/folder/nic"),
             &["vm[0].nic[0].socket", "is not there", "mend: mkdir -p"],
+        ),
+        (
+            "the group of the vhost-user socket does not exist",
+            |_, file| file.vm("web").nic_lines = "socket_group = \"nobodys\"\n".into(),
+            &["vm[0].nic[0].socket_group", "no group 'nobodys'", "mend: ", "getent group"],
         ),
         (
             "the wire's interface does not exist",
@@ -194,11 +199,16 @@ fn what_another_process_has_is_left_to_it() {
     }
     drop(listener);
     // All that is mended: both run side by side. The socket that nobody serves any more is taken over.
-    sound.vm("second").sockets[0] = place.scratch.file("somebody");
+    let somebody = place.scratch.file("somebody");
+    sound.vm("second").sockets[0] = somebody.clone();
+    sound.vm("second").nic_lines = "socket_mode = \"0660\"\nsocket_group = \"65534\"\n".into();
     let beside = place.start(&place.topology.a, &sound);
     beside.wait_state("second", "awaiting-guest");
+    let meta = fs::metadata(&somebody).expect("a socket");
+    assert_eq!((meta.mode() & 0o777, meta.gid()), (0o660, 65_534), "a QEMU of that group may connect");
     beside.stop();
     running.stop();
+    assert!(!somebody.exists() && !place.scratch.file("a.nic1").exists(), "sockets are left behind");
     let port = place.topology.a.namespace.run(|| TcpListener::bind(&*sound.listen)).expect("entered");
     port.expect("the port is free again");
 }

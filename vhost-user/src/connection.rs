@@ -6,7 +6,7 @@
 //! sends it for network devices. The headers of these are peeked at and they are handled here.
 
 use crate::control::Control;
-use crate::device::{SocketRole, SpawnError};
+use crate::device::{SocketAccess, SocketRole, SpawnError};
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -15,7 +15,7 @@ use nix::sys::socket::{MsgFlags, getsockopt, recv, sockopt::PeerCredentials};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,8 +111,8 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// Binds the socket of a server; a client binds nothing.
-    pub(crate) fn open(role: SocketRole) -> Result<Self, SpawnError> {
+    /// Binds the socket of a server, for those who have access; a client binds nothing.
+    pub(crate) fn open(role: SocketRole, access: SocketAccess) -> Result<Self, SpawnError> {
         match role {
             SocketRole::Client(path) => Ok(Self::Client(path)),
             SocketRole::Server(path) => {
@@ -120,7 +120,10 @@ impl Source {
                 let listener = UnixListener::bind(&path)
                     .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
                     .map_err(|error| SpawnError::Listen { path: path.clone(), error })?;
-                Ok(Self::Listener { listener, path })
+                let source = Self::Listener { listener, path: path.clone() };
+                // On failure the socket goes again with its source.
+                allow(&path, access).map_err(|error| SpawnError::Access { path, error })?;
+                Ok(source)
             }
         }
     }
@@ -165,6 +168,15 @@ impl Drop for Source {
             }
         }
     }
+}
+
+/// Gives the socket its group before that group's permissions. A frontend that comes in between is refused, and
+/// tries again.
+fn allow(path: &Path, access: SocketAccess) -> io::Result<()> {
+    if access.group.is_some() {
+        chown(path, None, access.group)?;
+    }
+    access.mode.map_or(Ok(()), |mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)))
 }
 
 /// Removes a socket that nobody serves any more: its process was killed.

@@ -10,7 +10,7 @@ use crate::shared::{DeviceEvent, DeviceSnapshot, Shared};
 use crossbeam_channel::Receiver;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use thiserror::Error;
 
@@ -26,6 +26,16 @@ pub enum SocketRole {
     Client(PathBuf),
 }
 
+/// Who may connect to the socket of a [`SocketRole::Server`]; where nothing is said, as the process's umask and
+/// group have it. A frontend of another user needs leave to write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketAccess {
+    /// Permission bits, such as `0o660`.
+    pub mode: Option<u32>,
+    /// Number of the group that the socket belongs to.
+    pub group: Option<u32>,
+}
+
 /// What a device is made from.
 #[derive(Clone, Debug)]
 pub struct DeviceConfig {
@@ -33,6 +43,8 @@ pub struct DeviceConfig {
     pub name: String,
     /// Its socket.
     pub socket: SocketRole,
+    /// Who may connect to it.
+    pub access: SocketAccess,
     /// Queue pairs, 1 to [`MAX_QUEUE_PAIRS`].
     pub queue_pairs: u16,
     /// Whether checksum and segmentation offloads are offered, in both directions.
@@ -64,6 +76,17 @@ pub enum SpawnError {
         /// What the host said.
         error: io::Error,
     },
+    /// The socket cannot be given to those who are to connect.
+    #[error(
+        "operator: the access to {} cannot be set: {error}; run as root, or leave its mode and group alone",
+        path.display()
+    )]
+    Access {
+        /// Path of the socket.
+        path: PathBuf,
+        /// What the host said.
+        error: io::Error,
+    },
     /// The host refused something else.
     #[error("host: cannot start the control thread of a device: {0}")]
     Host(#[from] io::Error),
@@ -75,8 +98,8 @@ pub enum SpawnError {
 pub struct Device {
     shared: Arc<Shared>,
     events: Receiver<DeviceEvent>,
-    stop: Option<Stop>,
-    thread: Option<JoinHandle<()>>,
+    /// None once it was closed.
+    serving: Mutex<Option<(Stop, JoinHandle<()>)>>,
 }
 
 impl Device {
@@ -86,11 +109,11 @@ impl Device {
     /// # Errors
     /// When the configuration is not possible or the host refuses.
     pub fn spawn(config: DeviceConfig, waker: Waker) -> Result<(Self, Endpoint), SpawnError> {
-        let DeviceConfig { name, socket, queue_pairs, offloads, mtu, files } = config;
+        let DeviceConfig { name, socket, access, queue_pairs, offloads, mtu, files } = config;
         if queue_pairs == 0 || queue_pairs > MAX_QUEUE_PAIRS {
             return Err(SpawnError::QueuePairs(queue_pairs));
         }
-        let source = connection::Source::open(socket)?;
+        let source = connection::Source::open(socket, access)?;
         let (stop, stopped) = Stop::new()?;
         let rings = usize::from(queue_pairs) * 2;
         let (shared, events) = Shared::new(&name, rings);
@@ -108,7 +131,7 @@ impl Device {
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))
             .spawn(move || connection::serve(&source, &control, &stopped))?;
-        Ok((Self { shared, events, stop: Some(stop), thread: Some(thread) }, endpoint))
+        Ok((Self { shared, events, serving: Mutex::new(Some((stop, thread))) }, endpoint))
     }
 
     /// Guest memory as last described; kept when the frontend disconnects.
@@ -134,15 +157,21 @@ impl Device {
     pub fn events(&self) -> Receiver<DeviceEvent> {
         self.events.clone()
     }
+
+    /// Does what dropping does, while others hold the device: the connection is closed, and the file of a
+    /// socket that it listens on is gone at the return.
+    pub fn close(&self) {
+        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some((stop, thread)) = serving else { return };
+        drop(stop);
+        if thread.join().is_err() {
+            tracing::error!(device = self.shared.name(), "the control thread panicked: a bug");
+        }
+    }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            if thread.join().is_err() {
-                tracing::error!(device = self.shared.name(), "the control thread panicked: a bug");
-            }
-        }
+        self.close();
     }
 }

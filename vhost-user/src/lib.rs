@@ -32,7 +32,7 @@ pub mod ring;
 mod shared;
 mod vring;
 
-pub use device::{Device, DeviceConfig, MAX_QUEUE_PAIRS, SocketRole, SpawnError};
+pub use device::{Device, DeviceConfig, MAX_QUEUE_PAIRS, SocketAccess, SocketRole, SpawnError};
 pub use endpoint::Endpoint;
 pub use features::Features;
 pub use header::VirtioNetHdr;

@@ -3,7 +3,7 @@
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
 use holdfast_dataplane::{Core, Handle, IdlePolicy, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole};
+use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -37,6 +37,7 @@ impl Host {
         let device = DeviceConfig {
             name: format!("net{number}"),
             socket: SocketRole::Server(path.clone()),
+            access: SocketAccess::default(),
             queue_pairs: 1,
             offloads: true,
             mtu: None,

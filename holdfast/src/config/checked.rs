@@ -92,6 +92,9 @@ pub(crate) enum Socket {
 #[derive(Clone, Debug)]
 pub(crate) struct Nic {
     pub(crate) socket: Socket,
+    /// Permission bits and group of a socket that is listened on; as the process has it where none is given.
+    pub(crate) socket_mode: Option<u32>,
+    pub(crate) socket_group: Option<String>,
     pub(crate) wire: String,
     pub(crate) queue_pairs: u16,
     pub(crate) offloads: bool,
@@ -411,6 +414,7 @@ fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &m
             "name one of the [[wire]] entries, or add one",
         );
     }
+    let socket_mode = check_access(key, &raw, faults);
     faults.range(format!("{key}.queue_pairs"), raw.queue_pairs.into(), 1, 8);
     faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, 4096);
     Nic {
@@ -418,11 +422,36 @@ fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &m
             RawListen::Holdfast => Socket::Listen(raw.socket),
             RawListen::Qemu => Socket::Connect(raw.socket),
         },
+        socket_mode,
+        socket_group: raw.socket_group,
         wire: raw.wire,
         queue_pairs: raw.queue_pairs,
         offloads: raw.offloads,
         escrow_bytes: raw.escrow_mib as usize * (1 << 20),
     }
+}
+
+/// Who may connect to the socket of a NIC; its permission bits.
+fn check_access(key: &str, raw: &RawNic, faults: &mut Faults) -> Option<u32> {
+    let given = [("socket_mode", &raw.socket_mode), ("socket_group", &raw.socket_group)];
+    for (name, _) in given.iter().filter(|(_, value)| value.is_some() && raw.listens == RawListen::Qemu) {
+        faults.add(
+            format!("{key}.{name}"),
+            "QEMU makes this socket, and says who may connect to it",
+            format!("remove {name}, or let Holdfast listen: listens = \"holdfast\""),
+        );
+    }
+    let text = raw.socket_mode.as_ref()?;
+    // Who connects must be able to write, and Holdfast itself looks whether it is served.
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777 && mode & 0o600 == 0o600);
+    if mode.is_none() {
+        faults.add(
+            format!("{key}.socket_mode"),
+            format!("'{text}' are no permission bits in octal that let the owner read and write"),
+            "socket_mode = \"0660\", for its owner and its group",
+        );
+    }
+    mode
 }
 
 /// Bytes of a size such as `512M` or `2G`; none when it is no whole number of 4 KiB pages.

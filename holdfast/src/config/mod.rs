@@ -228,6 +228,23 @@ mod tests {
     }
 
     #[test]
+    fn the_access_to_a_socket_is_read_and_checked() {
+        let with = |lines: &str| {
+            parse("test", &GOOD.replace("wire = \"wire0\"", &format!("wire = \"wire0\"\n{lines}")))
+        };
+        let nic =
+            with("socket_mode = \"0660\"\nsocket_group = \"kvm\"").expect("taken").vms[0].nics[0].clone();
+        assert_eq!((nic.socket_mode, nic.socket_group.as_deref()), (Some(0o660), Some("kvm")));
+        for mode in ["660x", "0", "0060", "1777", "-1", "rw"] {
+            let fault = with(&format!("socket_mode = \"{mode}\"")).expect_err("refused").to_string();
+            assert!(fault.contains("vm[0].nic[0].socket_mode") && fault.contains("0660"), "{fault}");
+        }
+        let fault = with("listens = \"qemu\"\nsocket_mode = \"0660\"\nsocket_group = \"kvm\"");
+        let fault = fault.expect_err("refused").to_string();
+        assert!(fault.contains("socket_mode: QEMU makes") && fault.contains("socket_group: QEMU"), "{fault}");
+    }
+
+    #[test]
     fn a_protected_vm_needs_a_peer_and_an_arbiter() {
         let start = GOOD.find("[replication]").expect("there");
         let end = GOOD.find("[[vm]]").expect("there");

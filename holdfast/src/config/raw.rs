@@ -134,6 +134,10 @@ pub(crate) struct RawNic {
     pub(crate) socket: PathBuf,
     #[serde(default)]
     pub(crate) listens: RawListen,
+    /// Permission bits of a socket that Holdfast listens on, in octal as for chmod.
+    pub(crate) socket_mode: Option<String>,
+    /// Group of a socket that Holdfast listens on: its name or number.
+    pub(crate) socket_group: Option<String>,
     pub(crate) wire: String,
     #[serde(default = "default_queue_pairs")]
     pub(crate) queue_pairs: u16,

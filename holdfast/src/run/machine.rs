@@ -15,7 +15,8 @@ use holdfast_checkpoint::vm::{
     BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, VmConfig, VmHandle, spawn,
 };
 use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId, Rules};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketRole, SpawnError};
+use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole, SpawnError};
+use nix::unistd::Group;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -195,6 +196,13 @@ impl Machine {
         }
     }
 
+    /// Unplugs the NICs: no socket is left behind.
+    pub(crate) fn unplug(&self) {
+        for device in &self.devices {
+            device.close();
+        }
+    }
+
     fn nics(&self) -> Value {
         let counters = self.handle.counters();
         let rows = self.vm.nics.iter().zip(&self.devices).zip(&self.ports).map(|((nic, device), port)| {
@@ -296,6 +304,18 @@ fn kept_limits(vm: &Vm) -> LedgerLimits {
     LedgerLimits { max_flows: EngineConfig::default().max_flows, held_bytes: vm.speculation.escrow_bytes }
 }
 
+/// Number of the group of this name, or of this number, on this host.
+pub(super) fn group_number(group: &str) -> Result<u32, String> {
+    if let Ok(number) = group.parse() {
+        return Ok(number);
+    }
+    match Group::from_name(group) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(format!("there is no group '{group}' on this host")),
+        Err(error) => Err(format!("the groups of this host cannot be read: {error}")),
+    }
+}
+
 /// Opens one NIC's vhost-user device and gives its endpoint to the polling core.
 fn plug(
     vm: &Vm,
@@ -313,6 +333,12 @@ fn plug(
             Socket::Listen(path) => SocketRole::Server(path.clone()),
             Socket::Connect(path) => SocketRole::Client(path.clone()),
         },
+        access: SocketAccess {
+            mode: nic.socket_mode,
+            group: nic.socket_group.as_deref().map(group_number).transpose().map_err(|problem| {
+                Failure::Usage(format!("VM {}, NIC {index}: socket_group: {problem}", vm.name))
+            })?,
+        },
         queue_pairs: nic.queue_pairs,
         offloads: nic.offloads,
         mtu: dataplane.mtu(wire),
@@ -324,6 +350,7 @@ fn plug(
             SpawnError::QueuePairs(_)
             | SpawnError::SocketInUse(_)
             | SpawnError::NotASocket(_)
+            | SpawnError::Access { .. }
             | SpawnError::Listen { .. } => Failure::Usage(text),
             SpawnError::Host(_) => Failure::Failed(text),
         }

@@ -55,6 +55,9 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         machine.end();
     }
     dataplane.stop();
+    for machine in &appliance.machines {
+        machine.unplug();
+    }
     Ok(())
 }
 

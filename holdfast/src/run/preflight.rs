@@ -3,6 +3,7 @@
 //! The parts check again for themselves when they start, as what is seen here may change until then.
 
 use super::Link;
+use super::machine::group_number;
 use crate::cli::Failure;
 use crate::config::{Config, Fault, Mode, Socket};
 use crate::control::Server;
@@ -40,6 +41,13 @@ pub(super) fn check(config: &Config) -> Result<Ready, Failure> {
         for (card, nic) in vm.nics.iter().enumerate() {
             if let Socket::Listen(path) = &nic.socket {
                 check_socket(&format!("vm[{number}].nic[{card}].socket"), path, &mut faults);
+            }
+            if let Some(Err(problem)) = nic.socket_group.as_deref().map(group_number) {
+                faults.push(fault(
+                    format!("vm[{number}].nic[{card}].socket_group"),
+                    problem,
+                    "name one of those that `getent group` shows, to which QEMU's user belongs",
+                ));
             }
         }
     }

@@ -2,7 +2,9 @@
 
 use crate::core::Core;
 use crate::driver::{DriverQueue, FRONTEND, GuestRam, REGIONS, WRITE, descriptor};
-use holdfast_vhost_user::{Device, DeviceConfig, DeviceEvent, Endpoint, MemoryFiles, SocketRole, features};
+use holdfast_vhost_user::{
+    Device, DeviceConfig, DeviceEvent, Endpoint, MemoryFiles, SocketAccess, SocketRole, features,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -40,6 +42,7 @@ pub(crate) fn device_of_pairs(
     let config = DeviceConfig {
         name: "net0".to_owned(),
         socket,
+        access: SocketAccess::default(),
         queue_pairs,
         offloads: true,
         mtu: Some(1500),

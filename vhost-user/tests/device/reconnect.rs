@@ -3,7 +3,8 @@
 use crate::core::Core;
 use crate::driver::GuestRam;
 use crate::machine::{Machine, TX, device, wait_event};
-use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole, SpawnError};
+use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketAccess, SocketRole, SpawnError};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
@@ -87,6 +88,58 @@ fn a_device_can_be_dropped_while_it_waits() {
     }
 }
 
+/// Who holds the device as well does not keep its socket there.
+#[test]
+fn a_closed_device_leaves_no_socket() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let core = Core::new();
+    let (device, _endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    assert!(path.exists());
+    device.close();
+    assert!(!path.exists());
+    assert!(!device.snapshot().connected);
+    // And what another made there since is not this one's.
+    std::fs::write(&path, "precious").expect("writes");
+    drop(device);
+    assert!(path.exists());
+}
+
+#[test]
+fn a_socket_is_for_those_who_were_given_access() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let core = Core::new();
+    let spawn = |access| {
+        holdfast_vhost_user::Device::spawn(
+            holdfast_vhost_user::DeviceConfig {
+                name: "net0".to_owned(),
+                socket: SocketRole::Server(path.clone()),
+                access,
+                queue_pairs: 1,
+                offloads: false,
+                mtu: None,
+                files: MemoryFiles::default(),
+            },
+            core.waker(),
+        )
+    };
+    let own = std::fs::metadata(dir.path()).expect("a directory").gid();
+    let root = nix::unistd::geteuid().is_root();
+    // Only root may give a file to any group.
+    let group = if root { 65_534 } else { own };
+    for mode in [0o660, 0o666] {
+        let _device = spawn(SocketAccess { mode: Some(mode), group: Some(group) }).expect("a device");
+        let meta = std::fs::metadata(&path).expect("a socket");
+        assert_eq!((meta.mode() & 0o7777, meta.gid()), (mode, group));
+    }
+    if !root {
+        let refused = spawn(SocketAccess { mode: None, group: Some(0) });
+        assert!(matches!(refused, Err(SpawnError::Access { .. })), "{refused:?}");
+        assert!(!path.exists(), "what cannot be used is not left behind");
+    }
+}
+
 #[test]
 fn a_device_can_be_dropped_while_its_core_does_not_answer() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -116,6 +169,7 @@ fn a_stale_socket_is_taken_over_and_a_served_one_is_not() {
             holdfast_vhost_user::DeviceConfig {
                 name: "net1".to_owned(),
                 socket: SocketRole::Server(path.to_owned()),
+                access: SocketAccess::default(),
                 queue_pairs: 1,
                 offloads: false,
                 mtu: None,

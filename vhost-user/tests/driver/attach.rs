@@ -2,7 +2,7 @@
 //! and benches that are the polling core themselves.
 
 use crate::driver::{DriverQueue, FRONTEND, GuestRam, REGIONS};
-use holdfast_vhost_user::{Device, DeviceConfig, Endpoint, MemoryFiles, SocketRole, features};
+use holdfast_vhost_user::{Device, DeviceConfig, Endpoint, MemoryFiles, SocketAccess, SocketRole, features};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -65,6 +65,7 @@ pub(crate) fn attach(ram: &GuestRam, queues: &[DriverQueue<'_>; 2]) -> Attached 
     let config = DeviceConfig {
         name: "net0".to_owned(),
         socket: SocketRole::Server(path.clone()),
+        access: SocketAccess::default(),
         queue_pairs: 1,
         offloads: true,
         mtu: None,
