@@ -6,12 +6,14 @@ SHELL := /bin/bash
 CARGO ?= cargo
 HOLDFAST := target/release/holdfast
 GUEST_INIT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init
+PREFIX ?= /usr
+DESTDIR ?=
 RUNS ?= 20
 SEED ?=
 MODE ?=
 WIRE ?=
 
-.PHONY: help packages guest build check test unit guests demo soak bench-quick bench-bulk clean
+.PHONY: help packages guest build install check test unit guests demo soak bench-quick bench-bulk clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,15 @@ guest: packages ## fetch the guest's kernel and build its init, under target/
 
 build: packages ## build target/release/holdfast
 	$(CARGO) build --release --locked -p holdfast
+
+install: ## install the program, its units and documents, once built; PREFIX=/usr, DESTDIR=
+	@test -x $(HOLDFAST) || { echo "there is no $(HOLDFAST) yet: make build" >&2; exit 1; }
+	install -D -m 755 $(HOLDFAST) $(DESTDIR)$(PREFIX)/bin/holdfast
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/share/doc/holdfast/examples
+	for unit in packaging/systemd/*.service; do \
+		sed 's#/usr/#$(PREFIX)/#g' $$unit > $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
+	install -m 644 README.md CHANGELOG.md $(DESTDIR)$(PREFIX)/share/doc/holdfast/
+	install -m 644 docs/examples/*.toml $(DESTDIR)$(PREFIX)/share/doc/holdfast/examples/
 
 check: ## format, lints, unit tests: the quick one, before each commit
 	$(CARGO) fmt --all --check

@@ -157,3 +157,183 @@ fn monotonic_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_dataplane::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
+    use holdfast_dataplane::{Core, IdlePolicy, PortConfig, sample};
+    use holdfast_epoch::{Confirmation, Digest, Epoch};
+    use std::thread::{self, JoinHandle};
+
+    const PORT: PortId = PortId(1);
+    const LONG: Duration = Duration::from_secs(3600);
+
+    /// A gate with its polling core, one guest and its wire.
+    struct Gated {
+        gate: PortGate,
+        handle: Handle,
+        guest: HeapDriver,
+        peer: HeapPeer,
+        sent: u8,
+        core: Option<JoinHandle<()>>,
+    }
+
+    impl Gated {
+        /// As the program makes it: fenced, and without a term.
+        fn new() -> Self {
+            let (wire, peer) = HeapWire::new(1500, 4096, true).expect("a wire");
+            let idle = IdlePolicy::Adaptive { spin: Duration::from_micros(50) };
+            let (mut core, handle) = Core::new(vec![wire], idle, None).expect("a core");
+            let core = Some(thread::spawn(move || core.run()));
+            let (port, guest) = HeapGuest::new().expect("a guest");
+            let config = PortConfig { fenced: true, ..PortConfig::default() };
+            handle.add_port(PORT, Box::new(port), config).expect("a port");
+            let gate = PortGate::new("web", &handle, vec![PORT], &[None]).expect("a gate");
+            Self { gate, handle, guest, peer, sent: 0, core }
+        }
+
+        /// In native mode, in the term of this number.
+        fn admitted(term: u64) -> Self {
+            let mut gated = Self::new();
+            gated.gate.admit(Term::new(term)).expect("admitted");
+            gated
+        }
+
+        /// Lets the guest send a frame, and the core take it if it takes any.
+        fn send(&mut self) -> Vec<u8> {
+            self.sent += 1;
+            let frame = sample::opaque(sample::CLIENT, [0x52, 0x54, 0, 0, 0, 1], 64, self.sent);
+            self.guest.send(frame.clone());
+            self.settle();
+            frame
+        }
+
+        /// Waits for whole turns of the core, of which each may serve several commands.
+        fn settle(&self) {
+            for _ in 0..9 {
+                self.handle.status(&[]).expect("the core answers");
+            }
+        }
+
+        /// What has come out on the wire since the last look.
+        fn wire(&self) -> Vec<Vec<u8>> {
+            self.settle();
+            self.peer.take()
+        }
+
+        /// Waits for what comes out on the wire.
+        fn wait_for_wire(&self) -> Vec<Vec<u8>> {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            loop {
+                let frames = self.wire();
+                if !frames.is_empty() {
+                    return frames;
+                }
+                assert!(Instant::now() < deadline, "nothing comes out");
+            }
+        }
+
+        /// Seals an epoch and releases it as committed.
+        fn commit(&mut self, term: u64, epoch: u64) {
+            let (term, id, digest) = (Term::new(term), EpochId::new(epoch), Digest([1; 32]));
+            self.gate.cut(id, false).expect("cut");
+            let (sealed, _) = Epoch::open(term, id).seal(());
+            let word = Confirmation { term, epoch: id, digest };
+            let committed = sealed.replicated(digest, |()| ()).commit(&word).map_err(|(_, fault)| fault);
+            self.gate.release(committed.expect("right").0.into_release_token()).expect("released");
+        }
+    }
+
+    impl Drop for Gated {
+        fn drop(&mut self) {
+            self.handle.stop();
+            let ended = self.core.take().map(JoinHandle::join);
+            assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the core panicked");
+        }
+    }
+
+    /// FO-1: committed or not, what a protected guest sent leaves only while the lease runs.
+    #[test]
+    fn a_protected_port_transmits_within_its_lease_only() {
+        let mut gated = Gated::admitted(1);
+        gated.gate.protect(EpochId::FIRST).expect("protected");
+        let frame = gated.send();
+        gated.commit(1, 1);
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "no lease was granted yet");
+        gated.gate.extend_lease(Instant::now());
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "one that is over grants nothing");
+        gated.gate.extend_lease(Instant::now() + LONG);
+        assert_eq!(gated.wait_for_wire(), [frame]);
+        // An older word does not take back what was granted.
+        gated.gate.extend_lease(Instant::now());
+        let frame = gated.send();
+        gated.commit(1, 2);
+        assert_eq!(gated.wait_for_wire(), [frame]);
+    }
+
+    /// FO-1: what was granted before a port is protected counts for it from then on.
+    #[test]
+    fn a_lease_that_was_granted_before_counts_from_the_protection_on() {
+        let mut gated = Gated::admitted(1);
+        gated.gate.extend_lease(Instant::now());
+        let free = gated.send();
+        assert_eq!(gated.wait_for_wire(), [free], "a port that nobody may ask for needs none");
+        gated.gate.protect(EpochId::FIRST).expect("protected");
+        let frame = gated.send();
+        gated.commit(1, 1);
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "the lease is over");
+        // Alone by the arbiter's word, it needs none again.
+        gated.gate.open().expect("opened");
+        assert_eq!(gated.wait_for_wire(), [frame]);
+    }
+
+    /// FO-1: a fenced port transmits nothing, whatever lease runs, and takes nothing from its guest.
+    #[test]
+    fn a_fenced_port_is_silent_until_it_is_admitted_in_a_newer_term() {
+        let mut gated = Gated::new();
+        gated.gate.extend_lease(Instant::now() + LONG);
+        let first = gated.send();
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "it holds no term");
+        gated.gate.admit(Term::new(4)).expect("admitted");
+        assert_eq!(gated.wait_for_wire(), [first]);
+        gated.gate.protect(EpochId::FIRST).expect("protected");
+        let lost = gated.send();
+        gated.gate.fence();
+        let second = gated.send();
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new());
+        assert!(gated.gate.admit(Term::new(3)).is_err(), "terms only grow");
+        assert_eq!(gated.wire(), Vec::<Vec<u8>>::new());
+        gated.gate.admit(Term::new(5)).expect("admitted");
+        let sent = gated.wait_for_wire();
+        assert_eq!(sent, [second]);
+        assert!(!sent.contains(&lost), "what was not committed is gone");
+    }
+
+    /// OC-1: a gate holds as often as it is told to, be it after it was opened or after it was fenced.
+    #[test]
+    fn a_port_is_protected_anew_each_time() {
+        let mut gated = Gated::admitted(1);
+        gated.gate.extend_lease(Instant::now() + LONG);
+        let mut epoch = 1;
+        for term in [2, 4, 6, 8] {
+            gated.gate.protect(EpochId::new(epoch)).expect("protected");
+            let held = gated.send();
+            assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "nothing was committed in term {term}");
+            gated.commit(term, epoch);
+            assert_eq!(gated.wait_for_wire(), [held]);
+            let held = gated.send();
+            assert_eq!(gated.wire(), Vec::<Vec<u8>>::new(), "the next epoch is not committed");
+            if term % 4 == 0 {
+                gated.gate.open().expect("opened");
+                assert_eq!(gated.wait_for_wire(), [held], "alone");
+            } else {
+                gated.gate.fence();
+                gated.gate.admit(Term::new(term + 1)).expect("admitted");
+            }
+            epoch += 2;
+            let free = gated.send();
+            assert_eq!(gated.wait_for_wire(), [free], "native");
+        }
+    }
+}

@@ -32,6 +32,7 @@ pub mod netns;
 pub mod pair;
 pub mod pcap;
 pub mod process;
+pub mod protection;
 pub mod report;
 pub mod requirements;
 pub mod scratch;

@@ -1,4 +1,4 @@
-//! Medians and percentiles, by the nearest rank.
+//! Percentiles by the nearest rank, each a value that was measured, and medians.
 
 use serde::Serialize;
 
@@ -46,9 +46,12 @@ pub fn percentile(values: &[f64], fraction: f64) -> Option<f64> {
     (!sorted.is_empty()).then(|| rank(&sorted, fraction))
 }
 
-/// The median of these values; none of none.
+/// The median of these values: of an even count the mean of the two in the middle; none of none.
 pub fn median(values: &[f64]) -> Option<f64> {
-    percentile(values, 0.5)
+    let mut sorted: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (sorted.get(sorted.len().checked_sub(1)? / 2)?, sorted.get(sorted.len() / 2)?);
+    Some(f64::midpoint(*low, *high))
 }
 
 fn rank(sorted: &[f64], fraction: f64) -> f64 {
@@ -66,7 +69,21 @@ mod tests {
         let summary = Summary::of(&values);
         assert_eq!((summary.min, summary.p50, summary.p99, summary.max), (1.0, 50.0, 99.0, 100.0));
         assert_eq!(Summary::of(&[]), Summary::default());
-        assert_eq!(median(&[3.0]), Some(3.0));
+        assert_eq!(percentile(&[1.0, 2.0], 0.5), Some(1.0));
         assert_eq!(percentile(&[], 0.5), None);
+    }
+
+    #[test]
+    fn the_median_lies_in_the_middle() {
+        for (values, expected) in [
+            (&[][..], None),
+            (&[f64::NAN], None),
+            (&[3.0], Some(3.0)),
+            (&[4.0, 1.0], Some(2.5)),
+            (&[9.0, 1.0, 2.0], Some(2.0)),
+            (&[9.0, 1.0, 4.0, 2.0], Some(3.0)),
+        ] {
+            assert_eq!(median(values), expected, "{values:?}");
+        }
     }
 }

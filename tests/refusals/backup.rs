@@ -33,7 +33,16 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
         Spoilt {
             plan: place.plan("other-size"),
             spoil: |_, file| {
-                file.vm("other-size").backup().memory = format!("{}M", MEMORY_MIB / 2);
+                let backup = file.vm("other-size").backup();
+                // Of one mind with itself, and not with the guest.
+                let (whole, half) = (format!("{MEMORY_MIB}M"), format!("{}M", MEMORY_MIB / 2));
+                for word in &mut backup.command {
+                    *word = word.replace(&format!("size={whole},"), &format!("size={half},"));
+                    if *word == whole {
+                        word.clone_from(&half);
+                    }
+                }
+                backup.memory = half;
             },
             on_a: &["refuses", "134217728 bytes", "67108864", "`memory` in [vm.backup]"],
             on_b: &["67108864", "`memory` in [vm.backup]"],

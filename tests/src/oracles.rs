@@ -5,15 +5,17 @@ use holdfast_lab::audit::{AuditRecord, CommitLog, read_audit};
 use holdfast_lab::capture::Captured;
 use holdfast_lab::join::{JoinReport, join};
 use holdfast_lab::monitor::Monitor;
-use holdfast_lab::pair::{Appliance, Pair};
-use holdfast_lab::pcap::{Pcap, encode};
+use holdfast_lab::pair::{Appliance, Pair, VmPlan};
+use holdfast_lab::pcap::{CapturedFrame, Pcap, encode};
+use holdfast_lab::protection::{Grant, held_spans, misdated, read_grants, unheld};
+use holdfast_lab::topology::guest_mac;
 use nix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ pub const GAP_BUDGET: Duration = Duration::from_secs(12);
 const LONG_EPOCH_MS: u64 = 200;
 /// A file's time may be behind by a tick of the kernel's coarse clock, at 100 a second.
 const COARSE_CLOCK_NS: u64 = 10_000_000;
+/// For so long after it was granted the machine, a host announces it: the guest has come up by then.
+const ANNOUNCED: Duration = Duration::from_secs(2 + GAP_BUDGET.as_secs());
 /// Attempts to halt a guest outside of a pause.
 const HALTS: usize = 10;
 /// Frames of a burst that may be under way when a process is stopped between its look at the lease and
@@ -52,34 +56,78 @@ impl Wire {
         times
     }
 
-    fn join(&self, audit: &[AuditRecord], commits: &CommitLog, announced: bool) -> JoinReport {
+    /// Joins what is judged of the capture.
+    fn join(
+        &self,
+        audit: &[AuditRecord],
+        commits: &CommitLog,
+        judged: impl Fn(&CapturedFrame) -> bool,
+    ) -> JoinReport {
         assert_eq!(self.captured.dropped, 0, "the capture lost frames: the join would say nothing");
         let mut capture = self.captured.open().expect("a capture");
-        if announced {
-            let mut frames = Vec::new();
-            while let Some(frame) = capture.next_frame().expect("a frame") {
-                if !is_advertisement(&frame.bytes) {
-                    frames.push(frame);
-                }
+        let mut frames = Vec::new();
+        while let Some(frame) = capture.next_frame().expect("a frame") {
+            if judged(&frame) {
+                frames.push(frame);
             }
-            let path = self.captured.path.with_extension("without-advertisements.pcap");
-            fs::write(&path, encode(&frames)).expect("a capture");
-            capture = Pcap::open(&path).expect("a capture");
         }
-        join(audit, commits, &mut capture).expect("a join")
+        join_frames(audit, commits, &frames, &self.captured.path.with_extension("judged.pcap"))
+    }
+}
+
+/// Joins these frames, by way of a file.
+fn join_frames(
+    audit: &[AuditRecord],
+    commits: &CommitLog,
+    frames: &[CapturedFrame],
+    path: &Path,
+) -> JoinReport {
+    fs::write(path, encode(frames)).expect("a capture");
+    join(audit, commits, &mut Pcap::open(path).expect("a capture")).expect("a join")
+}
+
+/// What a VM's frames are known by: its ports' numbers, and the addresses of the NICs of all others.
+struct Whose {
+    ports: Range<u16>,
+    others: Vec<[u8; 6]>,
+}
+
+impl Whose {
+    fn of(pair: &Pair, vm: &str) -> Self {
+        let vms = &pair.options.vms;
+        let place = vms.iter().position(|plan| plan.name == vm).expect("a VM of the pair");
+        let nics = |plans: &[VmPlan]| plans.iter().map(|plan| u16::from(plan.nics)).sum::<u16>();
+        let (first, all) = (nics(&vms[..place]), nics(vms));
+        let ports = first..first + u16::from(vms[place].nics);
+        // NICs are numbered from one, ports from zero.
+        let others = (0..all).filter(|port| !ports.contains(port)).map(|port| guest_mac(port as u8 + 1));
+        Self { others: others.collect(), ports }
+    }
+
+    /// Whether no other VM is known to have sent it; what nobody is known to send is this one's too.
+    fn may_have_sent(&self, frame: &[u8]) -> bool {
+        !self.others.iter().any(|mac| frame.get(6..12) == Some(&mac[..]))
     }
 }
 
 /// An unsolicited neighbour advertisement: a Holdfast to which a guest came sends the same, bit by bit, as
-/// the guest does, and the audit has the guest's alone.
+/// the guest does, and the audit has the guest's alone, by which the appliance's would be measured.
 fn is_advertisement(frame: &[u8]) -> bool {
     const TO_ALL_NODES: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
     const ADVERTISEMENT: u8 = 136;
     frame.starts_with(&TO_ALL_NODES) && frame.get(54) == Some(&ADVERTISEMENT)
 }
 
-/// O3, OC-1: of what `host` sent, no frame left before `backup` had committed its epoch, and such frames
-/// there were. Frames that were held when the arbiter granted a solo term may leave from then on.
+/// When `host` may have announced the machine, which came to it from another host.
+fn announced_spans(host: &str, grants: &[Grant]) -> Vec<Range<u64>> {
+    let came = grants.windows(2).filter(|pair| pair[0].holder != host && pair[1].holder == host);
+    let span = |at: u64| at..at + ANNOUNCED.as_nanos() as u64;
+    came.map(|pair| span(pair[1].granted_realtime_ns)).collect()
+}
+
+/// O3, OC-1: of what `host` sent for the VM, no frame left before `backup` had committed its epoch, and such
+/// frames there were. Frames that were held when the arbiter granted a solo term may leave from then on. Whether
+/// a frame had to be held is not the dataplane's word alone: the arbiter's and the backup's count.
 pub fn nothing_left_early(
     pair: &Pair,
     vm: &str,
@@ -87,15 +135,23 @@ pub fn nothing_left_early(
     backup: &Appliance,
     wire: &Wire,
 ) -> JoinReport {
-    let audit = read_audit(&host.audit).expect("the audit of frames");
+    let whose = Whose::of(pair, vm);
+    let mut audit = read_audit(&host.audit).expect("the audit of frames");
+    audit.retain(|record| whose.ports.contains(&record.port));
     let mut commits = pair.commit_log_on(backup, vm).expect("the commit log");
-    for granted in solo_grants(pair, vm, host) {
+    let grants = read_grants(&pair.arbiter().join(vm)).expect("the arbiter's directory");
+    all_was_held(pair, vm, host, &audit, &grants, &commits);
+    for granted in solo_grants(host.name, &grants) {
         commits = with_solo(&commits, &audit, granted);
     }
-    let came_here = host.process.is_some() && host.vm(vm).expect("a status")["failover"].is_object();
-    let report = wire.join(&audit, &commits, came_here);
+    let announced = announced_spans(host.name, &grants);
+    let is_own = |frame: &CapturedFrame| {
+        let then = announced.iter().any(|span| span.contains(&frame.realtime_ns));
+        whose.may_have_sent(&frame.bytes) && !(then && is_advertisement(&frame.bytes))
+    };
+    let report = wire.join(&audit, &commits, is_own);
     println!(
-        "{}: {} frames left, {} of them held until their commit, {} too early",
+        "{}: {} frames of {vm} left, {} of them held until their commit, {} too early",
         host.name, report.frames_matched, report.frames_protected, report.frames_released_early
     );
     assert_eq!(report.frames_released_early, 0, "{:?}", report.early);
@@ -103,21 +159,41 @@ pub fn nothing_left_early(
     report
 }
 
-/// When the arbiter let that host run alone, in nanoseconds of CLOCK_REALTIME, in order.
-fn solo_grants(pair: &Pair, vm: &str, host: &Appliance) -> Vec<u64> {
-    let mut granted = Vec::new();
-    for entry in fs::read_dir(pair.arbiter().join(vm)).expect("the arbiter's directory") {
-        let path = entry.expect("an entry of the arbiter").path();
-        let text = fs::read_to_string(&path).expect("a grant");
-        let Ok(grant) = serde_json::from_str::<Value>(&text) else { continue };
-        if grant["solo"] == true && grant["holder"] == host.name {
-            // The link to its name, which is the grant, is the file's last change.
-            let meta = path.metadata().expect("the grant's file");
-            granted.push(meta.ctime() as u64 * 1_000_000_000 + meta.ctime_nsec() as u64);
-        }
+/// OC-1: whatever its dataplane says of itself, `host` held every frame that it took while the guest was
+/// protected, and until a commit that came after.
+fn all_was_held(
+    pair: &Pair,
+    vm: &str,
+    host: &Appliance,
+    audit: &[AuditRecord],
+    grants: &[Grant],
+    commits: &CommitLog,
+) {
+    let mut spans = held_spans(host.name, grants, commits);
+    let mode = &pair.options.vms.iter().find(|plan| plan.name == vm).expect("a VM of the pair").mode;
+    if mode != "commit" {
+        // Bytes that were free to go in a solo term may be sent again in a later one.
+        spans.truncate(1);
     }
-    granted.sort_unstable();
-    granted
+    let ahead = realtime_ahead_ns();
+    let unheld = unheld(audit, &spans, ahead);
+    println!(
+        "{}: {vm} was protected {} times, {} frames not held then",
+        host.name,
+        spans.len(),
+        unheld.len()
+    );
+    assert!(unheld.is_empty(), "of {spans:?}: {:?}", audit[unheld[0]]);
+    if mode == "commit" {
+        let misdated = misdated(audit, &spans, commits, ahead);
+        assert!(misdated.is_empty(), "{} records, first {:?}", misdated.len(), audit[misdated[0]]);
+    }
+}
+
+/// When the arbiter let that host run alone, in nanoseconds of CLOCK_REALTIME, in order.
+fn solo_grants(host: &str, grants: &[Grant]) -> Vec<u64> {
+    let solo = grants.iter().filter(|grant| grant.solo && grant.holder == host);
+    solo.map(|grant| grant.granted_realtime_ns).collect()
 }
 
 /// The log with a line for each epoch that was under way, and not committed, when a solo term was granted:
@@ -245,4 +321,99 @@ pub fn migrate(source: &mut Monitor, uri: &str, patience: Duration) {
         assert_ne!(state["status"], "failed", "{state}");
         state["status"] == "completed"
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_lab::audit::frame_hash;
+
+    const MS: u64 = 1_000_000;
+
+    fn frame(fill: u8, realtime_ns: u64) -> CapturedFrame {
+        CapturedFrame { realtime_ns, len: 60, bytes: vec![fill; 60] }
+    }
+
+    /// The record of a frame that was taken and held at that time.
+    fn held(fill: u8, epoch: u64, realtime_ns: u64) -> AuditRecord {
+        AuditRecord {
+            hash: frame_hash(&[fill; 60]),
+            epoch,
+            len: 60,
+            port: 0,
+            protected: true,
+            monotonic_ns: realtime_ns - realtime_ahead_ns(),
+        }
+    }
+
+    fn early(name: &str, audit: &[AuditRecord], commits: &CommitLog, frames: &[CapturedFrame]) -> u64 {
+        let path = std::env::temp_dir().join(format!("holdfast-oracles-{}-{name}", std::process::id()));
+        let report = join_frames(audit, commits, frames, &path);
+        fs::remove_file(&path).expect("removed");
+        report.frames_released_early
+    }
+
+    /// OC-1: a solo term frees what was held when it was granted, from then on and not before; what was held
+    /// later waits for its commit.
+    #[test]
+    fn a_solo_term_frees_nothing_before_its_grant_and_nothing_of_later() {
+        let granted = realtime_ns();
+        let audit =
+            [held(1, 1, granted - 50 * MS), held(2, 2, granted - 20 * MS), held(3, 9, granted + 90 * MS)];
+        let commits = CommitLog::parse(&format!("1 2 {}\n", granted - 30 * MS)).expect("a log");
+        let freed = with_solo(&commits, &audit, granted);
+        let [first, second, third] = [granted - 25 * MS, granted + 10 * MS, granted + 95 * MS];
+        let sound = [frame(1, first), frame(2, second)];
+        assert_eq!(early("sound", &audit, &commits, &sound), 1, "without the grant");
+        assert_eq!(early("sound", &audit, &freed, &sound), 0);
+        let before = [frame(1, first), frame(2, granted - 5 * MS)];
+        assert_eq!(early("before", &audit, &freed, &before), 1, "a doctored frame before the grant");
+        let later = [frame(1, first), frame(2, second), frame(3, third)];
+        assert_eq!(early("later", &audit, &freed, &later), 1, "a doctored frame of the next protection");
+        // An epoch that was committed before keeps its own commit.
+        let first_too_early = [frame(1, granted - 40 * MS)];
+        assert_eq!(early("own", &audit, &freed, &first_too_early), 1);
+    }
+
+    /// FO-1: only advertisements to all nodes are an appliance's own, and only once the machine came to it.
+    #[test]
+    fn only_a_host_that_was_granted_the_machine_announces_it() {
+        let mut advertisement = vec![0x33, 0x33, 0, 0, 0, 1, 2, 0, 0, 0, 0, 1, 0x86, 0xdd];
+        advertisement.resize(86, 0);
+        advertisement[54] = 136;
+        assert!(is_advertisement(&advertisement));
+        let mut solicitation = advertisement.clone();
+        solicitation[54] = 135;
+        let mut unicast = advertisement.clone();
+        unicast[0] = 2;
+        let data = vec![1; 1500];
+        for frame in [&solicitation[..], &unicast, &data, &advertisement[..54], &[]] {
+            assert!(!is_advertisement(frame), "{frame:?}");
+        }
+        let grant = |term, holder: &str, at| Grant {
+            term,
+            holder: holder.to_owned(),
+            solo: true,
+            granted_realtime_ns: at,
+        };
+        let grants =
+            [grant(1, "a", 10), grant(2, "a", 20), grant(3, "b", 30), grant(4, "b", 40), grant(5, "a", 50)];
+        let length = ANNOUNCED.as_nanos() as u64;
+        let spans = |host: &str| -> Vec<_> {
+            announced_spans(host, &grants).into_iter().map(|span| (span.start, span.end)).collect()
+        };
+        assert_eq!(spans("a"), [(50, 50 + length)]);
+        assert_eq!(spans("b"), [(30, 30 + length)]);
+        assert!(announced_spans("a", &grants[..3]).is_empty(), "it never came: it began there");
+    }
+
+    /// RB-1: a frame of an unknown sender is the judged VM's.
+    #[test]
+    fn frames_of_other_vms_are_put_aside_and_no_more() {
+        let whose = Whose { ports: 0..1, others: vec![guest_mac(2), guest_mac(3)] };
+        let from = |mac: [u8; 6]| [&[0xff; 6][..], &mac, &[8, 0]].concat();
+        assert!(whose.may_have_sent(&from(guest_mac(1))));
+        assert!(whose.may_have_sent(&from([2, 9, 9, 9, 9, 9])) && whose.may_have_sent(&[1; 8]));
+        assert!(!whose.may_have_sent(&from(guest_mac(2))) && !whose.may_have_sent(&from(guest_mac(3))));
+    }
 }

@@ -14,6 +14,7 @@
 //! release before the commit does not compile (OC-1).
 //!
 //! Pure: no I/O, no clock, no threads.
+#![deny(clippy::disallowed_methods)]
 
 mod chunk;
 mod ids;

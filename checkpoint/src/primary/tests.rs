@@ -12,8 +12,9 @@ use crate::pages::PageSet;
 use crate::protocol::{Begin, DeviceDigest, Hello, Message, PROTOCOL_VERSION};
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
-use crossbeam_channel::{Receiver, unbounded};
+use crossbeam_channel::{Receiver, TrySendError, unbounded};
 use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -29,13 +30,15 @@ struct Memory {
     tracked: Arc<Mutex<PageSet>>,
     /// As Holdfast's own writes are found.
     own: Arc<Mutex<PageSet>>,
+    /// Whether the next scan fails, after it has found what it finds.
+    blind: Arc<AtomicBool>,
 }
 
 impl Memory {
     fn new(pages: u64) -> Self {
         let set = || Arc::new(Mutex::new(PageSet::with_capacity(pages)));
         let len = usize::try_from(pages).expect("small") * PAGE_SIZE;
-        Self { bytes: Arc::new(Mutex::new(vec![0; len])), tracked: set(), own: set() }
+        Self { bytes: Arc::new(Mutex::new(vec![0; len])), tracked: set(), own: set(), blind: Arc::default() }
     }
 
     fn put(&self, page: u64, fill: u8) {
@@ -86,6 +89,10 @@ impl DirtyTracker for Memory {
         let mut tracked = self.tracked.lock().unwrap();
         into.union_with(&tracked);
         tracked.clear();
+        if self.blind.swap(false, Ordering::Relaxed) {
+            let source = std::io::ErrorKind::InvalidData.into();
+            return Err(TrackError::Kernel { pid: 1, what: "scan its page map", source });
+        }
         Ok(ScanStats::default())
     }
 }
@@ -410,7 +417,10 @@ fn pages_sent_ahead_count_for_their_epoch() {
     bench.synchronise();
     let epoch = bench.open.as_ref().expect("one is open").id();
     for give_up in [true, false] {
-        bench.memory.write(10, 1);
+        if give_up {
+            // Once only: the second round has this page from the first, or it is lost.
+            bench.memory.write(10, 1);
+        }
         let round = bench.capture.round(Round { whole: false, ahead_of: Some(epoch) });
         assert_eq!(round.recv().expect("an answer").pages, if give_up { 1 } else { 2 });
         if give_up {
@@ -422,6 +432,70 @@ fn pages_sent_ahead_count_for_their_epoch() {
     let captured = bench.capture.last(epoch).recv().expect("an answer").expect("captured");
     assert_eq!(captured.set.iter().map(|page| page.0).collect::<Vec<_>>(), [10, 20]);
     assert_eq!(captured.copies, 1, "page 10 was sent ahead and not written since");
+}
+
+/// CK-2: what a scan had found before it failed is pending again, whoever wrote it, be the guest running or halted.
+#[test]
+fn a_scan_that_fails_forgets_nothing() {
+    let mut bench = Bench::begin(PAGES, false);
+    bench.synchronise();
+    let epoch = bench.open.as_ref().expect("one is open").id();
+    let failed = |outcome| assert!(matches!(outcome, Err(CaptureError::Track(_))), "{outcome:?}");
+    let blind = || bench.memory.blind.store(true, Ordering::Relaxed);
+    bench.memory.write(1, 1);
+    bench.memory.write_by_ring(2, 2);
+    blind();
+    let round = bench.capture.round(Round { whole: false, ahead_of: Some(epoch) });
+    failed(round.recv().expect("an answer").outcome);
+    bench.memory.write(3, 3);
+    blind();
+    failed(bench.capture.first(epoch).recv().expect("an answer"));
+    bench.capture.give_up();
+    bench.memory.write(4, 4);
+    bench.capture.first(epoch).recv().expect("an answer").expect("captured");
+    bench.memory.write(5, 5);
+    blind();
+    let last = bench.capture.last(epoch).recv().expect("an answer");
+    failed(last.map(|_| ()));
+    bench.capture.give_up();
+    let sealed = bench.seal(|_| {});
+    bench.backup.gather(1);
+    assert_eq!(bench.committed(), epoch.get());
+    assert_eq!(bench.backup.image.digest(), sealed);
+}
+
+/// CK-2: a seal that nobody had looked at when the session ended gives its pages back as well.
+#[test]
+fn a_seal_that_was_still_queued_is_handed_back() {
+    let mut bench = Bench::begin(PAGES, false);
+    bench.synchronise();
+    let stats = Arc::clone(&bench.told.stats);
+    // The session's thread stands still with the first pages in its hand; what follows waits behind them.
+    let still = stats.lock().unwrap();
+    let queued = |bench: &Bench, works: usize| {
+        let deadline = Instant::now() + SOON;
+        while bench.session.work.len() != works {
+            assert!(Instant::now() < deadline, "{} wait", bench.session.work.len());
+            std::thread::yield_now();
+        }
+    };
+    bench.memory.write(1, 1);
+    bench.seal(|_| {});
+    queued(&bench, 1);
+    bench.memory.write(2, 2);
+    bench.seal(|memory| memory.write(3, 3));
+    queued(&bench, 3);
+    bench.backup.link.close();
+    let deadline = Instant::now() + SOON;
+    while !matches!(bench.session.link.try_send_bulk(Vec::new()), Err(TrySendError::Disconnected(_))) {
+        assert!(Instant::now() < deadline, "the link does not end");
+        std::thread::yield_now();
+    }
+    drop(still);
+    let Report::Ended(ending) = bench.report() else { panic!("the session ends") };
+    assert!(ending.unconfirmed.is_empty(), "both were still queued");
+    let pages = |set: PageSet| set.iter().map(|page| page.0).collect::<Vec<_>>();
+    assert_eq!(ending.into_sets().map(pages).collect::<Vec<_>>(), [vec![1], vec![2, 3]]);
 }
 
 /// A round can be called off; its pages are pending again (CK-2).

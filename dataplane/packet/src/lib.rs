@@ -3,6 +3,7 @@
 //! RB-1: nothing here trusts a length, an offset or a header that came from outside.
 //!
 //! Pure: no I/O, no clock, no threads, no allocation but in [`sample`].
+#![deny(clippy::disallowed_methods)]
 
 pub mod checksum;
 pub mod headers;

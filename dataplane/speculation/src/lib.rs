@@ -20,6 +20,7 @@
 //! and that were handed to the backup's stream; **SP-2** at a cut everything forged is in the stream;
 //! **SP-3** bytes are freed on the client's cumulative ACK alone; **SP-4** what the guest sees never
 //! moves back and is never invented; **OC-1** the client leg is given committed bytes alone.
+#![deny(clippy::disallowed_methods)]
 
 pub mod boundary;
 pub mod client_leg;

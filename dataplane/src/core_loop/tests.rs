@@ -299,6 +299,28 @@ fn a_guest_cannot_speak_or_listen_in_anothers_name() {
     assert!(b.take().is_empty());
 }
 
+/// RB-1: a guest that has used up its stations, of which later ones are not learned, still cannot speak in
+/// another's name.
+#[test]
+fn a_guest_of_many_stations_cannot_speak_in_anothers_name() {
+    let core = Running::new();
+    let (a, b) = (core.port(1, PortConfig::default()), core.port(2, PortConfig::default()));
+    a.send(frame(1, 1));
+    core.wire(1);
+    let many = crate::identity::MAX_STATIONS + 3;
+    for nth in 0..many {
+        b.send(sample::opaque(sample::CLIENT, [2, 7, 7, 7, 7, nth as u8], 64, 2));
+    }
+    core.wire(many);
+    b.send(frame(1, 66));
+    wait_until(|| core.drops(2, DropReason::Spoofed) == 1);
+    b.send(frame(2, 3));
+    assert_eq!(core.wire(1), [frame(2, 3)], "a station of its own is heard");
+    core.peer.put(&sample::opaque(mac(1), sample::CLIENT, 64, 5));
+    wait_until(|| a.take().len() == 1);
+    assert!(b.take().is_empty());
+}
+
 /// RB-1: lies in offload headers cost a guest those frames, by counted reasons, and nothing else.
 #[test]
 fn a_guest_that_lies_loses_only_its_own_frames() {

@@ -231,6 +231,15 @@ fn check_replication(raw: RawReplication, faults: &mut Faults) -> Replication {
             "listen = \"10.0.1.1:7400\" and peer = \"10.0.1.2:7400\"",
         );
     }
+    if let (Some(listen), Some(peer)) = (raw.listen, raw.peer) {
+        if listen == peer {
+            faults.add(
+                "replication.peer",
+                format!("{peer} is this host's own address, on which it listens"),
+                "the address on which the other host listens",
+            );
+        }
+    }
     Replication { listen: raw.listen, peer: raw.peer, keys: raw.keys }
 }
 
@@ -304,7 +313,9 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
             "add [vm.backup] with image, memory, qmp and command",
         );
     }
-    let backup = raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, faults));
+    let sockets: Vec<PathBuf> = raw.nics.iter().map(|nic| nic.socket.clone()).collect();
+    let backup =
+        raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, &sockets, faults));
     let speculation = check_speculation(&format!("{key}.speculation"), &raw.speculation, faults);
     let held = u64::from(raw.speculation.escrow_mib) * raw.nics.len() as u64;
     if raw.speculation.escrow_mib as u64 <= MAX_ESCROW_MIB && held > MAX_ESCROW_MIB {
@@ -369,7 +380,7 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
     }
 }
 
-fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Standby {
+fn check_backup(key: &str, vm: &str, raw: RawBackup, nics: &[PathBuf], faults: &mut Faults) -> Standby {
     let memory_bytes = parse_size(&raw.memory).unwrap_or_else(|| {
         faults.add(
             format!("{key}.memory"),
@@ -381,7 +392,6 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Sta
     if raw.command.is_empty() {
         faults.add(format!("{key}.command"), "the command is empty", "command = [\"qemu-system-x86_64\", …]");
     } else {
-        let all = raw.command.join(" ");
         if !raw.command.windows(2).any(|pair| pair[0] == "-incoming" && pair[1] == "defer") {
             faults.add(
                 format!("{key}.command"),
@@ -389,8 +399,9 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Sta
                 "add \"-incoming\", \"defer\" to the command",
             );
         }
-        for (path, what) in [(&raw.image, "mem-path of its memory"), (&raw.qmp, "QMP socket")] {
-            if !all.contains(&*path.to_string_lossy()) {
+        let own = [(&raw.image, "mem-path of its memory"), (&raw.qmp, "QMP socket")];
+        for (path, what) in own.into_iter().chain(nics.iter().map(|nic| (nic, "socket of a NIC"))) {
+            if !raw.command.iter().any(|word| mentions(word, &path.to_string_lossy())) {
                 faults.add(
                     format!("{key}.command"),
                     format!("the command does not use {} as the {what}", path.display()),
@@ -399,8 +410,31 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, faults: &mut Faults) -> Sta
             }
         }
     }
+    if let Some(size) = backend_size(&raw.command, &raw.image) {
+        // One that is no size was told above, or is by QEMU.
+        if memory_bytes > 0 && parse_size(size).is_some_and(|bytes| bytes != memory_bytes) {
+            faults.add(
+                format!("{key}.memory"),
+                format!("'{}' is not the size={size} of the memory backend in the command", raw.memory),
+                format!("memory = \"{size}\", or the other size in the command"),
+            );
+        }
+    }
     let commit_log = raw.commit_log.unwrap_or_else(|| format!("/var/lib/holdfast/{vm}.commits").into());
     Standby { image: raw.image, memory_bytes, qmp: raw.qmp, command: raw.command, commit_log }
+}
+
+/// Whether a word of a command has this path in it, and not only one that begins like it.
+fn mentions(word: &str, path: &str) -> bool {
+    let goes_on = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | '/');
+    word.match_indices(path).any(|(at, _)| !word[at + path.len()..].starts_with(goes_on))
+}
+
+/// What a command says of the size of the memory backend that lies at `image`.
+fn backend_size<'a>(command: &'a [String], image: &Path) -> Option<&'a str> {
+    let path = format!("mem-path={}", image.display());
+    let backend = command.iter().find(|word| word.split(',').any(|part| part == path))?;
+    backend.split(',').find_map(|part| part.strip_prefix("size="))
 }
 
 fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &mut Faults) -> Nic {

@@ -245,6 +245,46 @@ mod tests {
     }
 
     #[test]
+    fn a_standby_that_does_not_fit_its_vm_is_refused() {
+        let example = include_str!("../../../docs/examples/host-b.toml");
+        let faults_of = |from: &str, to: &str| {
+            assert!(example.contains(from), "{from}");
+            parse("test", &example.replacen(from, to, 1)).expect_err("refused").to_string()
+        };
+        for (from, to, parts) in [
+            (
+                "path=/run/holdfast/web-0.sock",
+                "path=/run/holdfast/web-0.socket",
+                [
+                    "vm[0].backup.command: the command does not use /run/holdfast/web-0.sock",
+                    "socket of a NIC",
+                ],
+            ),
+            (
+                "mem-path=/dev/shm/holdfast-web",
+                "mem-path=/dev/shm/holdfast-web2",
+                ["vm[0].backup.command: the command does not use /dev/shm/holdfast-web", "mem-path"],
+            ),
+            (
+                "memory = \"1G\"",
+                "memory = \"2G\"",
+                ["vm[0].backup.memory: '2G' is not the size=1G", "mend: memory = \"1G\""],
+            ),
+            (
+                "peer = \"10.0.1.1:7400\"",
+                "peer = \"10.0.1.2:7400\"",
+                ["replication.peer: 10.0.1.2:7400 is this host's own address", "the other host"],
+            ),
+        ] {
+            let told = faults_of(from, to);
+            assert!(parts.iter().all(|part| told.contains(part)), "{told}");
+            assert!(told.contains("1 fault"), "{told}");
+        }
+        let same = example.replacen("memory = \"1G\"", "memory = \"1024M\"", 1);
+        parse("test", &same).expect("the same size in other words");
+    }
+
+    #[test]
     fn a_protected_vm_needs_a_peer_and_an_arbiter() {
         let start = GOOD.find("[replication]").expect("there");
         let end = GOOD.find("[[vm]]").expect("there");

@@ -112,6 +112,12 @@ impl Outcome {
         if self.frames_released_early > 0 {
             broken.push(format!("{} frames left before their commit", self.frames_released_early));
         }
+        if self.frames_capture_lost > 0 {
+            broken.push(format!(
+                "the capture lost {} frames, which nobody looked at",
+                self.frames_capture_lost
+            ));
+        }
         if self.kill != Kill::None && self.resumed_from_epoch.is_none() {
             broken.push("the guest did not come up on host B".into());
         }

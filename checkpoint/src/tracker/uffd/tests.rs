@@ -96,6 +96,26 @@ fn written_pages_are_found_exactly_and_once() {
     assert!(set.runs().eq(std::iter::once(17..19)), "what was in the set stays: {set:?}");
 }
 
+/// CK-2: a scan goes on where the kernel had no more room for what it found, be that once or several times.
+#[test]
+fn more_runs_than_a_scan_has_room_for_are_all_found() {
+    if !can_track() {
+        return;
+    }
+    let memory = Tracked::new(5 * RUNS as u64);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut tracker = memory.attach(&writer).unwrap();
+    for runs in [RUNS - 1, RUNS, RUNS + 1, 2 * RUNS, 2 * RUNS + 99] {
+        // Every other page, so that each is a run of its own.
+        writer.ask(&format!("write-many 0 {PAGE} {runs} {}", 2 * PAGE));
+        let mut set = memory.none();
+        let stats = tracker.collect(&mut set).unwrap();
+        assert_eq!((stats.pages, stats.runs), (runs as u64, runs as u64), "the pages were not written apart");
+        assert!(set.iter().map(|page| page.0).eq((0..runs as u64).map(|n| 1 + 2 * n)), "of {runs} runs");
+        assert_eq!(found(&mut tracker), NONE);
+    }
+}
+
 /// CK-2: what a system call writes in the process's name is found, as QEMU's devices write so.
 #[test]
 fn what_the_kernel_writes_for_the_process_is_found() {

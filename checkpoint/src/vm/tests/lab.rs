@@ -9,7 +9,7 @@ use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::qemu::tests::{LIMIT, MEMORY, command, place};
 use crate::qemu::{InspectSettings, Qemu};
 use crate::standby::StandbyConfig;
-use crate::tracker::{DirtyTracker, FileIdentity};
+use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Listener, Security, TcpTransport};
 use crate::vm::*;
 use crossbeam_channel::Receiver;
@@ -56,6 +56,13 @@ impl Lab {
         if silent {
             fs::write(lab.dir.path().join("silent"), "").expect("written");
         }
+        lab
+    }
+
+    /// With a lease within which a host can be started again, however busy the machine is.
+    pub(super) fn new_patient() -> Self {
+        let lab = Self::new();
+        fs::write(lab.dir.path().join("patient"), "").expect("written");
         lab
     }
 
@@ -116,8 +123,8 @@ impl Site {
         let role = if self.name == "a" { FirstRole::Primary } else { FirstRole::Backup };
         let mut config = VmConfig::new(VM, self.name, role);
         config.epoch = Duration::from_millis(30);
-        config.lease = LEASE;
-        config.lease_margin = LEASE / 2;
+        config.lease = if self.root.join("patient").exists() { LEASE * 5 } else { LEASE };
+        config.lease_margin = config.lease / 2;
         config.heartbeat = Duration::from_millis(50);
         config.retry = Duration::from_millis(100);
         config.qemu_timeout = Duration::from_secs(3);
@@ -440,6 +447,7 @@ impl Watching {
             last_cut: Arc::clone(&self.last_cut),
             own: Arc::clone(&self.own),
             heavy: self.site.root.join("heavy"),
+            blind: self.site.root.join("blind"),
             count: 0,
         })
     }
@@ -499,6 +507,8 @@ struct WatchedGuest {
     own: Arc<Mutex<Vec<PageIndex>>>,
     /// While this file is there, each epoch is a heavy one.
     heavy: PathBuf,
+    /// When this file is there, the next scan of the memory fails.
+    blind: PathBuf,
     count: u64,
 }
 
@@ -549,7 +559,8 @@ impl Guest for WatchedGuest {
     }
 
     fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError> {
-        self.inner.track(memory)
+        let inner = self.inner.track(memory)?;
+        Ok(Box::new(Blinding { inner, blind: self.blind.clone() }))
     }
 
     fn ended(&self) -> Receiver<()> {
@@ -562,6 +573,24 @@ impl Guest for WatchedGuest {
 
     fn retire(self: Box<Self>) {
         self.inner.retire();
+    }
+}
+
+/// A tracker of which a scan fails, and what it found is lost, once a file is there, which it takes away.
+struct Blinding {
+    inner: Box<dyn DirtyTracker>,
+    blind: PathBuf,
+}
+
+impl DirtyTracker for Blinding {
+    fn collect(&mut self, into: &mut PageSet) -> Result<ScanStats, TrackError> {
+        if !self.blind.exists() {
+            return self.inner.collect(into);
+        }
+        self.inner.collect(&mut PageSet::with_capacity(into.capacity()))?;
+        fs::remove_file(&self.blind).expect("removed");
+        let source = std::io::ErrorKind::InvalidData.into();
+        Err(TrackError::Kernel { pid: 0, what: "see for the laboratory's cloth", source })
     }
 }
 
@@ -580,6 +609,10 @@ impl Standby for WatchedStandby {
         let memory = hash_of(&File::open(&image).expect("the image"));
         let mut log = append(&self.host.site.path("resumed"));
         writeln!(log, "{memory} {}", blake3::hash(devices)).expect("the list of resumptions");
+        let record = fs::read(self.host.site.path("image.record")).expect("the image's record");
+        let head = String::from_utf8_lossy(&record[..record.len().min(1 << 10)]);
+        let mark = if head.contains("\"what\":{\"live\"") { "live" } else { "a checkpoint" };
+        writeln!(append(&self.host.site.path("marked")), "{mark}").expect("the list of marks");
         let guest = self.inner.go_live(devices)?;
         Ok(self.host.guest_of(guest, &image))
     }
@@ -591,6 +624,13 @@ pub(super) fn assert_resumed_from_seal(site: &Site, epoch: u64) {
     let resumed = fs::read_to_string(site.path("resumed")).expect("it went live");
     let resumed = resumed.lines().last().expect("it went live");
     assert_eq!(resumed, at_seal(site, "sealed", epoch), "not what was sealed as epoch {epoch}");
+    // CK-1: a guest that runs changes the memory, which a later process must not take for the checkpoint.
+    let marked = fs::read_to_string(site.path("marked")).expect("it went live");
+    assert_eq!(
+        marked.lines().last(),
+        Some("live"),
+        "as the guest went live its image's record said otherwise"
+    );
     let restored =
         site.gate_log().iter().rev().find_map(|line| line.strip_prefix("restore ").map(str::to_owned));
     let spoken = at_seal(site, "spoken", epoch);
