@@ -8,8 +8,9 @@ HOLDFAST := target/release/holdfast
 GUEST_INIT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init
 RUNS ?= 20
 SEED ?=
+SECONDS ?= 600
 
-.PHONY: help packages guest build check test unit guests demo soak bench-quick clean
+.PHONY: help packages guest build check test unit guests demo soak bench-quick fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ soak: build guest ## RUNS=20 kills at seeded random moments, a line a run; SEED=
 
 bench-quick: build guest ## pause, commit latency and throughput, as ratios taken in one run
 	$(HOLDFAST) bench quick
+
+fuzz: ## SECONDS=600 for each fuzzing target, guided by coverage (fetches libfuzzer-sys)
+	@for target in parser engine ledger; do tests/fuzz/libfuzzer/fuzz $$target $(SECONDS); done
 
 clean: ## remove what was built
 	$(CARGO) clean
