@@ -3,8 +3,8 @@
 use crate::compare::{described, differences};
 use crate::flow::Made;
 use crate::script::{
-    Body, Bound, Comparison, Family, Line, Mark, Mode, Opening, Packet, Script, Segment, Setting, Side,
-    Statement, TcpOption,
+    Body, Bound, Comparison, Family, Line, Mark, Opening, Packet, Script, Segment, Setting, Side, Statement,
+    TcpOption,
 };
 use crate::seen::SeenPacket;
 use crate::stage::{Arrival, Stage};
@@ -383,15 +383,4 @@ fn of_flow(stage: &Stage, name: &str) -> Result<u64, String> {
         "srtt_us" => report.srtt.map_or(0, |srtt| srtt.as_micros() as u64),
         _ => return Err(format!("there is no {name}; there are {KNOWN}")),
     })
-}
-
-/// For modes in messages.
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Hold => "hold",
-            Self::On => "on",
-        })
-    }
 }
