@@ -12,8 +12,10 @@ RUNS ?= 20
 SEED ?=
 MODE ?=
 WIRE ?=
+SECONDS ?= 600
+SEEDS ?= 10000
 
-.PHONY: help packages guest build install check test unit guests demo soak bench-quick bench-bulk clean
+.PHONY: help packages guest build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +50,9 @@ unit: guest
 	scripts/qemu-backports
 	$(CARGO) test --workspace --locked --exclude holdfast-tests
 
+sim: ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; SEED=n begins there
+	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(if $(SEED),$(SEED),1)
+
 guests: build guest
 	scripts/qemu-backports
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
@@ -55,6 +60,7 @@ guests: build guest
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory sim
 	$(MAKE) --no-print-directory guests
 
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options
@@ -68,6 +74,9 @@ bench-quick: build guest ## pause, commit latency and throughput, as ratios take
 
 bench-bulk: build guest ## the guest's sending, mode by mode and epoch by epoch (half an hour); BULK="--epochs 50" passes options
 	$(HOLDFAST) bench bulk $(BULK)
+
+fuzz: ## SECONDS=600 for each fuzzing target, guided by coverage (fetches libfuzzer-sys)
+	@for target in parser engine ledger; do tests/fuzz/libfuzzer/fuzz $$target $(SECONDS); done
 
 clean: ## remove what was built
 	$(CARGO) clean

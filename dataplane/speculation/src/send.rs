@@ -172,6 +172,8 @@ impl Connection {
             shared.store.clear(&mut self.queue);
             // Nobody waits for them any more; the backup's view begins behind them too.
             self.client.real = self.client.real.later(self.queue.end());
+            self.streamed = self.queue.end();
+            shared.lists.remove(List::Unstreamed, slot);
             shared.lists.push(List::ToClient, slot);
             shared.lists.push(List::Changed, slot);
             return;

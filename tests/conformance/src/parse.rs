@@ -11,7 +11,7 @@ use std::time::Duration;
 /// Name of the flow that needs none.
 pub const DEFAULT_FLOW: &str = "a";
 
-const STATEMENT: &str = "a statement: config, exclude, flow, again, open, guest>, client>, >guest, >client, \
+const STATEMENT: &str = "a statement: config, exclude, include, flow, again, open, guest>, client>, >guest, >client, \
      nothing, seal, commit, stream, lose, full, free, mode, failover, discard, state or check";
 const FLAGS: [(char, u8); 8] = [
     ('S', flag::SYN),
@@ -121,6 +121,10 @@ fn statement(cursor: &mut Cursor<'_>) -> Result<Statement, SyntaxError> {
         }
         cursor.expect("port")?;
         return Ok(Statement::ExcludePort(cursor.small("a port")?));
+    }
+    if cursor.eat_word("include") {
+        cursor.expect("all")?;
+        return Ok(Statement::IncludeAll);
     }
     if cursor.eat_word("flow") {
         return flow(cursor, false);

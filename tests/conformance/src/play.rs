@@ -3,8 +3,8 @@
 use crate::compare::{described, differences};
 use crate::flow::Made;
 use crate::script::{
-    Body, Bound, Comparison, Family, Line, Mark, Mode, Opening, Packet, Script, Segment, Setting, Side,
-    Statement, TcpOption,
+    Body, Bound, Comparison, Family, Line, Mark, Opening, Packet, Script, Segment, Setting, Side, Statement,
+    TcpOption,
 };
 use crate::seen::SeenPacket;
 use crate::stage::{Arrival, Stage};
@@ -41,7 +41,7 @@ impl std::error::Error for Failure {}
 /// # Errors
 /// The first line that the engine does not fulfil.
 pub fn play(script: &Script, family: Family) -> Result<(), Box<Failure>> {
-    let (config, first) = configuration(script, family);
+    let (config, first) = configuration(script);
     let mut stage = Stage::new(family, config);
     let fail = |number: usize, text: &str, what: String| {
         Box::new(Failure { family, number, text: text.to_owned(), what })
@@ -53,11 +53,9 @@ pub fn play(script: &Script, family: Family) -> Result<(), Box<Failure>> {
 }
 
 /// The engine's configuration, and the line behind those that say it.
-fn configuration(script: &Script, family: Family) -> (EngineConfig, usize) {
+fn configuration(script: &Script) -> (EngineConfig, usize) {
     let mut config =
         EngineConfig { max_flows: 64, held_bytes: 4 << 20, flow_bytes: 1 << 20, ..EngineConfig::default() };
-    let mut rules = Vec::new();
-    let plain = Rule { guest_ports: None, client_ports: None, client: None, speculate: false };
     let mut first = 0;
     for line in &script.lines {
         match &line.statement {
@@ -73,24 +71,24 @@ fn configuration(script: &Script, family: Family) -> (EngineConfig, usize) {
                     }
                 }
             }
-            Statement::ExcludePort(port) => {
-                rules.push(Rule { guest_ports: Some(*port..=*port), ..plain.clone() });
-            }
-            Statement::ExcludeClients => {
-                let prefix = match family {
-                    Family::V4 => Prefix { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), bits: 24 },
-                    Family::V6 => {
-                        Prefix { address: IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0)), bits: 64 }
-                    }
-                };
-                rules.push(Rule { client: Some(prefix), ..plain.clone() });
-            }
             _ => break,
         }
         first += 1;
     }
-    config.rules = Rules::new(rules);
     (config, first)
+}
+
+/// A rule that forbids speculation to every flow.
+const fn excluded() -> Rule {
+    Rule { guest_ports: None, client_ports: None, client: None, speculate: false }
+}
+
+/// The range of addresses that all clients are in.
+const fn clients(family: Family) -> Prefix {
+    match family {
+        Family::V4 => Prefix { address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), bits: 24 },
+        Family::V6 => Prefix { address: IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0)), bits: 64 },
+    }
 }
 
 fn perform(stage: &mut Stage, line: &Line) -> Result<(), String> {
@@ -111,9 +109,14 @@ fn perform(stage: &mut Stage, line: &Line) -> Result<(), String> {
         nothing(stage, None)?;
     }
     match &line.statement {
-        Statement::Config(_) | Statement::ExcludePort(_) | Statement::ExcludeClients => {
-            Err("the configuration must come first".to_owned())
+        Statement::Config(_) => Err("the configuration must come first".to_owned()),
+        Statement::ExcludePort(port) => {
+            stage.set_rules(Rules::new([Rule { guest_ports: Some(*port..=*port), ..excluded() }]))
         }
+        Statement::ExcludeClients => {
+            stage.set_rules(Rules::new([Rule { client: Some(clients(stage.family)), ..excluded() }]))
+        }
+        Statement::IncludeAll => stage.set_rules(Rules::default()),
         Statement::Flow(flow) => stage.flows.declare(flow),
         Statement::Open(opening) => open(stage, opening),
         Statement::Send { from, flow, packet } => send(stage, *from, flow, packet),
@@ -383,15 +386,4 @@ fn of_flow(stage: &Stage, name: &str) -> Result<u64, String> {
         "srtt_us" => report.srtt.map_or(0, |srtt| srtt.as_micros() as u64),
         _ => return Err(format!("there is no {name}; there are {KNOWN}")),
     })
-}
-
-/// For modes in messages.
-impl fmt::Display for Mode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Off => "off",
-            Self::Hold => "hold",
-            Self::On => "on",
-        })
-    }
 }

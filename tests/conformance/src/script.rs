@@ -43,11 +43,12 @@ pub struct Line {
 pub enum Statement {
     /// Limits of the engine; before anything else.
     Config(Vec<(Setting, u64)>),
-    /// Flows with this port at the guest do not speculate; before anything else.
+    /// Flows with this port at the guest do not speculate.
     ExcludePort(u16),
-    /// Flows with clients in the range of addresses that all clients here are in do not speculate;
-    /// before anything else.
+    /// Flows with clients in the range of addresses that all clients here are in do not speculate.
     ExcludeClients,
+    /// No flow is excluded any more.
+    IncludeAll,
     /// A flow beside the one that needs no name, or a new incarnation of one.
     Flow(FlowDeclaration),
     /// A whole handshake.

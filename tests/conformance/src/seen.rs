@@ -3,9 +3,7 @@
 //! This reader shares no code with the parser under test.
 
 use crate::frame::{fold, words};
-use crate::parse::flags_text;
 use crate::script::{Family, TcpOption};
-use std::fmt;
 
 /// A frame as it was read.
 #[derive(Clone, Debug)]
@@ -93,12 +91,6 @@ impl SeenTcp {
             TcpOption::Timestamps(Some(value), Some(echo)) => Some((*value, *echo)),
             _ => None,
         })
-    }
-}
-
-impl fmt::Display for SeenTcp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ecn {}", flags_text(self.flags), self.ecn)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::witness::Mark;
 use holdfast_epoch::EpochId;
 use holdfast_packet::headers::MAX_HEADERS;
 use holdfast_speculation::{
-    Engine, EngineConfig, FromGuest, FromWire, GuestFrame, Ledger, LedgerLimits, Sink, Speculation, Time,
+    Engine, EngineConfig, FromGuest, FromWire, GuestFrame, Ledger, LedgerLimits, Rules, Sink, Speculation,
+    Time,
 };
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -45,6 +46,8 @@ pub struct Stage {
     pub flows: Flows,
     /// Virtual time.
     pub now: Time,
+    /// Family of the run.
+    pub family: Family,
     config: EngineConfig,
     limits: LedgerLimits,
     /// No epochs: what the guest sends may leave at once.
@@ -100,6 +103,7 @@ impl Stage {
             ledger: Ledger::new(limits),
             flows: Flows::new(family),
             now: Time::ZERO,
+            family,
             config,
             limits,
             unprotected: false,
@@ -316,6 +320,15 @@ impl Stage {
             self.arrive(Side::Client, &frame)?;
         }
         Ok(())
+    }
+
+    /// Other rules say which flows may speculate.
+    ///
+    /// # Errors
+    /// What the engine did wrong.
+    pub fn set_rules(&mut self, rules: Rules) -> Result<(), String> {
+        self.engine.set_rules(self.now, rules);
+        self.poll()
     }
 
     /// Switches the mode.

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     }
     if words.is_empty() {
         failures.extend(uncovered(root, &rows));
+        failures.extend(example(root).err());
     }
     for failure in &failures {
         println!("FAILED {failure}\n");
@@ -72,6 +73,18 @@ fn collect(folder: &Path, into: &mut Vec<PathBuf>) {
             into.push(path);
         }
     }
+}
+
+/// Plays the script that the README shows.
+fn example(root: &Path) -> Result<(), String> {
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("the README is there");
+    let begin = readme.find("# row:").ok_or("README.md shows no script")?;
+    let text = readme[begin..].split("```").next().unwrap_or_default();
+    let script = Script::parse(text).map_err(|error| format!("README.md: {error}"))?;
+    for family in &script.families {
+        play(&script, *family).map_err(|failure| format!("README.md: {failure}"))?;
+    }
+    Ok(())
 }
 
 /// Rows of the table in the README without a script, and rows of scripts that are not in the table.
