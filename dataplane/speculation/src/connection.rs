@@ -195,6 +195,8 @@ pub(crate) struct Connection {
     pub(crate) keepalive: Keepalive,
     /// Bytes that may be held of it now.
     pub(crate) budget: u32,
+    /// Most bytes that were held of it since it last had none.
+    pub(crate) peak: u32,
     /// Payload of the largest segment to the client.
     pub(crate) mss: u16,
 }
@@ -253,6 +255,7 @@ impl Connection {
             due: Due::Nothing,
             keepalive: Keepalive::None,
             budget: shared.initial_window,
+            peak: 0,
             mss: negotiated.payload(key.v6, shared.mtu),
         }
     }

@@ -1,17 +1,28 @@
-//! The engine of one guest's port.
+//! The engine of one guest's port: it only dispatches.
 //!
 //! # Order of calls
-//! One polling core drives an engine:
+//! One polling core drives an engine, all of its frames in the order of the port:
 //! ```text
-//! each turn       handle_guest   for each frame of the guest; `Pass`: segment it into the escrow
-//!                 handle_wire    for each frame for the guest; `Pass`: queue it for the guest
-//!                 stream         until 0, into chunks for the backup; a chunk goes on its way before
-//!                 poll_guest     ... forged ACKs for its bytes are queued (SP-1, SP-2)
-//!                 poll_wire      segments of the client leg, behind what the escrow has released
-//!                 handle_timeouts  when next_deadline() has come
-//! seal of k       stream until 0, then cut(k); the guest stands still
-//! commit of k     release(frame) for each frame that leaves the escrow, then commit(k), then poll_wire
+//! each turn     handle_guest     each frame of the guest. `Pass`: cut it into the escrow, or, while the
+//!                                port is not protected, `release` each piece and let it go
+//!               handle_wire      each frame for the guest. `Pass`: queue it for the guest
+//!               handle_timeouts  when next_deadline() has come
+//!               stream           into chunks for the backup, until it answers 0 or there is no chunk; a
+//!                                chunk that has bytes is on its way before ...
+//!               poll_guest       ... the ACKs forged for them are queued for the guest (SP-1, SP-2)
+//!               poll_wire        behind all that the escrow has let go (OC-2); again next turn if it
+//!                                answered `max` or the sink had no room
+//! seal of k     stream until 0, every chunk on its way, then cut(k) while the guest stands still.
+//!               Bytes left over are of the next epoch. whole: what was streamed before is not needed
+//! commit of k   release(frame) for each frame that leaves the escrow, in order, into the outbox;
+//!               then commit(k), then poll_wire
+//! protect       set_mode(On or Hold), then a whole cut as the session's first
+//! unprotect     the escrow goes, each frame through release; then set_mode(Off), then poll_wire
+//! failover      restore(ledger) on a new engine in mode Off, before the guest runs; then as above
+//! fence         discard
 //! ```
+//! Mode [`Speculation::On`] is for a port with a session: without commits nothing held ever leaves, and
+//! without `stream` nothing is acknowledged. `release` is called in all modes.
 
 use crate::boundary::{FromGuest, FromWire, GuestFrame, Sink};
 use crate::client_leg::Congestion;

@@ -300,6 +300,7 @@ impl Connection {
 
     /// A flow that fills its window gets a larger one.
     fn grow_budget(&mut self, shared: &Shared) {
+        self.peak = self.peak.max(self.queue.len());
         if self.queue.len() >= self.budget / 2 {
             self.budget = self.budget.saturating_mul(2).min(shared.flow_bytes);
         }
@@ -331,8 +332,7 @@ impl Connection {
         let budget = self.budget.min(shared.flow_bytes);
         let ahead = (budget / 2).max(shared.initial_window);
         let wanted = self.queue.end() + budget.saturating_sub(self.queue.len()).min(ahead);
-        // A flow may take what is left of the room, and leave as much: then there is some for others.
-        let most = base + shared.initial_window.max(shared.room().min(1 << 30));
+        let most = base + shared.largest_window(slot);
         let edge = wanted.earlier(most).later(shown);
         let missing = blocks(base, edge).saturating_sub(self.queue.reserved());
         let fits = missing * BLOCK <= shared.room();

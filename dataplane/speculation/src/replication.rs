@@ -224,6 +224,7 @@ impl Connection {
             due: Due::Nothing,
             keepalive: Keepalive::None,
             budget: record.held().max(shared.initial_window),
+            peak: record.held(),
             mss: record.mss,
         }
     }

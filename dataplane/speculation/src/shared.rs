@@ -75,6 +75,19 @@ impl Shared {
         self.store.unreserved().min(u32::MAX / BLOCK) * BLOCK
     }
 
+    /// Whether a flow other than this one waits for room.
+    fn others_starve(&self, slot: u32) -> bool {
+        let first = self.lists.first(List::Starved);
+        first.is_some_and(|first| first != slot || self.lists.after(List::Starved, first).is_some())
+    }
+
+    /// Most bytes that one flow's window may span now: its share, or as much as it leaves for others if
+    /// nobody waits.
+    pub(crate) fn largest_window(&self, slot: u32) -> u32 {
+        let share = self.store.fair_share().max(self.initial_window);
+        if self.others_starve(slot) { share } else { share.max(self.room().min(1 << 30)) }
+    }
+
     /// Promises a queue room for the bytes up to `edge`, instead of what it was promised before.
     pub(crate) fn reserve(&mut self, queue: &mut Queue, edge: SeqNum) {
         let before = queue.reserved();

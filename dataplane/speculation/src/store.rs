@@ -26,6 +26,8 @@ pub(crate) struct Store {
     free_blocks: u32,
     /// Blocks promised to flows by their windows; see [`Store::reserve`].
     reserved: u32,
+    /// Flows with such a promise.
+    windows: u32,
     held: usize,
 }
 
@@ -108,7 +110,7 @@ impl Store {
         let count = bytes.div_ceil(BLOCK as usize).clamp(1, NONE as usize - 1) as u32;
         let links = (1..=count).map(|next| if next == count { NONE } else { next }).collect();
         let bytes = vec![0; count as usize * BLOCK as usize];
-        Self { bytes, links, free: 0, free_blocks: count, reserved: 0, held: 0 }
+        Self { bytes, links, free: 0, free_blocks: count, reserved: 0, windows: 0, held: 0 }
     }
 
     /// Bytes of memory that a store for `bytes` bytes takes.
@@ -126,10 +128,17 @@ impl Store {
         (self.links.len() as u32).saturating_sub(self.reserved)
     }
 
+    /// Bytes of each flow if all that have a window had the same.
+    pub(crate) fn fair_share(&self) -> u32 {
+        let each = (self.links.len() as u32 / self.windows.max(1)).saturating_sub(1);
+        each.min((1 << 30) / BLOCK) * BLOCK
+    }
+
     /// Promises the queue blocks for the bytes up to `edge`, instead of what it was promised before.
     pub(crate) fn reserve(&mut self, queue: &mut Queue, edge: SeqNum) {
         let wanted = blocks(queue.base, edge.later(queue.end));
         self.reserved = self.reserved - queue.reserved + wanted;
+        self.windows = self.windows + u32::from(wanted > 0) - u32::from(queue.reserved > 0);
         queue.reserved = wanted;
     }
 
@@ -240,6 +249,7 @@ impl Store {
         let end = queue.end;
         self.free_to(queue, end);
         self.reserved -= queue.reserved;
+        self.windows -= u32::from(queue.reserved > 0);
         queue.reserved = 0;
     }
 

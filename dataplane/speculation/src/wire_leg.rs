@@ -292,8 +292,10 @@ impl Connection {
         let edge = self.guest.edge;
         shared.reserve(&mut self.queue, edge);
         if self.queue.is_empty() {
-            // An idle flow keeps a small window.
-            self.budget = (self.budget / 2).max(shared.initial_window);
+            // A flow keeps the window that it makes use of, an idle one a small one.
+            if std::mem::take(&mut self.peak) < self.budget / 4 {
+                self.budget = (self.budget / 2).max(shared.initial_window);
+            }
         }
     }
 
