@@ -8,8 +8,10 @@ HOLDFAST := target/release/holdfast
 GUEST_INIT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init
 RUNS ?= 20
 SEED ?=
+SEEDS ?= 10000
+FIRST ?= 1
 
-.PHONY: help packages guest build check test unit guests demo soak bench-quick clean
+.PHONY: help packages guest build check test unit sim guests demo soak bench-quick clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,9 @@ unit: guest
 	scripts/qemu-backports
 	$(CARGO) test --workspace --locked --exclude holdfast-tests
 
+sim: packages ## SEEDS=10000 seeded scenarios of speculative communication; FIRST=n begins with another seed
+	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(FIRST)
+
 guests: build guest
 	scripts/qemu-backports
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
@@ -42,6 +47,7 @@ guests: build guest
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory sim
 	$(MAKE) --no-print-directory guests
 
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options

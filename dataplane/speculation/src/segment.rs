@@ -84,9 +84,7 @@ impl Segment {
     pub(crate) fn flow_of_fragment(layout: &Layout, head: &[u8], sender: Side) -> Option<FlowKey> {
         // RFC 791 §3.1: the offset is in the low bits; RFC 8200 §4.5: in the high ones.
         let (transport, offset_at, mask, number, fragment) = match layout.network {
-            Network::V4(ip) => {
-                (ip.offset + ip.header_len, ip.offset + 6, 0x1fff, ip.protocol, ip.fragment)
-            }
+            Network::V4(ip) => (ip.offset + ip.header_len, ip.offset + 6, 0x1fff, ip.protocol, ip.fragment),
             Network::V6(ip) => {
                 let transport = ip.offset + ip.header_len;
                 (transport, transport - 6, 0xfff8, ip.protocol, ip.fragment)

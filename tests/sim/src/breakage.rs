@@ -70,7 +70,8 @@ impl Breakage {
 
     /// Changes a frame of the engine's to the guest.
     pub(crate) fn to_guest(self, random: &mut Random, frame: &mut [u8]) {
-        let Some(segment) = Segment::parse(frame).filter(|segment| !segment.has(flag::RST | flag::SYN)) else {
+        let Some(segment) = Segment::parse(frame).filter(|segment| !segment.has(flag::RST | flag::SYN))
+        else {
             return;
         };
         if !random.chance(100) {

@@ -148,7 +148,8 @@ fn digest(frames: &[Vec<u8>]) -> u64 {
         let mut words = frame.chunks_exact(8);
         let mut sum = spread(sum ^ frame.len() as u64);
         for word in &mut words {
-            let word = u64::from_le_bytes([word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7]]);
+            let word =
+                u64::from_le_bytes([word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7]]);
             sum = (sum ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
         }
         words.remainder().iter().fold(sum, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))

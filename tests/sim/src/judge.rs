@@ -210,13 +210,21 @@ impl Judge {
     /// A frame is queued for the guest: `original` is what came from the wire, if it came from there.
     pub(crate) fn queued(&mut self, frame: &[u8], original: Option<&[u8]>) -> Verdict {
         let Some(segment) = Segment::parse(frame) else {
-            return if original == Some(frame) { Ok(()) } else { broken("format", "no segment was made for the guest") };
+            return if original == Some(frame) {
+                Ok(())
+            } else {
+                broken("format", "no segment was made for the guest")
+            };
         };
         let key = (segment.ports.1, segment.ports.0);
         let untouched = original == Some(frame);
         if !adds_up(frame) {
             // What the wire has broken, the guest will not look at.
-            return if untouched { Ok(()) } else { broken("format", format!("wrong checksums towards the guest: {segment}")) };
+            return if untouched {
+                Ok(())
+            } else {
+                broken("format", format!("wrong checksums towards the guest: {segment}"))
+            };
         }
         let outside = self.outside.entry(key).or_default();
         let inside = self.live.entry(key).or_default();
@@ -234,7 +242,10 @@ impl Judge {
         // Nor does the guest look at what lies before what it has (RFC 9293 §3.10.7.4).
         let old = inside.has(&segment);
         shown.check(&segment, outside, untouched, scales, done || old)?;
-        if original.is_none() && self.strict_client && outside.next.is_some_and(|next| segment.seq.after(next)) {
+        if original.is_none()
+            && self.strict_client
+            && outside.next.is_some_and(|next| segment.seq.after(next))
+        {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
         if !old {
@@ -292,7 +303,12 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
-            if self.strict && !self.gaps && segment.len() == 0 && unsent && outside.edge.is_some_and(|edge| segment.seq.after(edge)) {
+            if self.strict
+                && !self.gaps
+                && segment.len() == 0
+                && unsent
+                && outside.edge.is_some_and(|edge| segment.seq.after(edge))
+            {
                 return broken("SP-3", format!("an ACK that the client cannot accept: {segment}"));
             }
             outside.sent = Some(outside.sent.map_or(segment.end(), |sent| sent.later(segment.end())));
@@ -360,11 +376,15 @@ fn check_ack(segment: &Segment, inside: &Inside, outside: &Outside, untouched: b
         return broken("SP-1", format!("a FIN that the client has not confirmed is acknowledged: {segment}"));
     }
     if !real && ack.after(inside.given) {
-        let text = format!("{ack} is acknowledged, but only bytes up to {} were given: {segment}", inside.given);
+        let text =
+            format!("{ack} is acknowledged, but only bytes up to {} were given: {segment}", inside.given);
         return broken("SP-1", text);
     }
     if inside.first.is_some() && ack.after(inside.sent) && !untouched {
-        return broken("SP-4", format!("{ack} is acknowledged, but the guest sent up to {}: {segment}", inside.sent));
+        return broken(
+            "SP-4",
+            format!("{ack} is acknowledged, but the guest sent up to {}: {segment}", inside.sent),
+        );
     }
     Ok(())
 }
@@ -418,7 +438,10 @@ impl Shown {
         }
         let edge = ack + self.window(segment, scales);
         if self.edge.is_some_and(|shown| edge.before(shown)) {
-            let text = format!("the window's edge moves from {} left to {edge}: {segment}", self.edge.unwrap_or_default());
+            let text = format!(
+                "the window's edge moves from {} left to {edge}: {segment}",
+                self.edge.unwrap_or_default()
+            );
             return broken("SP-4", text);
         }
         Ok(())

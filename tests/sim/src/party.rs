@@ -239,7 +239,12 @@ impl Party {
     }
 
     /// Runs at `now`, on its own clock, with these frames; appends what it sends.
-    pub(crate) fn run(&mut self, now: Time, frames: impl IntoIterator<Item = Vec<u8>>, out: &mut Vec<Vec<u8>>) {
+    pub(crate) fn run(
+        &mut self,
+        now: Time,
+        frames: impl IntoIterator<Item = Vec<u8>>,
+        out: &mut Vec<Vec<u8>>,
+    ) {
         self.last = now;
         for frame in frames {
             self.station.receive(frame);

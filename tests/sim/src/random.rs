@@ -83,7 +83,10 @@ mod tests {
     fn the_numbers_of_a_seed_never_change() {
         let mut random = Random::new(42);
         let first = [random.bits(), random.bits(), random.bits()];
-        assert_eq!(first, [0x157_80b2_e0c2_ec71, 0x64ec_1c4a_5cc1_35a8, 0x2b2_8b4c_2e33_ba46]);
+        assert_eq!(
+            first,
+            [13_696_896_915_399_030_466, 12_641_092_763_546_669_283, 14_580_102_322_132_234_639]
+        );
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The scenario.
-    pub scenario: Scenario,
+    pub scenario: Box<Scenario>,
     /// What was violated.
     pub violation: Violation,
 }
@@ -20,20 +20,23 @@ pub struct Failure {
 /// # Errors
 /// When an invariant is violated, or something panics.
 pub fn run(scenario: &Scenario, broken: Option<Breakage>) -> Result<Summary, Failure> {
-    attempt(scenario, broken, false).0.map_err(|violation| Failure { scenario: scenario.clone(), violation })
+    attempt(scenario, broken, false)
+        .0
+        .map_err(|violation| Failure { scenario: Box::new(scenario.clone()), violation })
 }
 
 /// Runs a scenario and writes down what happens.
-#[must_use]
 pub fn trace(scenario: &Scenario, broken: Option<Breakage>) -> (Result<Summary, Violation>, Vec<String>) {
     attempt(scenario, broken, true)
 }
 
-fn attempt(scenario: &Scenario, broken: Option<Breakage>, traced: bool) -> (Result<Summary, Violation>, Vec<String>) {
+fn attempt(
+    scenario: &Scenario,
+    broken: Option<Breakage>,
+    traced: bool,
+) -> (Result<Summary, Violation>, Vec<String>) {
     let mut world = None;
-    let result = catch_unwind(AssertUnwindSafe(|| {
-        world.insert(World::new(scenario, broken, traced)).run()
-    }));
+    let result = catch_unwind(AssertUnwindSafe(|| world.insert(World::new(scenario, broken, traced)).run()));
     let lines = world.map(|world| world.trace.lines().to_vec()).unwrap_or_default();
     let result = result.unwrap_or_else(|panic| {
         let text = panic

@@ -248,7 +248,8 @@ impl Scenario {
         let tags = random.pick(&[0, 0, 0, 1, 2]);
         let round_trip = random.span(us(100), ms(40));
         let epoch = random.span(ms(4), ms(100));
-        let (to_client, to_guest) = (impairment(random, round_trip, calm), impairment(random, round_trip, calm));
+        let (to_client, to_guest) =
+            (impairment(random, round_trip, calm), impairment(random, round_trip, calm));
         let epochs = Epochs {
             length: epoch,
             pause: random.span(us(10), epoch / 4),
@@ -321,14 +322,15 @@ fn flow(random: &mut Random, calm: bool) -> Flow {
     let stalls = !calm && random.chance(200);
     Flow {
         bytes,
-        chunk: if slow { random.magnitude(bytes / 50 + 1, bytes / 4 + 2) } else { random.magnitude(2048, 64 << 10) },
+        chunk: if slow {
+            random.magnitude(bytes / 50 + 1, bytes / 4 + 2)
+        } else {
+            random.magnitude(2048, 64 << 10)
+        },
         pause: if slow { random.span(us(100), ms(30)) } else { Duration::ZERO },
         send_buffer: random.magnitude(4 << 10, 128 << 10) as usize,
         receive_buffer: random.magnitude(2 << 10, 256 << 10) as usize,
-        stall: stalls.then(|| Stall {
-            after: random.below(bytes + 1),
-            lasts: random.span(ms(5), ms(4000)),
-        }),
+        stall: stalls.then(|| Stall { after: random.below(bytes + 1), lasts: random.span(ms(5), ms(4000)) }),
     }
 }
 
@@ -359,7 +361,8 @@ fn impairment(random: &mut Random, round_trip: Duration, calm: bool) -> Impairme
         ..Impairment::default()
     };
     if !calm {
-        let mut rate = |per_mille, high| if random.chance(per_mille) { random.magnitude(1, high) as u32 } else { 0 };
+        let mut rate =
+            |per_mille, high| if random.chance(per_mille) { random.magnitude(1, high) as u32 } else { 0 };
         wire.loss = rate(400, 50);
         wire.duplicate = rate(200, 30);
         wire.reorder = rate(300, 60);

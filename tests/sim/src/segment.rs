@@ -160,8 +160,7 @@ pub(crate) fn options(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 /// Whether the checksums of an IP frame that is TCP add up, word by word (RFC 1071 §4.1).
 pub(crate) fn adds_up(frame: &[u8]) -> bool {
     let Some(place) = Place::of(frame) else { return false };
-    transport_sum(frame, &place) == 0xffff
-        && (place.v6 || fold(words(&frame[place.ip..place.tcp])) == 0xffff)
+    transport_sum(frame, &place) == 0xffff && (place.v6 || fold(words(&frame[place.ip..place.tcp])) == 0xffff)
 }
 
 /// The folded sum of the pseudo header and the segment, its checksum field included.

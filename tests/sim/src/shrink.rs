@@ -48,8 +48,21 @@ fn names(scenario: &Scenario) -> Vec<Cut> {
         names.push(format!("fault-{index}"));
     }
     for name in [
-        "loss", "reorder", "duplicate", "corrupt", "jitter", "rate", "epoch-jitter", "odd", "tags", "v6", "stamps", "sack",
-        "offload", "ack-delay", "budget",
+        "loss",
+        "reorder",
+        "duplicate",
+        "corrupt",
+        "jitter",
+        "rate",
+        "epoch-jitter",
+        "odd",
+        "tags",
+        "v6",
+        "stamps",
+        "sack",
+        "offload",
+        "ack-delay",
+        "budget",
     ] {
         for side in ["guest", "client"] {
             names.push(format!("{name}-{side}"));
@@ -105,7 +118,8 @@ fn cut_numbered(scenario: &mut Scenario, name: &str, index: usize) -> bool {
             return any;
         }
         "to-client" | "to-guest" | "half-to-client" | "half-to-guest" => {
-            let flow = if name.ends_with("client") { &mut connection.to_client } else { &mut connection.to_guest };
+            let flow =
+                if name.ends_with("client") { &mut connection.to_client } else { &mut connection.to_guest };
             if flow.bytes == 0 || connection.reset.is_some() {
                 return false;
             }

@@ -44,7 +44,14 @@ pub(crate) struct Station {
 }
 
 impl Station {
-    pub(crate) fn new(guest: bool, v6: bool, tags: usize, mtu: usize, settings: &Settings, seed: u64) -> Self {
+    pub(crate) fn new(
+        guest: bool,
+        v6: bool,
+        tags: usize,
+        mtu: usize,
+        settings: &Settings,
+        seed: u64,
+    ) -> Self {
         let (of_guest, of_client) = addresses(v6);
         let (address, peer) = if guest { (of_guest, of_client) } else { (of_client, of_guest) };
         // smoltcp forgets the timestamp option when it reckons how much fits.

@@ -165,7 +165,7 @@ pub(crate) fn split(frame: Vec<u8>, payload: usize) -> Vec<Vec<u8>> {
 pub(crate) fn fragments(frame: &[u8]) -> Option<[Vec<u8>; 2]> {
     let place = Place::of(frame)?;
     let body = place.end - place.tcp;
-    let cut = body / 2 & !7;
+    let cut = (body / 2) & !7;
     if place.v6 || cut == 0 {
         return None;
     }

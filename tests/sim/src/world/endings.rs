@@ -36,7 +36,12 @@ impl World {
     pub(super) fn check_guest_streams(&mut self) -> Verdict {
         for (index, session) in self.guest.party().sessions.iter().enumerate() {
             let checked = self.checked.entry((index, Side::Guest)).or_default();
-            check(session, &self.client.sessions[index], Side::Client, (*checked).min(session.received.len()))?;
+            check(
+                session,
+                &self.client.sessions[index],
+                Side::Client,
+                (*checked).min(session.received.len()),
+            )?;
             *checked = session.received.len();
         }
         self.check_resets()
@@ -69,7 +74,7 @@ impl World {
     pub(super) fn over(&self) -> bool {
         let Some(host) = &self.host else { return false };
         let all = (0..self.scenario.connections.len()).all(|index| self.ended(index));
-        all && host.engine.held_bytes() == 0 && self.guest.is_paused() == false
+        all && host.engine.held_bytes() == 0 && !self.guest.is_paused()
     }
 
     fn ended(&self, index: usize) -> bool {
@@ -91,7 +96,10 @@ impl World {
             for session in [&self.guest.party().sessions[index], &self.client.sessions[index]] {
                 let (read, expected) = (session.received.len() as u64, session.to_read());
                 if read != expected {
-                    return broken("SP-3", format!("connection {index} ended after {read} of {expected} bytes"));
+                    return broken(
+                        "SP-3",
+                        format!("connection {index} ended after {read} of {expected} bytes"),
+                    );
                 }
             }
         }
@@ -140,7 +148,12 @@ impl World {
             }
         }
         if let Some(host) = &self.host {
-            put(format!("{:?}, {} in escrow, {} bytes held", host.mode, host.escrow.len(), host.engine.held_bytes()));
+            put(format!(
+                "{:?}, {} in escrow, {} bytes held",
+                host.mode,
+                host.escrow.len(),
+                host.engine.held_bytes()
+            ));
             for flow in host.engine.flows() {
                 put(format!("{flow:?}"));
             }
@@ -165,12 +178,17 @@ fn check(reader: &Session, writer: &Session, from: Side, start: usize) -> Verdic
     }
     let who = if from == Side::Guest { "client" } else { "guest" };
     if read as u64 > writer.written {
-        let text = format!("the {who} has read {read} bytes of connection {}, only {} were written", reader.connection, writer.written);
+        let text = format!(
+            "the {who} has read {read} bytes of connection {}, only {} were written",
+            reader.connection, writer.written
+        );
         return broken("SP-3", text);
     }
     let stream = stream(reader.connection, from);
     match writer.history.check(stream, start as u64, &reader.received[start..]) {
         Ok(()) => Ok(()),
-        Err(at) => broken("SP-3", format!("the {who} read a wrong byte at {at} of connection {}", reader.connection)),
+        Err(at) => {
+            broken("SP-3", format!("the {who} read a wrong byte at {at} of connection {}", reader.connection))
+        }
     }
 }

@@ -64,7 +64,10 @@ impl World {
         session.sealed.insert(epoch, Sealed { state, stream, mark });
         self.trace.event(
             self.now,
-            format_args!("seal {epoch}{}: state {state_len}, stream {stream_len} bytes", if whole { ", whole" } else { "" }),
+            format_args!(
+                "seal {epoch}{}: state {state_len}, stream {stream_len} bytes",
+                if whole { ", whole" } else { "" }
+            ),
         );
         self.schedule(id, epoch, wander);
         self.counts.sealed += 1;

@@ -8,7 +8,8 @@ use crate::scenario::{Fault, Mode, Moment};
 impl World {
     /// Whether the host vanishes at this very moment.
     pub(super) fn is_moment(&mut self, moment: Moment) -> bool {
-        let struck = self.scenario.faults.iter().any(|&(when, fault)| when == moment && fault == Fault::Crash);
+        let struck =
+            self.scenario.faults.iter().any(|&(when, fault)| when == moment && fault == Fault::Crash);
         if struck && self.kept.is_some() && self.host.as_ref().is_some_and(|host| host.mode != Mode::Native) {
             self.trace.event(self.now, format_args!("the host vanishes: {moment:?}"));
             self.doomed = true;

@@ -233,7 +233,8 @@ impl World {
         let event = self.queue.peek().map(|Reverse((at, ..))| (*at, Who::Queue));
         let guest = self.host.as_ref().and_then(|_| self.guest.deadline()).map(|at| (at, Who::Guest));
         let client = if self.client_gone { None } else { self.client.deadline() }.map(|at| (at, Who::Client));
-        let engine = self.host.as_ref().and_then(|host| host.engine.next_deadline()).map(|at| (at, Who::Engine));
+        let engine =
+            self.host.as_ref().and_then(|host| host.engine.next_deadline()).map(|at| (at, Who::Engine));
         [event, guest, client, engine].into_iter().flatten().min()
     }
 
@@ -273,7 +274,8 @@ impl World {
             Event::Protect(term) if term == self.term => self.protect_again()?,
             Event::Protect(_) => {}
             Event::LinkBack => {
-                if self.session.is_none() && self.host.as_ref().is_some_and(|host| host.mode != Mode::Native) {
+                if self.session.is_none() && self.host.as_ref().is_some_and(|host| host.mode != Mode::Native)
+                {
                     self.begin_session();
                 }
             }

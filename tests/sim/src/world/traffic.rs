@@ -193,7 +193,10 @@ impl World {
             }
             self.frames += 1;
             if let Some(epoch) = epoch.filter(|&epoch| epoch > self.kept_epoch && self.term == 1) {
-                return broken("OC-1", format!("a segment of epoch {epoch} leaves, {} is committed", self.kept_epoch));
+                return broken(
+                    "OC-1",
+                    format!("a segment of epoch {epoch} leaves, {} is committed", self.kept_epoch),
+                );
             }
             self.transmit("leg", frame, false)?;
         }
