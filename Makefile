@@ -14,6 +14,7 @@ MODE ?=
 WIRE ?=
 SECONDS ?= 600
 SEEDS ?= 10000
+FIRST ?= 1
 
 .PHONY: help packages guest build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
 
@@ -50,8 +51,8 @@ unit: guest
 	scripts/qemu-backports
 	$(CARGO) test --workspace --locked --exclude holdfast-tests
 
-sim: ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; SEED=n begins there
-	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(if $(SEED),$(SEED),1)
+sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed
+	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(FIRST)
 
 guests: build guest
 	scripts/qemu-backports

@@ -415,9 +415,11 @@ impl Connection {
         ack.after(self.guest.acked) || self.is_worth_an_update(edge)
     }
 
+    /// RFC 9293 §3.8.6.2.2: a window that has grown by a segment, or by half of what there is for it.
     fn is_worth_an_update(&self, edge: SeqNum) -> bool {
         let left = self.guest.edge.bytes_since(self.guest.next);
-        edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(u32::from(self.mss))
+        let step = u32::from(self.mss).min(self.budget / 2);
+        edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(step)
     }
 
     /// Whether the guest should be told of a window that has grown (RFC 9293 §3.8.6.2.2).

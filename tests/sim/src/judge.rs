@@ -350,6 +350,19 @@ impl Judge {
         Ok(())
     }
 
+    /// Flows whose guest may not send though its client has confirmed everything: nothing stands in the
+    /// way of a window, if nothing is held of other flows either.
+    pub(crate) fn shut(&self) -> impl Iterator<Item = Key> + '_ {
+        self.live.iter().filter_map(|(key, inside)| {
+            let (shown, outside) = (&inside.shown, self.outside.get(key)?);
+            let over = inside.reset || inside.fin.is_some() || shown.reset || outside.reset;
+            let closed = shown.forged && shown.edge.is_some_and(|edge| !edge.after(inside.sent));
+            let confirmed = outside.acknowledged.is_some_and(|ack| !ack.before(inside.sent));
+            let open = outside.told_edge.is_some_and(|edge| edge.after(inside.sent));
+            (!over && closed && confirmed && open).then_some(*key)
+        })
+    }
+
     /// The guest goes back to the last commit, on another host.
     pub(crate) fn failed_over(&mut self) {
         // Passed frames that waited are lost: a gap is between what the client was sent and what comes.

@@ -2,7 +2,9 @@
 
 use clap::Parser;
 use holdfast_sim::{Breakage, Failure, Scenario, Summary, run, shrink, trace};
+use std::num::NonZero;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// The seeded simulator of speculative communication.
@@ -27,6 +29,9 @@ struct Arguments {
     /// Break something on purpose.
     #[arg(long)]
     broken: Option<Breakage>,
+    /// Seeds that run side by side; by default as many as there are cores.
+    #[arg(long)]
+    jobs: Option<usize>,
     /// Go on after a failure, and count.
     #[arg(long)]
     keep_going: bool,
@@ -49,21 +54,51 @@ fn run_all(arguments: &Arguments) -> ExitCode {
     let last = arguments.first + arguments.seeds;
     println!("seeds {} to {}{}", arguments.first, last - 1, breakage(arguments));
     let began = Instant::now();
-    let (mut failed, mut total) = (0u64, Total::default());
-    for seed in arguments.first..last {
+    let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+    let jobs = arguments.jobs.unwrap_or_else(cores).max(1);
+    let next = AtomicU64::new(arguments.first);
+    // Beyond the first seed that fails, none is begun; those before it are finished.
+    let stop = AtomicU64::new(last);
+    let mut total = Total::default();
+    let mut failures = Vec::new();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(|| work(arguments, &next, &stop))).collect();
+        for worker in workers {
+            if let Ok((part, failed)) = worker.join() {
+                total.join(&part);
+                failures.extend(failed);
+            }
+        }
+    });
+    failures.sort_by_key(|failure| failure.scenario.seed);
+    let failed = failures.len();
+    if !arguments.keep_going {
+        failures.truncate(1);
+    }
+    for failure in failures {
+        tell(failure, arguments);
+    }
+    println!("{failed} failed, {total}, in {:.1} s", began.elapsed().as_secs_f64());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn work(arguments: &Arguments, next: &AtomicU64, stop: &AtomicU64) -> (Total, Vec<Failure>) {
+    let (mut total, mut failures) = (Total::default(), Vec::new());
+    loop {
+        let seed = next.fetch_add(1, Ordering::Relaxed);
+        if seed >= stop.load(Ordering::Relaxed) {
+            return (total, failures);
+        }
         match run(&Scenario::of(seed), arguments.broken) {
             Ok(summary) => total.add(&summary),
             Err(failure) => {
-                failed += 1;
-                tell(*failure, arguments);
+                failures.push(failure);
                 if !arguments.keep_going {
-                    break;
+                    stop.fetch_min(seed, Ordering::Relaxed);
                 }
             }
         }
     }
-    println!("{failed} failed, {total}, in {:.1} s", began.elapsed().as_secs_f64());
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn tell(failure: Failure, arguments: &Arguments) {
@@ -131,6 +166,16 @@ struct Total {
 }
 
 impl Total {
+    fn join(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.frames += other.frames;
+        self.failovers += other.failovers;
+        self.forged += other.forged;
+        self.commits += other.commits;
+        self.delivered += other.delivered;
+        self.virtual_s += other.virtual_s;
+    }
+
     fn add(&mut self, summary: &Summary) {
         self.runs += 1;
         self.frames += summary.frames;

@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[derive(Clone, Debug)]
 pub struct Failure {
     /// The scenario.
-    pub scenario: Scenario,
+    pub scenario: Box<Scenario>,
     /// What was violated.
     pub violation: Violation,
 }
@@ -19,9 +19,10 @@ pub struct Failure {
 ///
 /// # Errors
 /// When an invariant is violated, or something panics.
-pub fn run(scenario: &Scenario, broken: Option<Breakage>) -> Result<Summary, Box<Failure>> {
-    let failure = |violation| Box::new(Failure { scenario: scenario.clone(), violation });
-    attempt(scenario, broken, false).0.map_err(failure)
+pub fn run(scenario: &Scenario, broken: Option<Breakage>) -> Result<Summary, Failure> {
+    attempt(scenario, broken, false)
+        .0
+        .map_err(|violation| Failure { scenario: Box::new(scenario.clone()), violation })
 }
 
 /// Runs a scenario and writes down what happens.

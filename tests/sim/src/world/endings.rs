@@ -9,6 +9,9 @@ use smoltcp::socket::tcp::State;
 use std::fmt::Write;
 use std::time::Duration;
 
+/// How long a guest's window may be shut while nothing is held.
+const SHUT_FOR_NO_REASON: Duration = Duration::from_millis(100);
+
 impl World {
     /// When a run is given up.
     pub(super) fn limit(&self) -> Time {
@@ -65,6 +68,24 @@ impl World {
                 if plan.reset.is_none() && session.cut_off() && !is_late(session, other) {
                     return broken("reset", format!("the {who} sees connection {index} reset"));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// A window that was shut for want of room opens once there is some: keepalives must not be what
+    /// moves the streams.
+    pub(super) fn check_windows(&mut self) -> Verdict {
+        let idle = self.host.as_ref().is_some_and(|host| {
+            host.mode == Mode::Speculative && host.engine.held_bytes() == 0 && host.inbound.is_empty()
+        });
+        let shut: Vec<_> = if idle { self.judge.shut().collect() } else { Vec::new() };
+        self.shut.retain(|key, _| shut.contains(key));
+        let now = self.now();
+        for key in shut {
+            let since = *self.shut.entry(key).or_insert(now);
+            if now.since(since) > SHUT_FOR_NO_REASON {
+                return broken("liveness", format!("the window of {key:?} is shut since {since}; {}", self.state()));
             }
         }
         Ok(())

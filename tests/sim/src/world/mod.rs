@@ -17,7 +17,7 @@ mod traffic;
 use crate::breakage::Breakage;
 use crate::guest::{Guest, Mark};
 use crate::host::Host;
-use crate::judge::{Judge, Verdict, broken};
+use crate::judge::{Judge, Key, Verdict, broken};
 use crate::party::Party;
 use crate::random::{Random, spread};
 use crate::scenario::{Mode, Moment, Scenario, Side};
@@ -111,6 +111,8 @@ pub(crate) struct World {
     counts: Counts,
     /// The host vanishes before anything else happens.
     doomed: bool,
+    /// Since when a guest's window is shut for no reason.
+    shut: BTreeMap<Key, Time>,
     /// Bytes of each stream that were found right.
     checked: BTreeMap<(usize, Side), usize>,
     stream_max: usize,
@@ -167,6 +169,7 @@ impl World {
             turn_called: false,
             counts: Counts::default(),
             doomed: false,
+            shut: BTreeMap::new(),
             checked: BTreeMap::new(),
             stream_max: random.magnitude(2 << 10, 64 << 10) as usize,
             frames: 0,
@@ -266,7 +269,10 @@ impl World {
                 }
             }
             Event::HostTurn => self.turn_called = false,
-            Event::Seal(session) => self.seal(session),
+            Event::Seal(session) => {
+                self.seal(session);
+                self.check_windows()?;
+            }
             Event::Resume(pause) => self.resume(pause),
             Event::Arrive(session, epoch) => self.arrive(session, epoch)?,
             Event::Confirm(session, epoch) => self.confirm(session, epoch)?,

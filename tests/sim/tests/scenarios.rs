@@ -1,0 +1,35 @@
+//! Some hundred seeds in each test run; `make sim` runs as many as there is time for.
+
+use holdfast_sim::{Scenario, run, trace};
+
+/// SP-1, SP-2, SP-3, SP-4, OC-1: whatever the seeds think of, no invariant is violated, every stream is
+/// exact, and everything comes to its end.
+#[test]
+fn no_seed_violates_an_invariant() {
+    for seed in 1..=400 {
+        if let Err(failure) = run(&Scenario::of(seed), None) {
+            panic!("seed {seed}: {}\nreplay: holdfast-sim --seed {seed} --trace", failure.violation);
+        }
+    }
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in [3, 17, 129, 223] {
+        let (first, again) = (trace(&Scenario::of(seed), None), trace(&Scenario::of(seed), None));
+        assert_eq!(first.1, again.1);
+        assert!(first.1.len() > 20, "something happens");
+    }
+}
+
+#[test]
+fn the_seeds_fail_over_and_run_ahead() {
+    let (mut failovers, mut forged) = (0, 0);
+    for seed in 1..=200 {
+        if let Ok(summary) = run(&Scenario::of(seed), None) {
+            failovers += summary.failovers;
+            forged += summary.forged;
+        }
+    }
+    assert!(failovers > 20 && forged > 2000, "{failovers} failovers, {forged} forged ACKs");
+}
