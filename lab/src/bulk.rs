@@ -7,6 +7,7 @@ use crate::client::{Client, ClientError};
 use holdfast_guest_init::protocol::{Direction, Request, STREAM_PORT};
 use holdfast_guest_init::stream::Stream;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::fd::AsFd;
@@ -18,13 +19,13 @@ pub const LEAST_TRANSFERS: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(60);
 const BUFFER_BYTES: usize = 256 << 10;
 /// Bytes of one request of a timed download.
-const PIECE: u64 = 256 << 10;
-/// Of all flows together: asked for and not come yet, until it is known how much comes in a second, and
-/// at most.
-const LEAST_AHEAD: u64 = 8 << 20;
+const PIECE: u64 = 64 << 10;
+/// Of all flows together: asked for and not come yet, at least and at most.
+const LEAST_AHEAD: u64 = 2 << 20;
 const MOST_AHEAD: u64 = 256 << 20;
-/// How often the rate of a flow is looked at.
+/// How often the rate of a flow is looked at, and how many of the last times count.
 const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: usize = 10;
 /// Records of requests that wait for room in a socket.
 const MOST_WAITING: usize = 64 * Request::LEN;
 
@@ -184,7 +185,7 @@ fn fetch(connection: &mut TcpStream, stream: &Stream, bytes: u64) -> io::Result<
     Ok(exact)
 }
 
-/// A connection that is kept asked for more than comes in a second.
+/// A connection of which more is asked than comes in a second.
 struct Flow {
     connection: TcpStream,
     stream: Stream,
@@ -192,8 +193,11 @@ struct Flow {
     received: u64,
     /// Received when the time that counts began.
     before: u64,
+    /// Asked for and not come yet, at most; never less than the second number.
     ahead: u64,
-    looked_at: u64,
+    least_ahead: u64,
+    /// What had been received at the last looks.
+    seen: VecDeque<u64>,
     /// Bytes of requests that found no room.
     waiting: Vec<u8>,
     fault: Option<String>,
@@ -208,7 +212,8 @@ impl Flow {
             received: 0,
             before: 0,
             ahead,
-            looked_at: 0,
+            least_ahead: ahead,
+            seen: VecDeque::from([0]),
             waiting: Vec::new(),
             fault: None,
         }
@@ -258,12 +263,16 @@ impl Flow {
         }
     }
 
-    /// Once a [`LOOK`]: as much ahead as comes in a second, so that an answer that takes many epochs
-    /// does not hold the flow up, and the end does not take for ever.
+    /// Once a [`LOOK`]: as much ahead as comes in two seconds, so that an answer that takes many epochs does
+    /// not hold the flow up, and the end does not take for ever.
     fn look(&mut self, most: u64) {
-        let a_second = (self.received - self.looked_at) * (1000 / LOOK.as_millis() as u64);
-        self.looked_at = self.received;
-        self.ahead = self.ahead.max(a_second.min(most));
+        let oldest = self.seen.front().copied().unwrap_or(0);
+        let in_two_seconds = (self.received - oldest) * 2 * LOOKS as u64 / self.seen.len() as u64;
+        self.ahead = in_two_seconds.min(most).max(self.least_ahead);
+        self.seen.push_back(self.received);
+        if self.seen.len() > LOOKS {
+            self.seen.pop_front();
+        }
     }
 }
 

@@ -7,8 +7,8 @@
 
 use crate::netns::{Namespace, NetnsError};
 use crate::report::Summary;
-use holdfast_guest_init::protocol::{DIRTY_PORT, ECHO_PORT, Request, STREAM_PORT, Verdict};
-pub use holdfast_guest_init::protocol::{Direction, Dirty};
+use holdfast_guest_init::protocol::{DIRTY_PORT, ECHO_PORT, Request, Verdict};
+pub use holdfast_guest_init::protocol::{Direction, Dirty, STREAM_PORT};
 use holdfast_guest_init::stream::Stream;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};

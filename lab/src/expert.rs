@@ -24,12 +24,13 @@ pub struct Difference {
     pub here: u64,
 }
 
-/// Has tshark look at a capture.
+/// Has tshark look at the connections of a capture that have that port at one end.
 ///
 /// # Errors
 /// When tshark is not there or cannot read it.
-pub fn complaints(capture: &Path) -> Result<Complaints, ProcessError> {
-    let said = run_tool(None, "tshark", &["-n", "-r", &capture.to_string_lossy(), "-q", "-z", "expert,tcp"])?;
+pub fn complaints(capture: &Path, port: u16) -> Result<Complaints, ProcessError> {
+    let experts = format!("expert,tcp.port=={port}");
+    let said = run_tool(None, "tshark", &["-n", "-r", &capture.to_string_lossy(), "-q", "-z", &experts])?;
     Ok(parse(&said))
 }
 

@@ -150,7 +150,7 @@ fn complaints_over(wire: &str) -> Complaints {
     let captured = capture.stop().expect("captured");
     assert_eq!(captured.dropped, 0);
     wire.end();
-    let found = complaints(&captured.path).expect("an analysis");
+    let found = complaints(&captured.path, STREAM_PORT).expect("an analysis");
     println!("{found:?}");
     found
 }

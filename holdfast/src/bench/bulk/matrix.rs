@@ -8,7 +8,7 @@ use crate::config::Mode;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
 use holdfast_lab::capture::{Capture, Flow};
-use holdfast_lab::client::Client;
+use holdfast_lab::client::{Client, STREAM_PORT};
 use holdfast_lab::emulator::{Report, WireEmulator};
 use holdfast_lab::expert::{Complaints, complaints};
 use holdfast_lab::guest::GuestSpec;
@@ -97,7 +97,7 @@ impl<'a> Matrix<'a> {
             }
             Ok::<(), Failure>(())
         };
-        // First: what comes late of connections that iperf3 broke off would be complained of.
+        // First: what comes late of streams that were broken off might be complained of.
         if options.captures {
             found.listened.push(self.listen(epoch_ms, mode)?);
         }
@@ -226,7 +226,7 @@ impl<'a> Matrix<'a> {
             }
         }
         let captured = capture.stop().map_err(Failure::failed)?;
-        let said = complaints(&captured.path).map_err(Failure::failed)?;
+        let said = complaints(&captured.path, STREAM_PORT).map_err(Failure::failed)?;
         if mode == Mode::Native {
             self.reference = said.clone();
         }
