@@ -27,7 +27,7 @@ pub fn shrink(failure: Failure, broken: Option<Breakage>) -> (Failure, Vec<Cut>)
             }
             if let Err(next) = run(&smaller, broken) {
                 if next.violation.rule == smallest.violation.rule {
-                    smallest = *next;
+                    smallest = next;
                     taken.push(name);
                 }
             }
