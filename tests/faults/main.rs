@@ -19,3 +19,10 @@ const SOME: u64 = 1 << 20;
 fn can() -> bool {
     can_run(&[Need::Root, Need::Guest])
 }
+
+/// Runs a test with a guest that is protected in either way: in mode `speculative` there is more to lose.
+fn in_both_modes(test: impl Fn(&str)) {
+    if can() {
+        ["commit", "speculative"].into_iter().for_each(test);
+    }
+}

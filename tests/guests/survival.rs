@@ -43,7 +43,9 @@ fn a_guest_of_the_systems_qemu_survives_the_loss_of_its_host() {
     if !can() {
         return;
     }
-    survives(options("commit"), seed(101));
+    for mode in ["commit", "speculative"] {
+        survives(options(mode), seed(101));
+    }
 }
 
 /// OC-1, FO-1: as above, with the newest QEMU that is supported.
@@ -57,8 +59,9 @@ fn a_guest_of_qemu_10_survives_the_loss_of_its_host() {
     survives(options, seed(102));
 }
 
-/// RB-1, OC-1: the death of one guest touches no other: each one's output waited for its own commits, the neighbour stays protected on host A, its session
-/// is the same, its stream flows on. FO-1 for the one that moved.
+/// RB-1, OC-1: the death of one guest touches no other: each one's output waited for its own commits, the
+/// neighbour stays protected on host A, its session is the same, its stream flows on. FO-1 for the one that
+/// moved.
 #[test]
 fn the_death_of_one_guest_does_not_touch_its_neighbour() {
     if !can() {
