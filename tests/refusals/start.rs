@@ -246,7 +246,7 @@ fn a_faulty_file_is_refused_with_all_its_faults_at_once() {
             },
             &[
                 "3 fault",
-                "vm[0].mode: unknown variant `comit`; mend: give it `native` or `commit`",
+                "vm[0].mode: unknown variant `comit`; mend: give it one of `native`, `commit`, `speculative`",
                 "vm[0].epoch_ms",
                 "replication.peer",
             ],
