@@ -8,7 +8,8 @@ use holdfast_lab::process::run_tool;
 use std::fs;
 
 /// No room for the line of a commit, or for the record of an epoch: nothing is committed, both hosts say
-/// why, and the guest runs on with an exact stream. When room is made, by nothing but that, it is protected.
+/// why, and the guest runs on with an exact stream. When room is made, by nothing but that, it is protected;
+/// when that is used up again, the guest that was protected runs on alone until there is room once more.
 /// A machine beside it is protected all the while.
 #[test]
 fn a_backup_that_is_full_commits_nothing_until_there_is_room() {
@@ -64,6 +65,15 @@ fn a_backup_that_is_full_commits_nothing_until_there_is_room() {
     for plan in plans {
         a.wait_state(&plan.spec.name, "protected");
     }
+
+    let fill = format!("head -c 1M /dev/zero > {}/full 2> /dev/null || true", disk.display());
+    inside(&["sh", "-c", &fill]);
+    let solo = a.wait("no-line", "alone", |status| status["state"] == "solo");
+    assert!(solo["trouble"]["text"].as_str().is_some_and(|text| text.contains("commit log")), "{solo}");
+    assert_eq!(a.vm("no-record")["state"], "protected", "only one of the two is full");
+    place.exchange(no_line.nic);
+    inside(&["rm", &disk.join("full").display().to_string()]);
+    a.wait_state("no-line", "protected");
     assert_eq!(a.vm("sound")["link"]["sessions"], sessions, "the machine beside them was left alone");
     for stream in streams {
         stream.stop();
