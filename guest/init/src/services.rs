@@ -7,6 +7,7 @@ use crate::boot::BootError;
 use crate::dirtier;
 use holdfast_guest_init::protocol::{DIRTY_PORT, Direction, Dirty, ECHO_PORT, Request, STREAM_PORT, Verdict};
 use holdfast_guest_init::stream::{BLOCK_BYTES, Stream};
+use nix::sys::socket::{Backlog, listen as listen_again};
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,6 +35,10 @@ pub(crate) fn start() -> Result<(), BootError> {
 fn listen(port: u16, serve: fn(TcpStream) -> io::Result<()>) -> Result<(), BootError> {
     let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))
         .map_err(|source| BootError::Service { port, source })?;
+    // The standard library lets 128 handshakes wait. When hundreds of SYN-ACKs have been held for one commit,
+    // as many ACKs come at once: those beyond the backlog would find no connection, and be reset.
+    let backlog = Backlog::new(MAX_CONNECTIONS as i32).unwrap_or(Backlog::MAXCONN);
+    listen_again(&listener, backlog).map_err(|fault| BootError::Service { port, source: fault.into() })?;
     thread::spawn(move || {
         for connection in listener.incoming() {
             match connection {
