@@ -12,8 +12,7 @@ use crate::stream::CHUNK_HEAD;
 use holdfast_speculation::{Ledger, LedgerError, LedgerLimits};
 use thiserror::Error;
 
-/// Why an epoch's state was not kept; the peer is at fault. Nothing has changed then, but that what
-/// was kept of several ports may have to come whole again: see [`KeptPorts::is_sound`].
+/// Why an epoch's state was not kept; the peer is at fault. Nothing has changed then.
 #[derive(Debug, Error)]
 pub enum KeptError {
     /// The state of the ports cannot be read.
@@ -33,9 +32,6 @@ pub enum KeptError {
         /// Why.
         error: LedgerError,
     },
-    /// An earlier failure left the ports apart; only whole states mend it.
-    #[error("the flows kept are not of one epoch any more; synchronise anew")]
-    Unsound,
 }
 
 /// What is kept of one port.
@@ -51,20 +47,13 @@ pub(crate) struct KeptPort {
 pub struct KeptPorts {
     limits: Vec<Option<LedgerLimits>>,
     ports: Vec<KeptPort>,
-    sound: bool,
 }
 
 impl KeptPorts {
     /// Nothing kept yet; `limits` of each port's ledger, none for a port that does not speculate.
     #[must_use]
     pub fn new(limits: &[Option<LedgerLimits>]) -> Self {
-        Self { limits: limits.to_vec(), ports: empty(limits), sound: true }
-    }
-
-    /// Whether what is kept is of one epoch.
-    #[must_use]
-    pub const fn is_sound(&self) -> bool {
-        self.sound
+        Self { limits: limits.to_vec(), ports: empty(limits) }
     }
 
     /// Bytes kept for flows.
@@ -80,15 +69,19 @@ impl KeptPorts {
     pub fn apply(&mut self, state: &[u8], stream: &[u8]) -> Result<(), KeptError> {
         let states = decode_states(state, self.ports.len())?;
         let streams = self.split(stream)?;
+        // CK-1: all ports go on to the epoch, or none.
+        for (place, (port, (state, stream))) in
+            self.ports.iter_mut().zip(states.iter().zip(&streams)).enumerate()
+        {
+            if let Some(ledger) = &mut port.ledger {
+                ledger.check(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
+            }
+        }
         for (place, (port, (state, stream))) in
             self.ports.iter_mut().zip(states.into_iter().zip(&streams)).enumerate()
         {
             if let Some(ledger) = &mut port.ledger {
-                if let Err(error) = ledger.apply(state.flows, stream) {
-                    // The ports before this one have gone on to an epoch that this one refuses.
-                    self.sound &= place == 0;
-                    return Err(KeptError::Ledger { place, error });
-                }
+                ledger.apply(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
             }
             port.identity = state.identity;
         }
@@ -124,4 +117,51 @@ fn empty(limits: &[Option<LedgerLimits>]) -> Vec<KeptPort> {
         ledger: limits.map(Ledger::new),
     };
     limits.iter().map(port).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handle::{begin_states, encode_state};
+    use holdfast_speculation::{Engine, EngineConfig};
+
+    const LIMITS: LedgerLimits = LedgerLimits { max_flows: 8, held_bytes: 1 << 16 };
+
+    fn state(flows: [&[u8]; 2]) -> Vec<u8> {
+        let mut out = Vec::new();
+        begin_states(2, &mut out);
+        flows.iter().for_each(|flows| encode_state(&Identity::default(), &mut out, |out| out.extend(*flows)));
+        out
+    }
+
+    fn whole() -> Vec<u8> {
+        let mut engine =
+            Engine::new(EngineConfig { max_flows: 8, held_bytes: 1 << 16, ..EngineConfig::default() });
+        let mut out = Vec::new();
+        engine.cut(holdfast_epoch::EpochId::FIRST, true, &mut out);
+        out
+    }
+
+    /// CK-1, SP-2: what one port of a VM cannot keep, no port of it keeps; and the next epoch is kept.
+    #[test]
+    fn an_epoch_that_one_port_refuses_changes_no_port() {
+        let mut kept = KeptPorts::new(&[Some(LIMITS), Some(LIMITS)]);
+        let good = whole();
+        kept.apply(&state([&good, &good]), &[]).expect("two empty tables");
+        let fault = kept.apply(&state([&good, b"nonsense"]), &[]).expect_err("refused");
+        assert!(matches!(fault, KeptError::Ledger { place: 1, .. }), "{fault}");
+        kept.apply(&state([&good, &good]), &[]).expect("as before");
+    }
+
+    /// RB-1: a stream of a port that is not there, or that is cut off, is refused.
+    #[test]
+    fn a_broken_stream_is_refused_with_its_place() {
+        let mut kept = KeptPorts::new(&[Some(LIMITS), None]);
+        let good = state([&whole(), &[]]);
+        for stream in [&[2, 0, 0, 0, 0][..], &[0, 9, 0, 0, 0, 1], &[0, 0]] {
+            let fault = kept.apply(&good, stream).expect_err("refused");
+            assert!(matches!(fault, KeptError::Stream { offset: 0 }), "{fault}");
+        }
+        kept.apply(&good, &[0, 0, 0, 0, 0]).expect("no records");
+    }
 }

@@ -103,6 +103,18 @@ impl Ledger {
     /// # Errors
     /// When the bytes are no state, exceed the limits, or (SP-2) speak of bytes that are not here.
     pub fn apply(&mut self, state: &[u8], stream: &[u8]) -> Result<(), LedgerError> {
+        self.take(state, stream, true)
+    }
+
+    /// Whether [`Ledger::apply`] would take it; nothing changes.
+    ///
+    /// # Errors
+    /// Those of [`Ledger::apply`].
+    pub fn check(&mut self, state: &[u8], stream: &[u8]) -> Result<(), LedgerError> {
+        self.take(state, stream, false)
+    }
+
+    fn take(&mut self, state: &[u8], stream: &[u8], keep: bool) -> Result<(), LedgerError> {
         let (whole, changes) = self.read_state(state)?;
         let pieces = if whole { HashMap::new() } else { read_stream(stream)? };
         let (mut held, mut count) = if whole { (0, 0) } else { (self.held, self.flows.len()) };
@@ -122,6 +134,9 @@ impl Ledger {
         }
         if held > self.limits.held_bytes || count > self.limits.max_flows {
             return Err(LedgerError::TooMuch);
+        }
+        if !keep {
+            return Ok(());
         }
         // From here on nothing fails.
         if whole {
