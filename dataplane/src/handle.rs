@@ -15,7 +15,7 @@ use crate::kept::KeptPorts;
 use crate::stream::{self, Stream};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
-use holdfast_speculation::{EngineConfig, FlowReport};
+use holdfast_speculation::{EngineConfig, FlowReport, Rules};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::BTreeMap;
@@ -367,6 +367,14 @@ impl Handle {
     /// [`GateError`].
     pub fn speculate(&self, ports: &[PortId], wanted: bool) -> Result<(), GateError> {
         self.call(ports, Action::Speculate(wanted)).map(drop)
+    }
+
+    /// Changes which flows of these ports may speculate; those that may no longer are worked off.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn set_rules(&self, ports: &[PortId], rules: Rules) -> Result<(), GateError> {
+        self.call(ports, Action::SetRules(rules)).map(drop)
     }
 
     /// The flows of these ports that are known.

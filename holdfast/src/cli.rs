@@ -69,6 +69,15 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: Socket,
     },
+    /// Set which ports and networks of clients keep plain output commit in mode speculative, while the VM
+    /// runs; no byte is lost. Without any, all flows speculate.
+    Except {
+        vm: String,
+        /// Such as 22 or 10.0.0.0/8.
+        except: Vec<String>,
+        #[command(flatten)]
+        socket: Socket,
+    },
     /// Change what is done with a VM's output while it runs; no byte is lost.
     Mode {
         vm: String,
@@ -183,6 +192,7 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Protect { vm, socket } => ask(&socket, &Request::Protect { vm }).map(drop),
         Command::Unprotect { vm, socket } => ask(&socket, &Request::Unprotect { vm }).map(drop),
         Command::Epoch { vm, epoch_ms, socket } => ask(&socket, &Request::Epoch { vm, epoch_ms }).map(drop),
+        Command::Except { vm, except, socket } => ask(&socket, &Request::Except { vm, except }).map(drop),
         Command::Mode { vm, mode, socket } => ask(&socket, &Request::SetMode { vm, mode }).map(drop),
         Command::Demo(options) => demo::run(&options),
         Command::Soak(options) => demo::soak(&options),

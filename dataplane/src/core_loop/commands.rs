@@ -19,7 +19,7 @@ use crate::kept::KeptPort;
 use crate::stream::Tap;
 use crate::switch::Slot;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
-use holdfast_speculation::{EngineConfig, FlowReport, Time};
+use holdfast_speculation::{EngineConfig, FlowReport, Rules, Time};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +41,7 @@ pub(crate) enum Action {
     Lease(Arc<AtomicU64>),
     Attach(Tap),
     Speculate(bool),
+    SetRules(Rules),
     Restore(Vec<KeptPort>),
     Flows,
     Announce,
@@ -108,6 +109,7 @@ impl<W: Wire> Core<W> {
             Action::Lease(lease) => self.lease(&slots, &lease),
             Action::Attach(tap) => self.attach(&slots, &tap),
             Action::Speculate(wanted) => self.speculate_if(&slots, wanted),
+            Action::SetRules(rules) => self.set_rules(&slots, &rules),
             Action::Restore(kept) => self.restore(&slots, kept)?,
             Action::Flows => return Ok(Answer::Flows(self.flows(&slots))),
             Action::Announce => self.start_announcing(&slots),
@@ -286,6 +288,15 @@ impl<W: Wire> Core<W> {
             let Port { egress, speculating, .. } = &mut self.ports[slot];
             if let Some(speculating) = speculating {
                 speculating.set_wanted(now, wanted, egress.escrow.open_epoch().is_some());
+            }
+        }
+    }
+
+    fn set_rules(&mut self, slots: &[Slot], rules: &Rules) {
+        let now = Time::from_ns(monotonic_ns());
+        for &slot in slots {
+            if let Some(speculating) = &mut self.ports[slot].speculating {
+                speculating.set_rules(now, rules.clone());
             }
         }
     }

@@ -19,7 +19,7 @@ use crate::guest::{GuestFrame, VirtioNetHdr};
 use crate::stream::{CHUNK_HEAD, CHUNK_LEN, Tap};
 use holdfast_epoch::EpochId;
 use holdfast_speculation::{
-    Engine, EngineConfig, FlowReport, FromGuest, FromWire, Ledger, Payload, Sink, Speculation, Time,
+    Engine, EngineConfig, FlowReport, FromGuest, FromWire, Ledger, Payload, Rules, Sink, Speculation, Time,
 };
 
 /// Frames of the client leg that may wait for the wire: more would only be delay that its round-trip
@@ -162,6 +162,11 @@ impl Speculating {
     pub(super) fn set_wanted(&mut self, now: Time, wanted: bool, protected: bool) {
         self.wanted = wanted;
         self.set_protected(now, protected);
+    }
+
+    /// Changes which flows may speculate.
+    pub(super) fn set_rules(&mut self, now: Time, rules: Rules) {
+        self.engine.set_rules(now, rules);
     }
 
     pub(super) fn is_wanted(&self) -> bool {

@@ -67,6 +67,8 @@ pub(crate) struct Speculation {
     pub(crate) escrow_bytes: usize,
     /// Bytes of these that one flow may have.
     pub(crate) flow_bytes: usize,
+    /// Flows of a port that are known at a time; others get plain output commit.
+    pub(crate) flows: usize,
     /// Flows that keep plain output commit.
     pub(crate) except: Vec<Exception>,
 }
@@ -362,6 +364,7 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
     faults.range(format!("{key}.escrow_mib"), raw.escrow_mib.into(), 1, MAX_ESCROW_MIB);
     let most = u64::from(raw.escrow_mib).clamp(1, MAX_ESCROW_MIB);
     faults.range(format!("{key}.flow_mib"), raw.flow_mib.into(), 1, most);
+    faults.range(format!("{key}.flows"), raw.flows.into(), 64, 65536);
     let mut except = Vec::new();
     for (index, text) in raw.except.iter().enumerate() {
         match text.parse() {
@@ -376,6 +379,7 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
     Speculation {
         escrow_bytes: raw.escrow_mib as usize * (1 << 20),
         flow_bytes: raw.flow_mib as usize * (1 << 20),
+        flows: raw.flows as usize,
         except,
     }
 }

@@ -169,6 +169,7 @@ mod tests {
         assert_eq!(vm.mode, Mode::Speculative);
         assert_eq!((vm.speculation.escrow_bytes, vm.speculation.flow_bytes), (64 << 20, 32 << 20));
         assert!(vm.speculation.except.is_empty());
+        assert_eq!(vm.speculation.flows, 4096);
         let table = "[vm.speculation]\n escrow_mib = 8\n flow_mib = 2\n except = [\"22\", \"10.0.0.0/8\"]\n";
         let config = parse("test", &format!("{GOOD}{table}")).expect("taken");
         assert_eq!(config.vms[0].speculation.flow_bytes, 2 << 20);

@@ -98,12 +98,13 @@ pub(crate) struct RawVm {
 pub(crate) struct RawSpeculation {
     pub(crate) escrow_mib: u32,
     pub(crate) flow_mib: u32,
+    pub(crate) flows: u32,
     pub(crate) except: Vec<String>,
 }
 
 impl Default for RawSpeculation {
     fn default() -> Self {
-        Self { escrow_mib: 64, flow_mib: 32, except: Vec::new() }
+        Self { escrow_mib: 64, flow_mib: 32, flows: 4096, except: Vec::new() }
     }
 }
 

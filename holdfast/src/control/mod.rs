@@ -34,6 +34,8 @@ pub(crate) enum Request {
     Unprotect { vm: String },
     /// Set the epoch's length, in milliseconds.
     Epoch { vm: String, epoch_ms: u64 },
+    /// Set the ports and networks whose flows keep plain output commit; no byte is lost.
+    Except { vm: String, except: Vec<String> },
     /// Change what is done with the VM's output, without losing any of it.
     SetMode { vm: String, mode: Mode },
 }

@@ -150,6 +150,21 @@ impl Machine {
         Ok(answer)
     }
 
+    /// Sets which flows keep plain output commit where others speculate.
+    pub(crate) fn set_exceptions(&self, except: &[String]) -> Result<Value, String> {
+        let mut rules = Vec::new();
+        for text in except {
+            let exception: Exception = text.parse().map_err(|problem| {
+                format!("'{text}' {problem}; mend: ports and networks, such as 22 or 10.0.0.0/8")
+            })?;
+            rules.extend(exception.rules());
+        }
+        self.handle
+            .set_rules(&self.ports, Rules::new(rules))
+            .map_err(|fault| format!("VM '{}': {fault}", self.vm.name))?;
+        Ok(json!("done"))
+    }
+
     /// The mode asked for last.
     fn mode(&self) -> Mode {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
@@ -289,6 +304,7 @@ fn engine_config(vm: &Vm, mtu: Option<u16>, port: PortId) -> EngineConfig {
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u16(port.0);
     EngineConfig {
+        max_flows: vm.speculation.flows,
         held_bytes: vm.speculation.escrow_bytes,
         flow_bytes: vm.speculation.flow_bytes,
         mtu: mtu.unwrap_or(defaults.mtu),
@@ -301,7 +317,7 @@ fn engine_config(vm: &Vm, mtu: Option<u16>, port: PortId) -> EngineConfig {
 
 /// What is kept of the flows of a port, while the VM runs on the other host: as much as is held there.
 fn kept_limits(vm: &Vm) -> LedgerLimits {
-    LedgerLimits { max_flows: EngineConfig::default().max_flows, held_bytes: vm.speculation.escrow_bytes }
+    LedgerLimits { max_flows: vm.speculation.flows, held_bytes: vm.speculation.escrow_bytes }
 }
 
 /// Number of the group of this name, or of this number, on this host.

@@ -123,6 +123,9 @@ impl Appliance {
             Request::Epoch { vm, epoch_ms } => {
                 self.machine(&vm).and_then(|machine| machine.set_epoch(epoch_ms))
             }
+            Request::Except { vm, except } => {
+                self.machine(&vm).and_then(|machine| machine.set_exceptions(&except))
+            }
             Request::SetMode { vm, mode } => self.machine(&vm).and_then(|machine| machine.set_mode(mode)),
         };
         result.map_or_else(Answer::Error, Answer::Ok)

@@ -4,7 +4,7 @@ use super::*;
 use crate::headers::{Layout, Transport, flag};
 use crate::kept::KeptPorts;
 use crate::stream::Stream;
-use holdfast_speculation::{EngineConfig, LedgerLimits};
+use holdfast_speculation::{EngineConfig, FlowState, LedgerLimits, Rule, Rules};
 
 const LIMITS: LedgerLimits = LedgerLimits { max_flows: 64, held_bytes: 1 << 20 };
 
@@ -181,4 +181,22 @@ fn a_fence_ends_all_flows() {
     assert_eq!(talk.core.handle.flows(&ONE).expect("told"), []);
     talk.core.settle();
     assert!(talk.core.peer.take().is_empty());
+}
+
+/// SP-3: a flow that may no longer speculate is worked off, and nothing of it is taken any more.
+#[test]
+fn rules_that_change_work_a_flow_off() {
+    let talk = Talk::new();
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 100]);
+    assert_eq!(talk.guest_hears(), GUEST_ISS + 101);
+    let rule = Rule { guest_ports: None, client_ports: None, client: None, speculate: false };
+    talk.core.handle.set_rules(&ONE, Rules::new([rule])).expect("changed");
+    talk.commit(2);
+    assert_eq!(talk.core.wire(1)[0][54..], [7; 100]);
+    talk.client_sends(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 101, vec![]);
+    wait_until(|| talk.core.handle.flows(&ONE).expect("told")[0].1.state == FlowState::Plain);
+    let taken = talk.core.count(1, PortCounter::Taken);
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 101, CLIENT_ISS + 1, vec![8; 100]);
+    wait_until(|| talk.core.count(1, PortCounter::Held) == 1);
+    assert_eq!(talk.core.count(1, PortCounter::Taken), taken);
 }
