@@ -207,31 +207,41 @@ impl Engine {
     ///
     /// Bound: three frames a flow with work. Allocations: none.
     pub fn poll_guest(&mut self, _now: Time, sink: &mut dyn Sink) -> usize {
-        self.wake_starved();
         let mut said = 0;
-        while let Some(slot) = self.shared.lists.first(List::ToGuest) {
-            let Some((key, connection)) = self.table.connection_mut(slot) else {
-                self.shared.lists.remove(List::ToGuest, slot);
-                continue;
+        // Flows whose window waits for room come first when there is some, so that no other takes it.
+        let mut turns = if std::mem::take(&mut self.shared.room_came) { STARVED_A_POLL } else { 0 };
+        let mut unlucky = None;
+        while let Some(slot) = self.shared.lists.first(List::Starved) {
+            if turns == 0 || unlucky == Some(slot) {
+                break;
+            }
+            turns -= 1;
+            self.shared.lists.remove(List::Starved, slot);
+            self.shared.lists.push(List::ToGuest, slot);
+            let Some(frames) = self.speak(slot, sink) else {
+                self.shared.room_came = true;
+                return said;
             };
-            let Some(frames) = connection.speak_to_guest(slot, key, &mut self.shared, sink) else { break };
             said += frames;
-            self.shared.lists.remove(List::ToGuest, slot);
+            unlucky = unlucky.or(Some(slot).filter(|&slot| self.shared.lists.contains(List::Starved, slot)));
+            // The others' turn comes with the next poll.
+            self.shared.room_came |= turns == 0;
+        }
+        while let Some(slot) = self.shared.lists.first(List::ToGuest) {
+            let Some(frames) = self.speak(slot, sink) else { break };
+            said += frames;
         }
         said
     }
 
-    /// Flows whose window waits for room try again when there is some.
-    fn wake_starved(&mut self) {
-        if !std::mem::take(&mut self.shared.room_came) {
-            return;
-        }
-        for _ in 0..STARVED_A_POLL {
-            let Some(slot) = self.shared.lists.pop(List::Starved) else { break };
-            self.shared.lists.push(List::ToGuest, slot);
-        }
-        // The others' turn comes with the next poll.
-        self.shared.room_came = self.shared.lists.first(List::Starved).is_some();
+    /// Says to a guest what there is to say of a flow; none when the sink has no room.
+    fn speak(&mut self, slot: u32, sink: &mut dyn Sink) -> Option<usize> {
+        let frames = match self.table.connection_mut(slot) {
+            Some((key, connection)) => connection.speak_to_guest(slot, key, &mut self.shared, sink)?,
+            None => 0,
+        };
+        self.shared.lists.remove(List::ToGuest, slot);
+        Some(frames)
     }
 
     /// Emits up to `max` segments to clients; returns how many.

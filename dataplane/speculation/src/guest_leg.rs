@@ -345,7 +345,16 @@ impl Connection {
             // Whoever waits for room is looked at again when there is some.
             shared.lists.push(List::Starved, slot);
         }
-        if fits { edge } else { shown }
+        match fits {
+            true => edge,
+            // Who has nothing gives nothing back: when nobody else waits it takes what there is, rather
+            // than stay shut.
+            false if self.queue.reserved() == 0 && !shared.others_starve(slot) => {
+                let room = shared.room().saturating_sub(base.get() % BLOCK);
+                edge.earlier(base + room).later(shown)
+            }
+            false => shown,
+        }
     }
 
     /// The edge to be shown, of the one permitted: no small steps (RFC 9293 §3.8.6.2.2).
@@ -418,7 +427,9 @@ impl Connection {
     /// RFC 9293 §3.8.6.2.2: a window that has grown by a segment, or by half of what there is for it.
     fn is_worth_an_update(&self, edge: SeqNum) -> bool {
         let left = self.guest.edge.bytes_since(self.guest.next);
-        let step = u32::from(self.mss).min(self.budget / 2);
+        // The scale may cut off so much of it.
+        let cut = self.negotiated.client_scale.unit() - 1;
+        let step = u32::from(self.mss).min((self.budget / 2).saturating_sub(cut));
         edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(step)
     }
 

@@ -5,6 +5,7 @@
 
 use crate::delta::{Reader, Record};
 use crate::seq::SeqNum;
+use crate::store::BLOCK;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use thiserror::Error;
 
@@ -132,7 +133,8 @@ impl Ledger {
                 count += 1;
             }
         }
-        if held > self.limits.held_bytes || count > self.limits.max_flows {
+        // A primary of the same limits holds whole blocks.
+        if held > self.limits.held_bytes.next_multiple_of(BLOCK as usize) || count > self.limits.max_flows {
             return Err(LedgerError::TooMuch);
         }
         if !keep {

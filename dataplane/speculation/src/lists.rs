@@ -103,7 +103,6 @@ impl Lists {
     }
 
     /// Whether a flow is in the list.
-    #[cfg(test)]
     pub(crate) fn contains(&self, list: List, flow: u32) -> bool {
         self.links[flow as usize][list as usize].member
     }

@@ -240,6 +240,8 @@ impl Connection {
             self.guest.next = record.guest.next;
             return;
         }
+        // What the guest was last told may have waited for it at the cut, and is lost.
+        self.due = Due::Acks(1);
         let edge = self.guest.edge;
         shared.reserve(&mut self.queue, edge);
         self.cleared.end = end;

@@ -3,7 +3,7 @@
 
 use crate::boundary::FromWire;
 use crate::client_leg::{ClientAck, Progress, Sender};
-use crate::connection::{Connection, Due, Keepalive, Phase, Said};
+use crate::connection::{Connection, Due, GuestEnd, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
 use crate::key::Side;
@@ -57,12 +57,21 @@ impl Connection {
         }
         if !self.is_in_window(segment) {
             // The guest answers it (RFC 9293 §3.10.7.4); it tells us nothing.
-            self.adapt_to_guest(slot, segment, frame, shared);
+            self.adapt_to_guest(slot, segment, false, frame, shared);
             return self.unless_resetting(shared);
         }
         match self.phase {
             Phase::Joining => self.handle_client_joining(now, slot, segment, frame, shared),
             _ => self.handle_client_ack(now, slot, segment, frame, shared),
+        }
+    }
+
+    /// Whether a segment brings the guest something new. If not, it may be one that the guest answers
+    /// and does not look at (RFC 9293 §3.10.7.4): what it says of ACKs and windows may go unheard.
+    fn is_fresh(&self, segment: &Segment) -> bool {
+        match segment.space() {
+            0 => !segment.seq.before(self.client.next),
+            space => (segment.seq + space).after(self.client.next),
         }
     }
 
@@ -87,6 +96,7 @@ impl Connection {
         if !sensible || (segment.ack.after(self.guest.next) && !self.barred) {
             return;
         }
+        let fresh = self.is_fresh(segment);
         // The guest may have sent more than was seen of it, in fragments; the client has it.
         self.guest.next = self.guest.next.later(segment.ack);
         self.hear_client(segment);
@@ -96,7 +106,7 @@ impl Connection {
         }
         self.begin(now, slot, shared);
         if self.is_taken() {
-            self.adapt_to_guest(slot, segment, frame, shared);
+            self.adapt_to_guest(slot, segment, fresh, frame, shared);
             return;
         }
         let real = ack + self.negotiated.client_scale.bytes(Scaled(segment.window));
@@ -177,6 +187,7 @@ impl Connection {
             shared.count(Event::WireUnacceptable);
             return FromWire::Taken;
         }
+        let fresh = self.is_fresh(segment);
         self.hear_client(segment);
         shared.lists.push(List::Changed, slot);
         if segment.ack.after(self.queue.base()) {
@@ -187,14 +198,14 @@ impl Connection {
         if self.fin_is_confirmed() {
             // It had the FIN so, too.
             self.finish(slot, shared);
-            self.adapt_to_guest(slot, segment, frame, shared);
+            self.adapt_to_guest(slot, segment, fresh, frame, shared);
             return FromWire::Pass;
         }
         self.join(now, shared);
         shared.lists.push(List::ToGuest, slot);
         shared.lists.push(List::ToClient, slot);
         let ack = self.guest.acked.later(segment.ack.earlier(self.queue.end()));
-        let (ack, window) = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_with(slot, ack, fresh, shared);
         let mut rewriter = Rewriter::new(frame, segment);
         rewriter.ack(ack);
         rewriter.window(window);
@@ -234,6 +245,7 @@ impl Connection {
         if reply {
             self.keepalive = Keepalive::None;
         }
+        let fresh = self.is_fresh(segment);
         self.client.gives(segment);
         self.client.pattern = Pattern::of(segment);
         if fin_confirmed {
@@ -241,7 +253,7 @@ impl Connection {
         } else {
             self.finish_draining(slot, shared);
         }
-        self.adapt_to_guest(slot, segment, frame, shared);
+        self.adapt_to_guest(slot, segment, fresh, frame, shared);
         FromWire::Pass
     }
 
@@ -303,16 +315,40 @@ impl Connection {
         }
     }
 
+    /// The ACK and the window for a segment of the client. Of one that the guest may not look at, they are
+    /// those that it was shown before; what is new is said by an ACK of its own.
+    fn show_with(&mut self, slot: u32, ack: SeqNum, fresh: bool, shared: &mut Shared) -> (SeqNum, Scaled) {
+        if fresh || !self.is_taken() {
+            return self.show_window(slot, ack, shared);
+        }
+        shared.lists.push(List::ToGuest, slot);
+        let GuestEnd { acked, edge, .. } = self.guest;
+        let (window, edge) = self.negotiated.client_scale.offer(acked, edge, edge);
+        if edge != self.guest.edge {
+            // The window of a SYN, which is not scaled, was rounded up.
+            self.guest.edge = edge;
+            shared.reserve(&mut self.queue, edge);
+        }
+        (acked, window)
+    }
+
     /// Rewrites a segment for the guest, in place: its ACK covers what was forged (RFC 5961 §5.2 has
     /// the guest discard it otherwise), its window is ours, its SACK blocks speak of bytes that the
     /// guest has no more (RFC 2018), its echo is of the guest's time (RFC 7323 §4.3), and congestion
     /// that it tells of is the client leg's (RFC 3168 §6.1.2).
-    fn adapt_to_guest(&mut self, slot: u32, segment: &Segment, frame: &mut [u8], shared: &mut Shared) {
+    fn adapt_to_guest(
+        &mut self,
+        slot: u32,
+        segment: &Segment,
+        fresh: bool,
+        frame: &mut [u8],
+        shared: &mut Shared,
+    ) {
         if self.phase == Phase::Resetting {
             return;
         }
         let ack = self.ackable(shared);
-        let (ack, window) = self.show_window(slot, ack, shared);
+        let (ack, window) = self.show_with(slot, ack, fresh, shared);
         let mut rewriter = Rewriter::new(frame, segment);
         rewriter.ack(ack);
         rewriter.window(window);

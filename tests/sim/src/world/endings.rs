@@ -1,10 +1,10 @@
 //! Whether the streams are right, and whether it all comes to its end.
 
 use super::{Summary, World};
-use crate::judge::{Verdict, broken};
+use crate::judge::{Key, Verdict, broken};
 use crate::party::{Session, stream};
 use crate::scenario::{Fault, Mode, Side};
-use holdfast_speculation::Time;
+use holdfast_speculation::{FlowState, Time};
 use smoltcp::socket::tcp::State;
 use std::fmt::Write;
 use std::time::Duration;
@@ -79,7 +79,15 @@ impl World {
         let idle = self.host.as_ref().is_some_and(|host| {
             host.mode == Mode::Speculative && host.engine.held_bytes() == 0 && host.inbound.is_empty()
         });
-        let shut: Vec<_> = if idle { self.judge.shut().collect() } else { Vec::new() };
+        let mut shut: Vec<_> = if idle { self.judge.shut().collect() } else { Vec::new() };
+        if let (Some(host), false) = (&self.host, shut.is_empty()) {
+            // A flow that is passed through has the client's window, and its probes.
+            let ahead = |key: &Key| {
+                let mut flows = host.engine.flows().filter(|flow| flow.state == FlowState::Speculating);
+                flows.any(|flow| (flow.guest.1, flow.client.1) == *key)
+            };
+            shut.retain(ahead);
+        }
         self.shut.retain(|key, _| shut.contains(key));
         let now = self.now();
         for key in shut {
