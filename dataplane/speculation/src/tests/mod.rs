@@ -9,5 +9,6 @@ mod guest_side;
 mod histories;
 mod icmp;
 mod life;
+mod refuted;
 mod robustness;
 mod world;
