@@ -15,6 +15,7 @@ use crate::key::FlowKey;
 use crate::ledger::LedgerError;
 use crate::marks::Voice;
 use crate::seq::SeqNum;
+use crate::store::blocks;
 use crate::window::{Scale, Scaled};
 use holdfast_packet::headers::{Mac, Tags};
 
@@ -50,6 +51,11 @@ impl Record {
     /// Bytes held.
     pub(crate) fn held(&self) -> u32 {
         self.end.bytes_since(self.base)
+    }
+
+    /// Blocks that a store holds them in.
+    pub(crate) fn blocks(&self) -> usize {
+        blocks(self.base, self.end) as usize
     }
 
     /// SP-2: whether all that the guest was shown an ACK of is held, or confirmed by the client.

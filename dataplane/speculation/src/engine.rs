@@ -300,13 +300,26 @@ impl Engine {
         true
     }
 
+    /// Whether something is to be said to the guest that its sink had no room for.
+    #[must_use]
+    pub fn waits_for_guest(&self) -> bool {
+        self.shared.lists.first(List::ToGuest).is_some()
+    }
+
+    /// Whether something may be to be sent to clients now, by [`Engine::poll_wire`].
+    #[must_use]
+    pub fn waits_for_wire(&self) -> bool {
+        self.waiting.is_some() || self.shared.lists.first(List::ToClient).is_some()
+    }
+
     /// When [`Engine::handle_timeouts`] is due.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Time> {
         self.shared.timers.next()
     }
 
-    /// Does what is due by now.
+    /// Does what is due by now. Not while nothing may leave for the wire: what clients were not asked
+    /// they do not leave unanswered.
     ///
     /// Bound: the flows that are due. Allocations: none.
     pub fn handle_timeouts(&mut self, now: Time) {

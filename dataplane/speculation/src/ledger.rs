@@ -5,16 +5,16 @@
 
 use crate::delta::{Reader, Record};
 use crate::seq::SeqNum;
-use crate::store::BLOCK;
+use crate::store::block_count;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use thiserror::Error;
 
 /// How much a ledger keeps; what a peer sends beyond is refused (RB-1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LedgerLimits {
-    /// Flows.
+    /// Flows, and places that they are in.
     pub max_flows: usize,
-    /// Bytes held, over all flows.
+    /// Bytes held, over all flows, as an engine counts them: in whole blocks.
     pub held_bytes: usize,
 }
 
@@ -72,6 +72,8 @@ pub struct Ledger {
     limits: LedgerLimits,
     flows: BTreeMap<u32, Kept>,
     held: usize,
+    /// Blocks that an engine's store needs for them.
+    blocks: usize,
 }
 
 /// A piece of a stream.
@@ -93,7 +95,7 @@ impl Ledger {
     /// An empty ledger.
     #[must_use]
     pub fn new(limits: LedgerLimits) -> Self {
-        Self { limits, flows: BTreeMap::new(), held: 0 }
+        Self { limits, flows: BTreeMap::new(), held: 0, blocks: 0 }
     }
 
     /// Takes one epoch: the state that its cut wrote, and all bytes streamed since the cut before, in
@@ -118,11 +120,13 @@ impl Ledger {
     fn take(&mut self, state: &[u8], stream: &[u8], keep: bool) -> Result<(), LedgerError> {
         let (whole, changes) = self.read_state(state)?;
         let pieces = if whole { HashMap::new() } else { read_stream(stream)? };
-        let (mut held, mut count) = if whole { (0, 0) } else { (self.held, self.flows.len()) };
+        let (mut held, mut taken, mut count) =
+            if whole { (0, 0, 0) } else { (self.held, self.blocks, self.flows.len()) };
         for change in &changes {
             let known = self.flows.get(&change.slot).filter(|_| !whole);
             if let Some(known) = known {
                 held -= known.bytes.len();
+                taken -= known.record.blocks();
                 count -= 1;
             }
             if let Some((generation, record, bytes)) = &change.flow {
@@ -130,11 +134,15 @@ impl Ledger {
                 let pieces = pieces.get(&change.slot).map_or(&[][..], Vec::as_slice);
                 check(change.slot, *generation, record, known, pieces, bytes, whole)?;
                 held += record.held() as usize;
+                taken += record.blocks();
                 count += 1;
+                if change.slot as usize >= self.limits.max_flows.max(1) {
+                    return Err(LedgerError::TooMuch);
+                }
             }
         }
-        // A primary of the same limits holds whole blocks.
-        if held > self.limits.held_bytes.next_multiple_of(BLOCK as usize) || count > self.limits.max_flows {
+        // RB-1: nothing is confirmed that an engine of these limits could not restore.
+        if taken > block_count(self.limits.held_bytes) || count > self.limits.max_flows {
             return Err(LedgerError::TooMuch);
         }
         if !keep {
@@ -155,7 +163,7 @@ impl Ledger {
             };
             self.flows.insert(change.slot, Kept { generation, record, bytes });
         }
-        self.held = held;
+        (self.held, self.blocks) = (held, taken);
         Ok(())
     }
 

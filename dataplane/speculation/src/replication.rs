@@ -128,24 +128,30 @@ impl Engine {
 
     /// Replaces all flows by those of a backup's ledger: everything held counts as committed. The mode
     /// stays what it is. Flows that find no place, as this engine is smaller than the ledger, are
-    /// forgotten and counted.
+    /// forgotten and counted; guests whose bytes find no room are reset.
     pub fn restore(&mut self, now: Time, ledger: Ledger) {
         self.discard();
         for (slot, kept) in ledger.into_flows() {
             let Kept { generation, record, bytes } = kept;
             let key = record.key;
-            let mut connection = Connection::restored(&record, &mut self.shared);
-            let (front, back) = bytes.as_slices();
-            for part in [front, back] {
-                let len = part.len() as u32;
-                if self.shared.store.append(&mut connection.queue, part, 0, len) < len {
-                    self.shared.count(Event::GuestNoRoom);
-                }
-            }
-            connection.resume(now, &record, &mut self.shared);
+            let connection = Connection::restored(&record, &mut self.shared);
             if !self.table.insert_at(slot, generation, key, Flow::Connection(connection)) {
                 self.shared.count(Event::FlowsUnplaced);
                 continue;
+            }
+            let Some((_, connection)) = self.table.connection_mut(slot) else { continue };
+            let mut missing = bytes.len() as u32;
+            let (front, back) = bytes.as_slices();
+            for part in [front, back] {
+                missing -= self.shared.store.append(&mut connection.queue, part, 0, part.len() as u32);
+            }
+            if missing == 0 {
+                connection.resume(now, &record, &mut self.shared);
+            } else {
+                // Bytes that were acknowledged to the guest would be lost: it learns of it.
+                self.shared.count(Event::GuestNoRoom);
+                connection.finish(slot, &mut self.shared);
+                connection.due = Due::Reset;
             }
             self.shared.lists.push(List::Age, slot);
             for list in [List::Changed, List::ToGuest, List::ToClient] {

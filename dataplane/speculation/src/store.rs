@@ -25,7 +25,7 @@ pub(crate) struct Store {
     free: u32,
     free_blocks: u32,
     /// Blocks promised to flows by their windows; see [`Store::reserve`].
-    reserved: u32,
+    reserved: u64,
     /// Flows with such a promise.
     windows: u32,
     held: usize,
@@ -100,6 +100,11 @@ pub(crate) fn blocks(base: SeqNum, edge: SeqNum) -> u32 {
     }
 }
 
+/// Blocks of a store of at least `bytes` bytes.
+pub(crate) fn block_count(bytes: usize) -> usize {
+    bytes.div_ceil(BLOCK as usize).clamp(1, NONE as usize - 1)
+}
+
 fn start_of(seq: SeqNum) -> SeqNum {
     seq - seq.get() % BLOCK
 }
@@ -107,7 +112,7 @@ fn start_of(seq: SeqNum) -> SeqNum {
 impl Store {
     /// A store of at least `bytes` bytes.
     pub(crate) fn new(bytes: usize) -> Self {
-        let count = bytes.div_ceil(BLOCK as usize).clamp(1, NONE as usize - 1) as u32;
+        let count = block_count(bytes) as u32;
         let links = (1..=count).map(|next| if next == count { NONE } else { next }).collect();
         let bytes = vec![0; count as usize * BLOCK as usize];
         Self { bytes, links, free: 0, free_blocks: count, reserved: 0, windows: 0, held: 0 }
@@ -125,7 +130,7 @@ impl Store {
 
     /// Blocks that are not promised to any flow.
     pub(crate) fn unreserved(&self) -> u32 {
-        (self.links.len() as u32).saturating_sub(self.reserved)
+        (self.links.len() as u64).saturating_sub(self.reserved) as u32
     }
 
     /// Bytes of each flow if all that have a window had the same.
@@ -137,7 +142,7 @@ impl Store {
     /// Promises the queue blocks for the bytes up to `edge`, instead of what it was promised before.
     pub(crate) fn reserve(&mut self, queue: &mut Queue, edge: SeqNum) {
         let wanted = blocks(queue.base, edge.later(queue.end));
-        self.reserved = self.reserved - queue.reserved + wanted;
+        self.reserved = self.reserved - u64::from(queue.reserved) + u64::from(wanted);
         self.windows = self.windows + u32::from(wanted > 0) - u32::from(queue.reserved > 0);
         queue.reserved = wanted;
     }
@@ -248,7 +253,7 @@ impl Store {
     pub(crate) fn clear(&mut self, queue: &mut Queue) {
         let end = queue.end;
         self.free_to(queue, end);
-        self.reserved -= queue.reserved;
+        self.reserved -= u64::from(queue.reserved);
         self.windows -= u32::from(queue.reserved > 0);
         queue.reserved = 0;
     }

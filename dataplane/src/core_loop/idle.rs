@@ -107,11 +107,23 @@ impl<W: Wire> Core<W> {
                 patience = patience.min(LEASE);
             }
             if let Some(speculating) = &port.speculating {
+                if port.egress.fenced {
+                    continue;
+                }
                 if speculating.is_blocked() {
                     patience = patience.min(FULL);
                 }
+                let may_transmit = port.egress.may_transmit(monotonic_ns);
+                if speculating.waits_for_wire() {
+                    patience = patience.min(if may_transmit { FULL } else { LEASE });
+                }
+                if speculating.waits_for_guest() {
+                    patience = patience.min(BLIND_LONG);
+                }
                 if let Some(due) = speculating.due_ns() {
-                    patience = patience.min(Duration::from_nanos(due.saturating_sub(monotonic_ns())));
+                    let wait = Duration::from_nanos(due.saturating_sub(monotonic_ns()));
+                    // What is due waits for the right to transmit.
+                    patience = patience.min(if may_transmit { wait } else { wait.max(LEASE) });
                 }
             }
             if let Some(state) = port.announcing {

@@ -200,6 +200,16 @@ impl Speculating {
     pub(super) const fn is_blocked(&self) -> bool {
         self.blocked
     }
+
+    /// Whether frames for the guest wait for room or memory that nobody tells of.
+    pub(super) fn waits_for_guest(&self) -> bool {
+        self.engine.waits_for_guest()
+    }
+
+    /// Whether frames for the wire wait for memory, or for the right to leave.
+    pub(super) fn waits_for_wire(&self) -> bool {
+        self.engine.waits_for_wire()
+    }
 }
 
 /// One turn of a port's engine: timers, the stream, forged ACKs, the client leg. Returns how many frames
@@ -221,13 +231,17 @@ pub(super) fn turn<W: Wire>(
     if egress.fenced || speculating.is_dormant() {
         return 0;
     }
-    speculating.engine.handle_timeouts(now);
+    let may_transmit = egress.may_transmit(|| now.as_ns());
+    if may_transmit {
+        // Without the right to transmit clients are not asked, and their silence tells nothing.
+        speculating.engine.handle_timeouts(now);
+    }
     if let Some(epoch) = egress.escrow.open_epoch() {
         speculating.pump(epoch);
     }
     let mut made = speculating.engine.poll_guest(now, &mut ToGuest { wire, inbound, counters });
     let waiting = egress.waiting().frames;
-    if waiting < WAITING && egress.may_transmit(|| now.as_ns()) {
+    if waiting < WAITING && may_transmit {
         let mut sink = ToWire { wire, egress, counters, audit, core, id };
         made += speculating.engine.poll_wire(now, SEND_BURST.min((WAITING - waiting) as usize), &mut sink);
     }

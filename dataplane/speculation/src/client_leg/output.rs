@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::congestion::CongestionControl;
 use super::pacing::Pace;
-use super::sender::{R2, Sender};
+use super::recovery::Phase;
+use super::sender::Sender;
 use super::sent_log::{Fate, NIL, Record, SentLog};
 use super::timers::Timer;
 use super::{Kind, Transmit};
@@ -65,9 +66,7 @@ impl Sender {
         let head = log.get_mut(self.board.head()?);
         head.again = true;
         let len = head.len.min(1);
-        if !self.timers.is_set(Timer::GiveUp) {
-            self.timers.set(Timer::GiveUp, now + R2);
-        }
+        self.asked(now);
         self.probes = self.probes.saturating_add(1);
         self.last_sent = now;
         Some(self.segment(self.una, len, len == 0, Kind::Probe))
@@ -119,6 +118,9 @@ impl Sender {
         let len = record.len.min(self.mss).min(room);
         let fin = record.fin && len == record.len && len < room;
         let seq = record.seq;
+        if self.urgent && matches!(self.phase, Phase::Timeout { .. }) {
+            self.asked(now);
+        }
         self.urgent = false;
         self.sent(now, len + u32::from(fin));
         self.retransmissions = self.retransmissions.saturating_add(1);

@@ -215,13 +215,14 @@ impl Sender {
         if self.silent {
             return TimeoutOutcome::Nothing;
         }
-        if self.timers.take_due(Timer::GiveUp, now) {
+        let mut due = self.timers.take_due(Timer::GiveUp, now);
+        if due && !self.owes_question(now) {
             // RFC 9293 §3.8.3: the caller closes the connection.
             self.timers.stop_all();
             self.silent = true;
             return TimeoutOutcome::Silent;
         }
-        let mut due = self.timers.take_due(Timer::Hold, now);
+        due |= self.timers.take_due(Timer::Hold, now);
         if self.timers.take_due(Timer::Override, now) {
             self.overridden = true;
             due = true;
@@ -246,6 +247,23 @@ impl Sender {
             due = true;
         }
         if due { TimeoutOutcome::Poll } else { TimeoutOutcome::Nothing }
+    }
+
+    /// Whether the client was not asked when it should have been, as nothing could leave: R2 begins anew
+    /// with what leaves next. Silence counts only after a question (RFC 9293 §3.8.3).
+    fn owes_question(&self, now: Time) -> bool {
+        let (timer, waits) = match self.persist.is_active() {
+            true => (Timer::Persist, self.persist.is_due()),
+            false => (Timer::Retransmit, self.urgent),
+        };
+        waits || self.timers.get(timer).is_some_and(|due| due <= now)
+    }
+
+    /// A question leaves that the client has R2 to answer.
+    pub(super) fn asked(&mut self, now: Time) {
+        if !self.timers.is_set(Timer::GiveUp) {
+            self.timers.set(Timer::GiveUp, now + R2);
+        }
     }
 
     /// A view of the sender.
@@ -327,9 +345,6 @@ impl Sender {
     fn retransmission_timeout(&mut self, now: Time, log: &mut SentLog) {
         let Some(head) = self.board.head() else { return };
         self.timeouts = self.timeouts.saturating_add(1);
-        if !self.timers.is_set(Timer::GiveUp) {
-            self.timers.set(Timer::GiveUp, now + R2);
-        }
         if log.get(head).fate == Fate::Sacked {
             // The cumulative ACK stops where the client said to have bytes: it has reneged (RFC 2018 §8).
             self.board.renege(log);

@@ -9,6 +9,7 @@ mod guest_side;
 mod histories;
 mod icmp;
 mod life;
+mod refuted;
 mod robustness;
 mod simulated;
 mod world;

@@ -1,0 +1,173 @@
+//! What a hostile peer, a gap in a lease or a full table must not do.
+
+use super::world::*;
+use crate::delta::Writer;
+use crate::ledger::Kept;
+use crate::*;
+use holdfast_packet::headers::flag::RST;
+use holdfast_packet::headers::flag::{ACK, SYN};
+use std::time::Duration;
+
+/// Runs timers without the right to transmit.
+fn run_mute(world: &mut World, time: Duration) {
+    let end = world.now + time;
+    while let Some(due) = world.engine.next_deadline().filter(|&due| due <= end) {
+        world.now = world.now.max(due);
+        world.engine.handle_timeouts(world.now);
+        world.speak();
+    }
+    world.now = end;
+}
+
+fn resets(seen: &[Seen]) -> usize {
+    seen.iter().filter(|seen| seen.flags & RST != 0).count()
+}
+
+/// RFC 9293 §3.8.3: R2 counts from a question that left; a client that was not asked is not silent.
+#[test]
+fn a_gap_in_the_lease_is_not_a_silent_client() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 2500)));
+    world.epoch();
+    world.client_got();
+    run_mute(&mut world, Duration::from_secs(150));
+    world.guest_got();
+    world.transmit();
+    assert_eq!(world.client_got().len(), 1, "the lease is back: a retransmission leaves");
+    world.engine.handle_timeouts(world.now);
+    world.turn();
+    assert_eq!(resets(&world.guest_got()), 0, "the guest was reset");
+    assert_eq!(world.engine.held_bytes(), 2500);
+    // A client that is silent then is given up, R2 after the question.
+    world.run_ms(99_000);
+    assert_eq!(resets(&world.guest_got()), 0);
+    world.run_ms(80_000);
+    assert_eq!(resets(&world.guest_got()), 1);
+}
+
+/// RFC 9293 §3.8.3: the same when the gap begins after the first retransmission, whether or not
+/// timers run in it.
+#[test]
+fn a_gap_in_the_lease_after_a_retransmission_begins_r2_anew() {
+    for timers_run in [false, true] {
+        let mut world = World::new();
+        world.open();
+        world.guest_gives(&Seg::data(at(0), C, &pattern(0, 2500)));
+        world.epoch();
+        world.run_ms(10_000);
+        assert!(world.client_got().len() > 3, "retransmissions");
+        match timers_run {
+            true => run_mute(&mut world, Duration::from_secs(150)),
+            false => world.now = world.now + Duration::from_secs(150),
+        }
+        world.engine.handle_timeouts(world.now);
+        world.transmit();
+        world.speak();
+        assert_eq!(resets(&world.guest_got()), 0, "the guest was reset");
+        assert!(!world.client_got().is_empty(), "the client is asked again");
+        world.client_sends(&Seg::ack(C, at(2500)));
+        assert_eq!(world.engine.held_bytes(), 0);
+    }
+}
+
+/// A world with a connection for each of `count` ports of the client.
+fn many(config: EngineConfig, count: u16, bytes: usize) -> World {
+    let mut world = World::of(config);
+    for n in 0..count {
+        let (guest, client) = (80, 1000 + n);
+        let syn = |seq, ack| Seg::ack(seq, ack).window(60000).options(&SYN_OPTIONS).ports(guest, client);
+        world.client_sends(&syn(CLIENT_ISS, 0).flags(SYN));
+        world.guest_passes(&syn(GUEST_ISS, C).flags(SYN | ACK));
+        world.client_sends(&Seg::ack(C, G).ports(guest, client));
+        world.turn();
+        world.guest_gives(&Seg::data(at(0), C, &pattern(0, bytes)).ports(guest, client));
+        world.turn();
+    }
+    world.seal_whole();
+    world
+}
+
+fn large() -> EngineConfig {
+    EngineConfig { held_bytes: 64 << 20, ..config() }
+}
+
+fn small() -> EngineConfig {
+    EngineConfig { held_bytes: 32 << 10, flow_bytes: 16 << 10, ..config() }
+}
+
+/// RB-1, SP-2: a backup confirms nothing that it could not restore, and bytes lie in whole blocks.
+#[test]
+fn a_ledger_counts_blocks_as_the_store_will_need_them() {
+    let world = many(large(), 40, 1);
+    let (_, state, _) = &world.sealed[0];
+    let of = |held_bytes| LedgerLimits { max_flows: 64, held_bytes };
+    let mut ledger = Ledger::new(of(small().held_bytes));
+    assert_eq!(ledger.apply(state, &[]), Err(LedgerError::TooMuch));
+    assert_eq!(ledger.flows(), 0, "nothing has changed");
+    assert_eq!(Ledger::new(of(40 * 2048)).apply(state, &[]), Ok(()));
+}
+
+/// RB-1: a place that the table of an engine of the same limits does not have is refused.
+#[test]
+fn a_ledger_takes_no_flow_beyond_its_places() {
+    let world = many(large(), 10, 1);
+    let (_, state, _) = &world.sealed[0];
+    let mut state = state.clone();
+    // The first flow's place.
+    state[7..11].copy_from_slice(&64u32.to_le_bytes());
+    let mut ledger = Ledger::new(LedgerLimits { max_flows: 64, held_bytes: 1 << 20 });
+    assert_eq!(ledger.apply(&state, &[]), Err(LedgerError::TooMuch));
+}
+
+/// RB-1: an engine that is smaller than the ledger resets the guests whose bytes it has no room for,
+/// whatever the peer says of them, and goes on.
+#[test]
+fn bytes_without_room_at_a_failover_reset_their_flow() {
+    for confirmed in [false, true] {
+        let mut world = many(large(), 40, 1);
+        world.commit_all();
+        let mut state = Vec::new();
+        let mut writer = Writer(&mut state);
+        let count_at = writer.head(true);
+        for (slot, kept) in (0..).zip(world.ledger.kept()) {
+            let Kept { generation, record, bytes } = kept.clone();
+            let mut record = record;
+            if confirmed {
+                record.client.real = record.end;
+            }
+            writer.u32(slot);
+            writer.u8(1);
+            writer.u32(generation);
+            writer.record(&record);
+            writer.0.extend(bytes);
+        }
+        writer.set_count(count_at, 40);
+        let mut ledger = Ledger::new(limits(&large()));
+        ledger.apply(&state, &[]).expect("a ledger that is large enough");
+        let mut engine = Engine::new(small());
+        engine.restore(world.now, ledger);
+        let mut sink = Frames::with_room(1000);
+        engine.poll_guest(world.now, &mut sink);
+        let got: Vec<_> = sink.taken.iter().map(|(_, frame)| see(frame, crate::key::Side::Client)).collect();
+        assert_eq!(resets(&got), 24, "16 blocks hold 16 flows");
+        engine.poll_wire(world.now, 1000, &mut sink);
+        engine.set_mode(world.now, Speculation::On);
+        engine.cut(world.epoch, true, &mut Vec::new());
+        engine.discard();
+        assert_eq!(engine.held_bytes(), 0);
+    }
+}
+
+/// RB-1: flows that find no place at a failover take no room for good.
+#[test]
+fn flows_without_a_place_take_no_blocks() {
+    let mut world = many(config(), 10, 2000);
+    world.commit_all();
+    let mut engine = Engine::new(EngineConfig { max_flows: 4, ..config() });
+    engine.restore(world.now, world.ledger.clone());
+    assert_eq!(engine.counters().get(Event::FlowsUnplaced), 6);
+    assert_eq!(engine.held_bytes(), 4 * 2000);
+    engine.discard();
+    assert_eq!(engine.held_bytes(), 0);
+}
