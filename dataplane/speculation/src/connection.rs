@@ -195,6 +195,9 @@ pub(crate) struct Connection {
     pub(crate) marks: Marks,
     pub(crate) leg: Option<Sender>,
     pub(crate) due: Due,
+    /// The guest's end was reset, or is to be. The reset may be lost, or undone by a failover: whatever
+    /// the guest still sends is answered with another.
+    pub(crate) forsaken: bool,
     pub(crate) keepalive: Keepalive,
     /// Bytes that may be held of it now.
     pub(crate) budget: u32,
@@ -268,6 +271,7 @@ impl Connection {
             marks: Marks::new(),
             leg: None,
             due: Due::Nothing,
+            forsaken: false,
             keepalive: Keepalive::None,
             budget: shared.initial_window,
             peak: 0,
@@ -471,6 +475,14 @@ impl Connection {
         if !next.after(self.guest.edge + BEYOND_WINDOW) {
             self.guest.next = self.guest.next.later(next);
         }
+    }
+
+    /// Asks for a reset of the guest's end.
+    pub(crate) fn owe_reset(&mut self, slot: u32, shared: &mut Shared) {
+        self.forsaken = true;
+        self.due = Due::Reset;
+        shared.lists.push(List::ToGuest, slot);
+        shared.lists.push(List::Changed, slot);
     }
 
     /// Asks for an ACK to the guest.

@@ -25,6 +25,9 @@ pub(crate) const VERSION: u16 = 1;
 /// Bytes before each piece of a stream.
 pub(crate) const PIECE_HEADER: usize = 16;
 
+/// Along with the number of a phase: the guest's end was reset, or is to be.
+const FORSAKEN: u8 = 0x80;
+
 /// Most that two numbers of a flow are apart, whatever a peer says: beyond the largest window (RFC 7323
 /// §2.3), and less than half of the sequence numbers.
 const MOST_HELD: u32 = 0x6000_0000;
@@ -45,6 +48,8 @@ pub(crate) struct Record {
     /// The guest's FIN follows.
     pub(crate) fin: bool,
     pub(crate) mss: u16,
+    /// The guest's end was reset, or is to be.
+    pub(crate) forsaken: bool,
 }
 
 impl Record {
@@ -110,7 +115,20 @@ impl Writer<'_> {
     }
 
     pub(crate) fn record(&mut self, record: &Record) {
-        let Record { key, negotiated, phase, permitted, barred, guest, client, base, end, fin, mss } = record;
+        let Record {
+            key,
+            negotiated,
+            phase,
+            permitted,
+            barred,
+            guest,
+            client,
+            base,
+            end,
+            fin,
+            mss,
+            forsaken,
+        } = record;
         self.bits(&[
             key.v6,
             *permitted,
@@ -121,13 +139,14 @@ impl Writer<'_> {
             guest.voice.ece,
             *barred,
         ]);
-        self.u8(match phase {
+        let phase = match phase {
             Phase::Plain => 0,
             Phase::Joining => 1,
             Phase::Active => 2,
             Phase::Resetting => 3,
             Phase::Finished => 4,
-        });
+        };
+        self.u8(phase | if *forsaken { FORSAKEN } else { 0 });
         self.0.extend_from_slice(&key.guest);
         self.0.extend_from_slice(&key.client);
         self.u16(key.guest_port);
@@ -227,7 +246,9 @@ impl<'a> Reader<'a> {
 
     pub(crate) fn record(&mut self) -> Result<Record, LedgerError> {
         let [v6, permitted, fin, timestamps, sack, ecn, ece, barred] = self.bits()?;
-        let phase = match self.u8()? {
+        let phase = self.u8()?;
+        let forsaken = phase & FORSAKEN != 0;
+        let phase = match phase & !FORSAKEN {
             0 => Phase::Plain,
             1 => Phase::Joining,
             2 => Phase::Active,
@@ -264,7 +285,20 @@ impl<'a> Reader<'a> {
         let pattern = self.pattern()?;
         let client = ClientEnd { whole, next, real, window, edge, tsval, pattern, said: None };
         let mss = self.u16()?;
-        let record = Record { key, negotiated, phase, permitted, barred, guest, client, base, end, fin, mss };
+        let record = Record {
+            key,
+            negotiated,
+            phase,
+            permitted,
+            barred,
+            guest,
+            client,
+            base,
+            end,
+            fin,
+            mss,
+            forsaken,
+        };
         record.is_sane().then_some(record).ok_or(LedgerError::Malformed("a flow contradicts itself"))
     }
 
@@ -304,6 +338,7 @@ impl Record {
             && (plain || self.phase == Phase::Joining || near(*base, client.real))
             && (plain || !client.real.after(*end + u32::from(self.fin)))
             && (!self.fin || plain || near(*end + 1, guest.next))
+            && (!self.forsaken || matches!(self.phase, Phase::Resetting | Phase::Finished))
             && negotiated.client_mss > 0
             && *mss > 0
     }

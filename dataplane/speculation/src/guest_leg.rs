@@ -47,6 +47,9 @@ impl Connection {
         if segment.has(flag::RST) {
             return self.handle_guest_reset(slot, shared);
         }
+        if self.forsaken {
+            return self.reset_again(slot, segment, shared);
+        }
         let carries = segment.len > 0 || segment.has(flag::FIN);
         match self.phase {
             Phase::Plain if carries && !segment.seq.before(self.guest.next) => {
@@ -140,6 +143,17 @@ impl Connection {
                 FromGuest::Taken
             }
         }
+    }
+
+    /// The guest has not heard that its end was reset (RFC 9293 §3.10.7.1), or the reset was not exactly
+    /// where it is (RFC 5961 §3.2): the number that it names is.
+    fn reset_again(&mut self, slot: u32, segment: &Segment, shared: &mut Shared) -> FromGuest {
+        if segment.has(flag::ACK) {
+            self.hear_guest(segment);
+            self.client.whole = segment.ack;
+        }
+        self.owe_reset(slot, shared);
+        FromGuest::Taken
     }
 
     /// Takes a segment with data or a FIN.
@@ -286,8 +300,7 @@ impl Connection {
     /// client will get. The guest is told at once, the client after the commit (OC-1).
     fn handle_rewritten_history(&mut self, slot: u32, shared: &mut Shared) {
         shared.count(Event::GuestRewroteHistory);
-        self.due = Due::Reset;
-        shared.lists.push(List::ToGuest, slot);
+        self.owe_reset(slot, shared);
         match self.phase {
             // No held byte was acknowledged, and there is no client leg: the flow just ends. The client
             // hears it from the guest.

@@ -41,7 +41,16 @@ pub(crate) fn handle(engine: &mut Engine, _now: Time, layout: &Layout, frame: &m
     if !connection.is_taken() {
         return FromWire::Pass;
     }
-    if connection.shrink(&message) {
+    let shrunk = connection.shrink(&message);
+    if connection.leg.is_none() {
+        // What is on its way is what the guest sent itself: it cuts that, and sends it again.
+        if shrunk {
+            engine.shared.count(Event::TooBig);
+            engine.shared.lists.push(List::Changed, slot);
+        }
+        return FromWire::Pass;
+    }
+    if shrunk {
         message.quote(frame, connection.guest.acked);
         engine.shared.count(Event::TooBig);
         engine.shared.lists.push(List::ToClient, slot);
@@ -69,17 +78,23 @@ impl TooBig {
 
 impl Connection {
     /// Makes segments smaller, if the packet quoted is one that may be on its way: between SND.UNA and
-    /// SND.NXT of the client leg (RFC 5927 §4.1). Paths never become larger by this.
+    /// SND.NXT of the client leg, or of the guest while there is no leg (RFC 5927 §4.1). Paths never become
+    /// larger by this.
     fn shrink(&mut self, message: &TooBig) -> bool {
         let v6 = message.key.v6;
-        let Some(leg) = &mut self.leg else { return false };
-        let in_flight = !message.seq.before(leg.unacked()) && message.seq.before(leg.next());
+        let (first, next) = match &self.leg {
+            Some(leg) => (leg.unacked(), leg.next()),
+            None => (self.client.real, self.guest.next),
+        };
+        let in_flight = !message.seq.before(first) && message.seq.before(next);
         let mss = self.negotiated.payload(v6, message.mtu.max(LEAST_MTU[usize::from(v6)]));
         if !in_flight || mss >= self.mss {
             return false;
         }
         self.mss = mss;
-        leg.set_mss(mss);
+        if let Some(leg) = &mut self.leg {
+            leg.set_mss(mss);
+        }
         true
     }
 }

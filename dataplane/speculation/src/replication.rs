@@ -151,7 +151,7 @@ impl Engine {
                 // Bytes that were acknowledged to the guest would be lost: it learns of it.
                 self.shared.count(Event::GuestNoRoom);
                 connection.finish(slot, &mut self.shared);
-                connection.due = Due::Reset;
+                connection.owe_reset(slot, &mut self.shared);
             }
             self.shared.lists.push(List::Age, slot);
             for list in [List::Changed, List::ToGuest, List::ToClient] {
@@ -209,6 +209,7 @@ impl Connection {
             // Of a flow that is passed through, the FIN is behind `end` already.
             fin: self.fin && self.is_taken() && self.streamed == self.queue.end(),
             mss: self.mss,
+            forsaken: self.forsaken,
         }
     }
 
@@ -228,7 +229,9 @@ impl Connection {
             cleared: Cleared { end: record.end, fin: record.fin, reset: false, voice: None, epoch: None },
             marks: Marks::new(),
             leg: None,
-            due: Due::Nothing,
+            // The guest is the one of the cut: it may not have heard it.
+            due: if record.forsaken { Due::Reset } else { Due::Nothing },
+            forsaken: record.forsaken,
             keepalive: Keepalive::None,
             budget: record.held().max(shared.initial_window),
             peak: record.held(),

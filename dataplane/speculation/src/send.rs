@@ -4,7 +4,7 @@
 
 use crate::boundary::Sink;
 use crate::client_leg::{Kind, TimeoutOutcome, Transmit};
-use crate::connection::{Connection, Due, Phase, newer};
+use crate::connection::{Connection, Phase, newer};
 use crate::counters::Event;
 use crate::emission::{self, Fields};
 use crate::key::{FlowKey, Side};
@@ -179,7 +179,6 @@ impl Connection {
             return;
         }
         self.finish(slot, shared);
-        self.due = Due::Reset;
-        shared.lists.push(List::ToGuest, slot);
+        self.owe_reset(slot, shared);
     }
 }

@@ -117,8 +117,9 @@ impl<W: Wire> Core<W> {
                 if speculating.waits_for_wire() {
                     patience = patience.min(if may_transmit { FULL } else { LEASE });
                 }
-                if speculating.waits_for_guest() {
-                    patience = patience.min(BLIND_LONG);
+                // For a guest that takes nothing it waits as all that came in does.
+                if speculating.waits_for_guest() && port.inbound.has_room() {
+                    patience = patience.min(FULL);
                 }
                 if let Some(due) = speculating.due_ns() {
                     let wait = Duration::from_nanos(due.saturating_sub(monotonic_ns()));

@@ -199,6 +199,11 @@ impl<F: Frame> Inbound<F> {
         !self.burst.is_empty()
     }
 
+    /// Whether a frame that is pushed now is kept.
+    pub(super) fn has_room(&self) -> bool {
+        !self.away && self.queue.len() < self.limit
+    }
+
     /// Queues a frame, unless the queue is full or the guest away; then it is dropped, for a reason.
     pub(super) fn push(&mut self, frame: F) -> Result<(), DropReason> {
         if self.away {

@@ -257,15 +257,18 @@ struct ToGuest<'a, W: Wire> {
 
 impl<W: Wire> Sink for ToGuest<'_, W> {
     fn emit(&mut self, len: usize, _epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
+        if !self.inbound.has_room() {
+            // It waits in the engine: a reset is not asked for again by a guest that is silent.
+            return false;
+        }
         let Some(mut frame) = self.wire.alloc(len) else {
             self.counters.drops.add(DropReason::NoFrames, 1);
             return false;
         };
         write(frame.bytes_mut());
         if let Err(reason) = self.inbound.push(frame) {
-            // The guest asks again, and is answered again.
             self.counters.drops.add(reason, 1);
-            return true;
+            return false;
         }
         self.counters.events.add(PortCounter::Forged, 1);
         true

@@ -127,3 +127,27 @@ fn other_messages_are_passed() {
         assert_eq!(world.engine.handle_wire(world.now, &mut short), FromWire::Pass, "{len}");
     }
 }
+
+/// RFC 1191 §6.5: while a flow joins, what is on its way is what the guest sent itself, and the guest
+/// alone can cut it; the client leg, when it comes, cuts its segments too.
+#[test]
+fn a_message_about_what_the_guest_sent_itself_is_the_guests() {
+    let mut world = World::new();
+    world.engine.set_mode(world.now, Speculation::Hold);
+    world.open();
+    let first = Seg::data(at(0), C, &pattern(0, 1000));
+    world.guest_passes(&first);
+    world.epoch();
+    world.engine.set_mode(world.now, Speculation::On);
+    world.guest_gives(&Seg::data(at(1000), C, &pattern(1000, 1000)));
+    assert_eq!(world.flow().state, FlowState::Joining);
+    let message = too_big(&first.frame(Side::Guest), false, 600);
+    let mut passed = message.clone();
+    assert_eq!(world.engine.handle_wire(world.now, &mut passed), FromWire::Pass);
+    assert_eq!(passed, message, "its number is one that the guest knows");
+    world.epoch();
+    world.client_got();
+    world.client_sends(&Seg::ack(C, at(1000)));
+    world.transmit();
+    assert!(world.client_got().iter().all(|seen| seen.payload.len() <= 560));
+}

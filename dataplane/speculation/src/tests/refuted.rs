@@ -171,3 +171,65 @@ fn flows_without_a_place_take_no_blocks() {
     engine.discard();
     assert_eq!(engine.held_bytes(), 0);
 }
+
+/// A world whose client was given up while 2500 bytes were held.
+fn given_up() -> World {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 2500)));
+    world.epoch();
+    world.run_ms(110_000);
+    world.turn();
+    assert_eq!(world.flow().state, FlowState::Finished);
+    world
+}
+
+/// RFC 9293 §3.10.7.1, RFC 5961 §3.2: a reset can be lost, or be where the guest is not: what a guest
+/// sends that was reset is answered with a reset at the number that it names.
+#[test]
+fn a_guest_that_missed_its_reset_is_reset_again() {
+    let mut world = given_up();
+    assert_eq!(resets(&world.guest_got()), 1);
+    for segment in [Seg::ack(at(2500), C), Seg::data(at(2500), C, &[1; 100])] {
+        world.guest_gives(&segment);
+        world.turn();
+        let got = world.guest_got();
+        assert_eq!((got.len(), resets(&got), got[0].seq), (1, 1, C));
+    }
+    // The guest's own reset is answered by nobody.
+    world.guest_passes(&Seg::ack(at(2500), C).flags(RST | ACK));
+    world.turn();
+    assert_eq!(world.guest_got(), []);
+}
+
+/// SP-2: a guest that goes on from a cut has not heard a reset that was sent after it.
+#[test]
+fn a_reset_that_is_owed_survives_a_failover() {
+    let mut world = given_up();
+    world.epoch();
+    world.fail_over();
+    assert_eq!(resets(&world.guest_got()), 1);
+    world.guest_gives(&Seg::data(at(2500), C, &[1; 100]));
+    world.turn();
+    assert_eq!(resets(&world.guest_got()), 1);
+}
+
+/// A reset that finds no room in the guest's queue waits for some.
+#[test]
+fn a_reset_without_room_waits() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 2500)));
+    world.epoch();
+    while world.engine.counters().get(Event::ClientsSilent) == 0 {
+        world.now = world.engine.next_deadline().expect("a timer runs");
+        world.engine.handle_timeouts(world.now);
+        world.transmit();
+    }
+    let mut full = Frames::with_room(0);
+    world.engine.poll_guest(world.now, &mut full);
+    assert!(world.engine.waits_for_guest());
+    world.speak();
+    assert!(!world.engine.waits_for_guest());
+    assert_eq!(resets(&world.guest_got()), 1);
+}
