@@ -6,10 +6,9 @@ use holdfast_lab::capture::{Capture, Flow};
 use holdfast_lab::emulator::{Pump, Report, WireSpec};
 use holdfast_lab::expert::{Complaints, complaints};
 use holdfast_lab::netns::Namespace;
-use holdfast_lab::process::ProcessSpec;
 use holdfast_lab::requirements::{Need, can_run};
 use holdfast_lab::scratch::Scratch;
-use holdfast_lab::topology::{CLIENT_IP, LONG_WIRE, Topology, TopologyOptions, WIRE, guest_ip};
+use holdfast_lab::topology::{LONG_WIRE, Topology, TopologyOptions, WIRE, guest_ip};
 use nix::sys::eventfd::EventFd;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -179,29 +178,4 @@ fn a_line_keeps_its_rate() {
     println!("{line:.1} Mbit/s on the line");
     assert!(line < 100.0, "{line}: more than the line has");
     assert!(line > 50.0, "{line}: far less than the line has");
-}
-
-/// How much a wire without hardships carries, and at what cost: run by hand on an idle machine.
-#[test]
-#[ignore = "a measurement"]
-fn iperf3_over_a_wire_of_one_millisecond() {
-    if !can_run(&[Need::Root]) {
-        return;
-    }
-    let wire = lay(&std::env::var("WIRE").unwrap_or("delay=1ms".into()), 5);
-    let scratch = Scratch::new("iperf").expect("folders");
-    let server = ProcessSpec::new("iperf3", "iperf3", scratch.file("log"))
-        .args(["-s", "-1", "--forceflush"])
-        .namespace(&wire.topology.client)
-        .spawn();
-    let mut server = server.expect("started");
-    server.wait_for_log("listening", Duration::from_secs(10)).expect("listens");
-    let client = CLIENT_IP.to_string();
-    let said = wire.topology.a.namespace.tool("iperf3", &["-c", &client, "-t", "5", "-i", "0"]).expect("ran");
-    println!("{said}");
-    println!(
-        "processor time of this process: {}",
-        std::fs::read_to_string("/proc/self/stat").expect("a line")
-    );
-    wire.end();
 }
