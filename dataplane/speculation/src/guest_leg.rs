@@ -84,6 +84,9 @@ impl Connection {
     fn handle_guest_ack(&mut self, slot: u32, segment: &Segment, shared: &mut Shared) -> FromGuest {
         // RFC 9293 §3.8.4 has it one before SND.NXT; Linux has it one before SND.UNA.
         let behind = segment.seq + 1 == self.guest.next || segment.seq + 1 == self.guest.acked;
+        // RFC 9293 §3.10.7.4: whatever it is, its ACK and its window count.
+        self.hear_guest(segment);
+        self.adopt_at_once(slot, shared);
         if behind && self.window_is_closed() {
             // RFC 9293 §3.8.6.1: a probe of a window that is ours, answered by us.
             return self.owe_ack(slot, shared);
@@ -91,8 +94,6 @@ impl Connection {
         if behind {
             self.keepalive = Keepalive::Held(segment.seq);
         }
-        self.hear_guest(segment);
-        self.adopt_at_once(slot, shared);
         FromGuest::Pass
     }
 
@@ -167,6 +168,9 @@ impl Connection {
         let (first, last) = (segment.seq, segment.end());
         let (base, end) = (self.queue.base(), self.queue.end());
         if first.after(end) {
+            if !self.hear_unheld(slot, segment, frame, shared) {
+                return FromGuest::Taken;
+            }
             shared.count(Event::GuestGaps);
             return self.owe_ack(slot, shared);
         }
@@ -178,6 +182,9 @@ impl Connection {
             };
         let probe = segment.len <= 1 && last == end && self.guest.acked == end && !segment.has(flag::FIN);
         if probe && first.before(end) && verdict == FromGuest::Taken {
+            if !self.hear_unheld(slot, segment, frame, shared) {
+                return FromGuest::Taken;
+            }
             return self.handle_probe(slot, segment, shared);
         }
         let Some(taken) = self.hold(segment, frame, shared) else {
@@ -216,6 +223,29 @@ impl Connection {
             FromGuest::Taken if !news || !whole => self.owe_ack(slot, shared),
             FromGuest::Taken => FromGuest::Taken,
         }
+    }
+
+    /// Keeps what a segment says of the client's data (RFC 9293 §3.10.7.4), none of whose bytes are held;
+    /// false when its checksum is wrong, and it says nothing then.
+    fn hear_unheld(
+        &mut self,
+        slot: u32,
+        segment: &Segment,
+        frame: &GuestFrame<'_>,
+        shared: &mut Shared,
+    ) -> bool {
+        if frame.checksum_done {
+            let (mut sum, mut odd) = (Sum::ZERO, false);
+            let end = segment.payload_at + segment.len as usize;
+            read(frame.frame, segment.payload_at, end, |piece| sum = add_at(sum, piece, &mut odd));
+            if !sum.word(segment.header_sum(frame.head, Side::Guest).fold()).verifies() {
+                shared.count(Event::GuestChecksum);
+                return false;
+            }
+        }
+        self.hear_guest(segment);
+        self.adopt_at_once(slot, shared);
+        true
     }
 
     /// The part of a segment that was taken: what lies beyond is as if it had not been sent.

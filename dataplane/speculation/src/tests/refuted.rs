@@ -233,3 +233,52 @@ fn a_reset_without_room_waits() {
     assert!(!world.engine.waits_for_guest());
     assert_eq!(resets(&world.guest_got()), 1);
 }
+
+/// RFC 9293 §3.10.7.4: a probe of our window, with a byte or without, and a segment behind a gap may
+/// carry an ACK that the client waits for.
+#[test]
+fn what_the_guest_says_along_with_a_probe_or_behind_a_gap_reaches_the_client() {
+    for kind in 0..3 {
+        let mut world = World::of(EngineConfig { max_flows: 2, ..small() });
+        world.open();
+        let mut sent = 0u32;
+        loop {
+            let left = world.flow().window_bytes.min(1000);
+            if left == 0 || (kind == 2 && sent > 0) {
+                break;
+            }
+            world.guest_gives(&Seg::data(at(sent), C, &pattern(sent, left as usize)));
+            sent += left;
+            world.turn();
+        }
+        world.epoch();
+        world.client_sends(&Seg::data(C, at(0), &[1; 100]));
+        world.client_got();
+        let segment = match kind {
+            0 => Seg::ack(at(sent - 1), C + 100),
+            1 => Seg::data(at(sent - 1), C + 100, &[0]),
+            _ => Seg::data(at(sent + 500), C + 100, &[0; 50]),
+        };
+        world.guest_gives(&segment);
+        world.epoch();
+        let got = world.client_got();
+        assert!(got.iter().any(|seen| seen.ack == C + 100), "{kind}: the ACK was swallowed: {got:?}");
+    }
+}
+
+/// RFC 9293 §3.1: of a segment whose checksum is wrong, nothing is believed.
+#[test]
+fn a_broken_segment_behind_a_gap_says_nothing() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.client_sends(&Seg::data(C, at(0), &[1; 100]));
+    world.epoch();
+    world.client_got();
+    let mut frame = Seg::data(at(600), C + 100, &[0; 50]).frame(crate::key::Side::Guest);
+    *frame.last_mut().expect("a byte") ^= 1;
+    assert_eq!(world.guest_sends_frame(&frame, true), FromGuest::Taken);
+    assert_eq!(world.count(Event::GuestChecksum), 1);
+    world.epoch();
+    assert!(world.client_got().iter().all(|seen| seen.ack == C));
+}
