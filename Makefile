@@ -67,7 +67,7 @@ test: packages ## everything: lints, unit and integration tests, whole guests wi
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options
 	$(HOLDFAST) demo $(DEMO)
 
-soak: build guest ## RUNS=20 kills at seeded random moments, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%
+soak: build guest ## RUNS=20 kills at seeded random moments on a wire with losses, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%
 	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE))
 
 bench-quick: build guest ## pause, commit latency and throughput, as ratios taken in one run

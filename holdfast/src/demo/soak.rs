@@ -16,8 +16,8 @@ pub(crate) struct SoakOptions {
     /// What is done with the guest's output.
     #[arg(long, value_enum, default_value_t = Mode::Speculative)]
     pub(crate) mode: Mode,
-    /// The wire between the hosts and the client, such as "delay=2ms,loss=1%"; a plain cable without it.
-    #[arg(long, value_name = "WORDS", default_value = "")]
+    /// The wire between the hosts and the client; "" for a plain cable.
+    #[arg(long, value_name = "WORDS", default_value = "delay=1ms,loss=0.2%")]
     pub(crate) wire: WireSpec,
     /// Seed of the first run; the next runs count up from it.
     #[arg(long, default_value_t = 1)]
