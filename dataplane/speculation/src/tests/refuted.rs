@@ -282,3 +282,59 @@ fn a_broken_segment_behind_a_gap_says_nothing() {
     world.epoch();
     assert!(world.client_got().iter().all(|seen| seen.ack == C));
 }
+
+fn flood(world: &mut World, ports: std::ops::Range<u16>) {
+    for port in ports {
+        let syn = Seg::ack(CLIENT_ISS, 0).flags(SYN).window(60000).options(&SYN_OPTIONS);
+        world.client_sends(&syn.ports(80, port));
+    }
+}
+
+fn speculating(world: &World) -> usize {
+    world.engine.flows().filter(|flow| flow.state == FlowState::Speculating).count()
+}
+
+/// RFC 4987 §3.2 (a bound on half-open connections): SYNs of strangers take no place of a connection
+/// as long as others have one.
+#[test]
+fn a_flood_of_syns_takes_no_speculation_away() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.epoch();
+    world.client_sends(&Seg::ack(C, at(100)));
+    world.epoch();
+    flood(&mut world, 1000..1200);
+    assert_eq!(speculating(&world), 1);
+    // And of idle ones no more than a share.
+    let mut world = many(config(), 64, 100);
+    world.commit_all();
+    (0..64).for_each(|n| drop(world.client_sends(&Seg::ack(C, at(100)).ports(80, 1000 + n))));
+    world.epoch();
+    flood(&mut world, 2000..2200);
+    assert_eq!(speculating(&world), 64 - 64 / 4);
+}
+
+/// When the table is full a handshake goes first, and connections that must stay hide none that need not.
+#[test]
+fn a_full_table_is_searched_beyond_the_flows_that_must_stay() {
+    let mut world = many(EngineConfig { max_flows: 40, ..config() }, 39, 100);
+    world.commit_all();
+    // The youngest alone has nothing to lose.
+    let last = Seg::ack(C, at(100)).ports(80, 1038);
+    world.client_sends(&last);
+    world.epoch();
+    flood(&mut world, 2000..2001);
+    assert_eq!(world.engine.known_flows(), 40);
+    // The handshake is completed: the table is full of connections.
+    let syn = |seq, ack| Seg::ack(seq, ack).window(60000).options(&SYN_OPTIONS).ports(80, 2000);
+    world.guest_passes(&syn(GUEST_ISS, C).flags(SYN | ACK));
+    world.client_sends(&Seg::ack(C, G).ports(80, 2000));
+    world.turn();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)).ports(80, 2000));
+    world.turn();
+    assert_eq!(speculating(&world), 40);
+    flood(&mut world, 3000..3004);
+    assert_eq!(speculating(&world), 39, "one that had nothing to lose made place");
+    assert_eq!(world.count(Event::FlowsEvicted), 4 - world.count(Event::FlowsUnplaced));
+}
