@@ -198,6 +198,8 @@ pub(crate) struct Connection {
     /// The guest's end was reset, or is to be. The reset may be lost, or undone by a failover: whatever
     /// the guest still sends is answered with another.
     pub(crate) forsaken: bool,
+    /// While it is resetting: when the client has had its time for the bytes before the reset.
+    pub(crate) patience: Option<Time>,
     pub(crate) keepalive: Keepalive,
     /// Bytes that may be held of it now.
     pub(crate) budget: u32,
@@ -272,6 +274,7 @@ impl Connection {
             leg: None,
             due: Due::Nothing,
             forsaken: false,
+            patience: None,
             keepalive: Keepalive::None,
             budget: shared.initial_window,
             peak: 0,

@@ -232,6 +232,7 @@ impl Connection {
             // The guest is the one of the cut: it may not have heard it.
             due: if record.forsaken { Due::Reset } else { Due::Nothing },
             forsaken: record.forsaken,
+            patience: None,
             keepalive: Keepalive::None,
             budget: record.held().max(shared.initial_window),
             peak: record.held(),

@@ -3,7 +3,7 @@
 //! OC-1: bytes, and what the guest said of the client's data, are those of committed epochs.
 
 use crate::boundary::Sink;
-use crate::client_leg::{Kind, TimeoutOutcome, Transmit};
+use crate::client_leg::{Kind, R2, TimeoutOutcome, Transmit};
 use crate::connection::{Connection, Phase, newer};
 use crate::counters::Event;
 use crate::emission::{self, Fields};
@@ -150,6 +150,16 @@ impl Connection {
     /// A deadline of the client leg has come; true when the client was silent for too long.
     pub(crate) fn handle_timeout(&mut self, now: Time, slot: u32, shared: &mut Shared) -> bool {
         let Some(leg) = &mut self.leg else { return false };
+        if self.phase == Phase::Resetting && !leg.is_silent() {
+            // RB-1: nobody waits for these bytes but the client, which may pin them with a closed window
+            // for ever (RFC 9293 §3.8.6.1 asks for patience with a guest behind it).
+            let end = *self.patience.get_or_insert(now + R2);
+            if end <= now {
+                leg.clear(&mut shared.log);
+                return true;
+            }
+            shared.timers.wake(slot, end);
+        }
         let outcome = match leg.next_deadline() {
             Some(due) if due <= now => leg.handle_timeout(now, &mut shared.log),
             _ => TimeoutOutcome::Nothing,

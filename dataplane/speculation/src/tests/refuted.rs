@@ -338,3 +338,31 @@ fn a_full_table_is_searched_beyond_the_flows_that_must_stay() {
     assert_eq!(speculating(&world), 39, "one that had nothing to lose made place");
     assert_eq!(world.count(Event::FlowsEvicted), 4 - world.count(Event::FlowsUnplaced));
 }
+
+/// RB-1: a client that keeps its window closed pins the bytes of a guest that is gone for R2, not for
+/// ever (RFC 9293 §3.8.3).
+#[test]
+fn a_client_pins_no_bytes_behind_a_guest_that_has_reset() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 8000)));
+    world.epoch();
+    world.client_sends(&Seg::ack(C, at(0)).window(0));
+    world.guest_gives(&Seg::ack(at(8000), C).flags(RST | ACK));
+    world.epoch();
+    world.client_got();
+    let mut got = Vec::new();
+    for _ in 0..200 {
+        world.run_ms(1000);
+        got = world.client_got();
+        if resets(&got) > 0 {
+            break;
+        }
+        if !got.is_empty() {
+            world.client_sends(&Seg::ack(C, at(0)).window(0));
+        }
+    }
+    assert_eq!(world.engine.held_bytes(), 0);
+    // RFC 5961 §3.2: the reset is where the client is.
+    assert_eq!(got.iter().find(|seen| seen.flags & RST != 0).expect("a reset").seq, at(0));
+}
