@@ -14,6 +14,7 @@ use crate::seq::SeqNum;
 use crate::shared::Shared;
 use crate::store::Reader;
 use crate::time::Time;
+use crate::wire_leg::scaled_for;
 use holdfast_packet::headers::flag;
 
 /// One frame for the client.
@@ -37,7 +38,7 @@ impl Connection {
         if self.reset_is_due() {
             return Some(Outgoing::Reset);
         }
-        self.ack_is_due().then_some(Outgoing::Ack)
+        (self.challenged || self.ack_is_due()).then_some(Outgoing::Ack)
     }
 
     /// RST leaves after its commit, and after the bytes before it are confirmed.
@@ -64,7 +65,7 @@ impl Connection {
     ) -> bool {
         let Some(voice) = self.cleared.voice else { return true };
         let Some((fields, seq, len)) = self.fields(outgoing, &voice, shared) else { return true };
-        let pattern = self.guest.pattern;
+        let pattern = self.cleared.pattern;
         let frame_len = emission::frame_len(&pattern, key, &fields, len as usize);
         let Self { queue, cleared, .. } = self;
         // OC-1: nothing at or beyond what was committed leaves.
@@ -90,11 +91,16 @@ impl Connection {
     ) -> Option<(Fields, SeqNum, u32)> {
         let next = self.next_to_client();
         let said = self.client.said;
+        // An ACK that was told before goes with the window that was told with it.
+        let window = match said {
+            Some(said) if voice.ack.before(said.ack) => scaled_for(said, self.negotiated.guest_scale.shift()),
+            _ => voice.window,
+        };
         let mut fields = Fields {
             seq: next,
             ack: Some(said.map_or(voice.ack, |said| said.ack.later(voice.ack))),
             flags: if voice.ece && self.negotiated.ecn { flag::ECE } else { 0 },
-            window: voice.window,
+            window,
             timestamps: self.negotiated.timestamps.then_some((
                 // Never ahead of the newest committed TSval, never behind one that was sent.
                 said.map_or(voice.tsval, |said| newer(said.tsval, voice.tsval)),
@@ -139,7 +145,10 @@ impl Connection {
                 shared.counters.add(Event::LegBytes, u64::from(len));
             }
             Outgoing::Segment(_) => shared.count(Event::LegRepeats),
-            Outgoing::Ack => shared.count(Event::LegAcks),
+            Outgoing::Ack => {
+                self.challenged = false;
+                shared.count(Event::LegAcks);
+            }
             Outgoing::Reset => shared.count(Event::LegResets),
         }
         if let Some(ack) = fields.ack {

@@ -366,3 +366,62 @@ fn a_client_pins_no_bytes_behind_a_guest_that_has_reset() {
     // RFC 5961 §3.2: the reset is where the client is.
     assert_eq!(got.iter().find(|seen| seen.flags & RST != 0).expect("a reset").seq, at(0));
 }
+
+/// OC-1: what a frame of a committed epoch looks like is of that epoch too.
+#[test]
+fn frames_look_as_the_guests_did_when_their_epoch_was_cut() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.seal();
+    let mut frame = Seg::data(at(100), C, &pattern(100, 100)).frame(crate::key::Side::Guest);
+    // Another station: the guest's link address has changed.
+    frame[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    assert_eq!(world.guest_sends_frame(&frame, true), FromGuest::Taken);
+    let (epoch, state, stream) = world.sealed.remove(0);
+    world.ledger.apply(&state, &stream).expect("an epoch");
+    world.engine.commit(world.now, epoch);
+    let mut sink = Frames::with_room(10);
+    world.engine.poll_wire(world.now, 10, &mut sink);
+    assert_eq!(sink.taken.len(), 1);
+    assert_ne!(sink.taken[0].1[6..12], [2, 9, 9, 9, 9, 9]);
+}
+
+/// RFC 5961 §4: a SYN for a connection whose reset waits for the bytes before it is challenged.
+#[test]
+fn a_syn_for_a_flow_that_is_resetting_is_challenged() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.guest_gives(&Seg::ack(at(100), C).flags(RST | ACK));
+    world.epoch();
+    world.client_got();
+    world.client_sends(&Seg::ack(777, 0).flags(SYN).options(&SYN_OPTIONS));
+    world.transmit();
+    let got = world.client_got();
+    assert_eq!(got.len(), 1, "{got:?}");
+    assert_eq!((got[0].flags, got[0].seq, got[0].ack), (ACK, at(100), C));
+}
+
+/// RFC 9293 §3.8.6: an ACK that left before goes with the window that was told with it, also when more
+/// epochs wait than there are marks.
+#[test]
+fn a_later_ack_is_not_told_with_an_older_window() {
+    let mut world = World::new();
+    world.open();
+    world.client_sends(&Seg::data(C, at(0), &[1; 100]));
+    for k in 0..10 {
+        world.guest_gives(&Seg::data(at(k * 100), C, &pattern(k * 100, 100)));
+        if k == 8 {
+            world.guest_passes(&Seg::ack(at(900), C + 100).window(499));
+        }
+        world.seal();
+    }
+    (0..9).for_each(|_| world.commit());
+    world.client_got();
+    world.run_ms(2000);
+    let got = world.client_got();
+    assert!(!got.is_empty());
+    // 500 would be a window that was told with C.
+    assert!(got.iter().all(|seen| (seen.ack, seen.window) == (C + 100, 499)), "{got:?}");
+}
