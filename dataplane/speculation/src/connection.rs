@@ -148,6 +148,8 @@ pub(crate) struct Cleared {
     pub(crate) fin: bool,
     pub(crate) reset: bool,
     pub(crate) voice: Option<Voice>,
+    /// What the guest's frames looked like.
+    pub(crate) pattern: Pattern,
     /// The newest epoch that had a part in this; none while nothing is held back.
     pub(crate) epoch: Option<EpochId>,
 }
@@ -198,6 +200,10 @@ pub(crate) struct Connection {
     /// The guest's end was reset, or is to be. The reset may be lost, or undone by a failover: whatever
     /// the guest still sends is answered with another.
     pub(crate) forsaken: bool,
+    /// While it is resetting: when the client has had its time for the bytes before the reset.
+    pub(crate) patience: Option<Time>,
+    /// The client is to be told where the connection is (RFC 5961 §4).
+    pub(crate) challenged: bool,
     pub(crate) keepalive: Keepalive,
     /// Bytes that may be held of it now.
     pub(crate) budget: u32,
@@ -267,11 +273,20 @@ impl Connection {
             streamed: first,
             passed: first,
             fin: false,
-            cleared: Cleared { end: first, fin: false, reset: false, voice: None, epoch: None },
+            cleared: Cleared {
+                end: first,
+                fin: false,
+                reset: false,
+                voice: None,
+                pattern: guest.pattern,
+                epoch: None,
+            },
             marks: Marks::new(),
             leg: None,
             due: Due::Nothing,
             forsaken: false,
+            patience: None,
+            challenged: false,
             keepalive: Keepalive::None,
             budget: shared.initial_window,
             peak: 0,
@@ -308,7 +323,7 @@ impl Connection {
         self.passed = base;
         self.budget = promised.max(shared.initial_window);
         let voice = self.cleared.voice;
-        self.cleared = Cleared { end: base, fin: false, reset: false, voice, epoch: self.cleared.epoch };
+        self.cleared = Cleared { end: base, fin: false, reset: false, voice, ..self.cleared };
         self.marks.clear();
         self.keepalive = Keepalive::None;
         self.due = Due::Nothing;
@@ -356,6 +371,7 @@ impl Connection {
             fin: self.fin && whole,
             reset: self.phase == Phase::Resetting && whole,
             voice: self.guest.voice,
+            pattern: self.guest.pattern,
         }
     }
 
@@ -365,6 +381,7 @@ impl Connection {
         self.cleared.fin |= mark.fin;
         self.cleared.reset |= mark.reset;
         self.cleared.voice = Some(mark.voice);
+        self.cleared.pattern = mark.pattern;
         self.cleared.epoch = epoch;
         if let Some(leg) = &mut self.leg {
             if self.cleared.end.after(leg.end()) {
@@ -388,6 +405,7 @@ impl Connection {
             fin: self.fin,
             reset: self.phase == Phase::Resetting,
             voice: self.guest.voice,
+            pattern: self.guest.pattern,
         };
         self.clear(slot, &mark, None, shared);
     }

@@ -42,6 +42,19 @@ pub(crate) struct Fields {
 }
 
 impl Pattern {
+    /// Of no frame.
+    pub(crate) fn none() -> Self {
+        Self {
+            destination: Mac([0; 6]),
+            source: Mac([0; 6]),
+            tags: Tags::default(),
+            hops: 0,
+            service: 0,
+            label: 0,
+            whole: false,
+        }
+    }
+
     /// The pattern of a segment.
     pub(crate) fn of(segment: &Segment) -> Self {
         let (hops, service, label, whole) = match segment.network {

@@ -54,6 +54,9 @@ const STARVED_A_POLL: usize = 32;
 /// Flows that are looked at for one to forget.
 const CANDIDATES: usize = 16;
 
+/// Handshakes under way take places of connections up to one of so many: SYNs of strangers cost no more.
+const OPENING_SHARE: usize = 4;
+
 /// Bytes of a record of a sent segment, about.
 const RECORD_BYTES: usize = 64;
 
@@ -109,6 +112,8 @@ pub enum Speculation {
 pub struct Engine {
     pub(crate) table: Table,
     pub(crate) shared: Shared,
+    /// Handshakes under way.
+    openings: usize,
     /// A segment that the client leg gave away and the sink had no room for.
     waiting: Option<Waiting>,
 }
@@ -125,7 +130,7 @@ impl Engine {
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
         let shared = Shared::new(&config);
-        Self { table: Table::new(config.max_flows, config.seed), shared, waiting: None }
+        Self { table: Table::new(config.max_flows, config.seed), shared, openings: 0, waiting: None }
     }
 
     /// Bytes of memory that an engine of this configuration takes.
@@ -524,30 +529,50 @@ impl Engine {
 
     /// Puts a new flow into the table, in the place of a dispensable one if it is full.
     fn place(&mut self, key: FlowKey, flow: Flow) -> Option<u32> {
+        let is_opening = matches!(flow, Flow::Opening(_));
         if self.table.len() == self.table.capacity() {
             self.evict();
         }
         let slot = self.table.insert(key, flow)?;
         self.shared.lists.push(List::Age, slot);
+        if is_opening {
+            self.shared.lists.push(List::Opening, slot);
+            self.openings += 1;
+        }
         Some(slot)
     }
 
-    /// Forgets one of the flows that were longest without a segment, if the world loses nothing by it.
+    /// Forgets the oldest handshake under way, if they have their share, or else one of the flows that
+    /// were longest without a segment, if the world loses nothing by it; those that must stay are looked
+    /// at last the next time.
     fn evict(&mut self) {
-        let mut at = self.shared.lists.first(List::Age);
-        for _ in 0..CANDIDATES {
-            let Some(slot) = at else { return };
-            let dispensable = match &self.table.entry(slot).flow {
-                Flow::Opening(_) | Flow::Vacant => true,
-                Flow::Connection(connection) => connection.is_dispensable(),
-            };
-            if dispensable {
-                self.remove(slot);
-                self.shared.count(Event::FlowsEvicted);
-                return;
-            }
-            at = self.shared.lists.after(List::Age, slot);
+        let share = self.table.capacity().div_ceil(OPENING_SHARE);
+        let found = match self.openings >= share {
+            true => None,
+            false => self.dispensable(),
+        };
+        if let Some(slot) = found.or(self.shared.lists.first(List::Opening)) {
+            self.remove(slot);
+            self.shared.count(Event::FlowsEvicted);
         }
+    }
+
+    fn dispensable(&mut self) -> Option<u32> {
+        for _ in 0..CANDIDATES {
+            let slot = self.shared.lists.first(List::Age)?;
+            if self.table.connection(slot).is_none_or(Connection::is_dispensable) {
+                return Some(slot);
+            }
+            self.shared.lists.remove(List::Age, slot);
+            self.shared.lists.push(List::Age, slot);
+        }
+        None
+    }
+
+    /// A handshake is not under way any more.
+    fn is_opened(&mut self, slot: u32) {
+        self.shared.lists.remove(List::Opening, slot);
+        self.openings -= 1;
     }
 
     /// Makes a connection of a handshake that this segment completes; forgets one that it ends.
@@ -565,6 +590,7 @@ impl Engine {
             self.shared.count(Event::FlowsIneligible);
         }
         self.table.entry_mut(slot).flow = Flow::Connection(connection);
+        self.is_opened(slot);
         self.shared.lists.push(List::Changed, slot);
     }
 
@@ -572,6 +598,8 @@ impl Engine {
     pub(crate) fn remove(&mut self, slot: u32) {
         if let Some((_, connection)) = self.table.connection_mut(slot) {
             connection.let_go(slot, &mut self.shared);
+        } else if matches!(self.table.entry(slot).flow, Flow::Opening(_)) {
+            self.is_opened(slot);
         }
         self.shared.forget(slot);
         if self.table.entry(slot).replicated {

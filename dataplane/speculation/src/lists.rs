@@ -20,9 +20,11 @@ pub(crate) enum List {
     Starved,
     /// All flows, the one that was longest without a segment first.
     Age,
+    /// Flows whose handshake is under way, the oldest first.
+    Opening,
 }
 
-const LISTS: usize = 7;
+const LISTS: usize = 8;
 
 #[derive(Clone, Copy, Debug)]
 struct Link {

@@ -1,5 +1,6 @@
 //! What each epoch that is not committed yet adds to a flow.
 
+use crate::emission::Pattern;
 use crate::seq::SeqNum;
 use crate::window::Scaled;
 use holdfast_epoch::EpochId;
@@ -29,6 +30,8 @@ pub(crate) struct Mark {
     /// The guest has reset the flow.
     pub(crate) reset: bool,
     pub(crate) voice: Voice,
+    /// What its frames looked like.
+    pub(crate) pattern: Pattern,
 }
 
 /// The marks of a flow, oldest first.
@@ -48,6 +51,7 @@ impl Marks {
             fin: false,
             reset: false,
             voice: Voice::default(),
+            pattern: Pattern::none(),
         };
         Self { ring: [mark; MARKS], first: 0, len: 0 }
     }
@@ -102,6 +106,7 @@ mod tests {
             fin: false,
             reset: false,
             voice: Voice::default(),
+            pattern: Pattern::none(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! OC-1: bytes, and what the guest said of the client's data, are those of committed epochs.
 
 use crate::boundary::Sink;
-use crate::client_leg::{Kind, TimeoutOutcome, Transmit};
+use crate::client_leg::{Kind, R2, TimeoutOutcome, Transmit};
 use crate::connection::{Connection, Phase, newer};
 use crate::counters::Event;
 use crate::emission::{self, Fields};
@@ -14,6 +14,7 @@ use crate::seq::SeqNum;
 use crate::shared::Shared;
 use crate::store::Reader;
 use crate::time::Time;
+use crate::wire_leg::scaled_for;
 use holdfast_packet::headers::flag;
 
 /// One frame for the client.
@@ -37,7 +38,7 @@ impl Connection {
         if self.reset_is_due() {
             return Some(Outgoing::Reset);
         }
-        self.ack_is_due().then_some(Outgoing::Ack)
+        (self.challenged || self.ack_is_due()).then_some(Outgoing::Ack)
     }
 
     /// RST leaves after its commit, and after the bytes before it are confirmed.
@@ -64,7 +65,7 @@ impl Connection {
     ) -> bool {
         let Some(voice) = self.cleared.voice else { return true };
         let Some((fields, seq, len)) = self.fields(outgoing, &voice, shared) else { return true };
-        let pattern = self.guest.pattern;
+        let pattern = self.cleared.pattern;
         let frame_len = emission::frame_len(&pattern, key, &fields, len as usize);
         let Self { queue, cleared, .. } = self;
         // OC-1: nothing at or beyond what was committed leaves.
@@ -90,11 +91,16 @@ impl Connection {
     ) -> Option<(Fields, SeqNum, u32)> {
         let next = self.next_to_client();
         let said = self.client.said;
+        // An ACK that was told before goes with the window that was told with it.
+        let window = match said {
+            Some(said) if voice.ack.before(said.ack) => scaled_for(said, self.negotiated.guest_scale.shift()),
+            _ => voice.window,
+        };
         let mut fields = Fields {
             seq: next,
             ack: Some(said.map_or(voice.ack, |said| said.ack.later(voice.ack))),
             flags: if voice.ece && self.negotiated.ecn { flag::ECE } else { 0 },
-            window: voice.window,
+            window,
             timestamps: self.negotiated.timestamps.then_some((
                 // Never ahead of the newest committed TSval, never behind one that was sent.
                 said.map_or(voice.tsval, |said| newer(said.tsval, voice.tsval)),
@@ -139,7 +145,10 @@ impl Connection {
                 shared.counters.add(Event::LegBytes, u64::from(len));
             }
             Outgoing::Segment(_) => shared.count(Event::LegRepeats),
-            Outgoing::Ack => shared.count(Event::LegAcks),
+            Outgoing::Ack => {
+                self.challenged = false;
+                shared.count(Event::LegAcks);
+            }
             Outgoing::Reset => shared.count(Event::LegResets),
         }
         if let Some(ack) = fields.ack {
@@ -150,6 +159,16 @@ impl Connection {
     /// A deadline of the client leg has come; true when the client was silent for too long.
     pub(crate) fn handle_timeout(&mut self, now: Time, slot: u32, shared: &mut Shared) -> bool {
         let Some(leg) = &mut self.leg else { return false };
+        if self.phase == Phase::Resetting && !leg.is_silent() {
+            // RB-1: nobody waits for these bytes but the client, which may pin them with a closed window
+            // for ever (RFC 9293 §3.8.6.1 asks for patience with a guest behind it).
+            let end = *self.patience.get_or_insert(now + R2);
+            if end <= now {
+                leg.clear(&mut shared.log);
+                return true;
+            }
+            shared.timers.wake(slot, end);
+        }
         let outcome = match leg.next_deadline() {
             Some(due) if due <= now => leg.handle_timeout(now, &mut shared.log),
             _ => TimeoutOutcome::Nothing,

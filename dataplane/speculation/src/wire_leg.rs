@@ -53,6 +53,11 @@ impl Connection {
         }
         // A SYN is for the guest to judge (RFC 5961 §4), and so is what has no ACK.
         if segment.has(flag::SYN) || !segment.has(flag::ACK) {
+            if self.phase == Phase::Resetting && segment.has(flag::SYN) {
+                // Nobody is there to judge it: a challenge ACK, one a poll at most (RFC 5961 §4, §7).
+                self.challenged = true;
+                shared.lists.push(List::ToClient, slot);
+            }
             return self.unless_resetting(shared);
         }
         if !self.is_in_window(segment) {
@@ -444,6 +449,6 @@ impl Connection {
 }
 
 /// The window that an edge told before makes with the ACK told before.
-fn scaled_for(said: Said, shift: u8) -> Scaled {
+pub(crate) fn scaled_for(said: Said, shift: u8) -> Scaled {
     Scaled((said.edge.bytes_since(said.ack) >> shift).min(u32::from(u16::MAX)) as u16)
 }

@@ -46,6 +46,7 @@ use std::time::Duration;
 use crate::SeqNum;
 
 pub use congestion::Congestion;
+pub(crate) use sender::R2;
 pub use sender::Sender;
 pub use sent_log::SentLog;
 

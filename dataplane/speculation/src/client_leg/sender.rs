@@ -18,7 +18,7 @@ use super::{SenderConfig, SenderReport, SenderState, TimeoutOutcome};
 use crate::{SeqNum, Time};
 
 /// R2 (RFC 9293 §3.8.3): at least 100 s.
-pub(super) const R2: Duration = Duration::from_secs(100);
+pub(crate) const R2: Duration = Duration::from_secs(100);
 /// The least segment: an IPv4 link's least MTU of 68 bytes (RFC 791) less headers and timestamps.
 const MIN_MSS: u16 = 16;
 
@@ -175,6 +175,11 @@ impl Sender {
         self.board.clear(log);
         self.timers.stop_all();
         self.silent = true;
+    }
+
+    /// Whether it sends nothing any more: it was cleared, or its client given up.
+    pub(crate) const fn is_silent(&self) -> bool {
+        self.silent
     }
 
     /// SND.UNA: the first byte that the client has not confirmed.

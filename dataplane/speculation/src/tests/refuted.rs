@@ -282,3 +282,146 @@ fn a_broken_segment_behind_a_gap_says_nothing() {
     world.epoch();
     assert!(world.client_got().iter().all(|seen| seen.ack == C));
 }
+
+fn flood(world: &mut World, ports: std::ops::Range<u16>) {
+    for port in ports {
+        let syn = Seg::ack(CLIENT_ISS, 0).flags(SYN).window(60000).options(&SYN_OPTIONS);
+        world.client_sends(&syn.ports(80, port));
+    }
+}
+
+fn speculating(world: &World) -> usize {
+    world.engine.flows().filter(|flow| flow.state == FlowState::Speculating).count()
+}
+
+/// RFC 4987 §3.2 (a bound on half-open connections): SYNs of strangers take no place of a connection
+/// as long as others have one.
+#[test]
+fn a_flood_of_syns_takes_no_speculation_away() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.epoch();
+    world.client_sends(&Seg::ack(C, at(100)));
+    world.epoch();
+    flood(&mut world, 1000..1200);
+    assert_eq!(speculating(&world), 1);
+    // And of idle ones no more than a share.
+    let mut world = many(config(), 64, 100);
+    world.commit_all();
+    (0..64).for_each(|n| drop(world.client_sends(&Seg::ack(C, at(100)).ports(80, 1000 + n))));
+    world.epoch();
+    flood(&mut world, 2000..2200);
+    assert_eq!(speculating(&world), 64 - 64 / 4);
+}
+
+/// When the table is full a handshake goes first, and connections that must stay hide none that need not.
+#[test]
+fn a_full_table_is_searched_beyond_the_flows_that_must_stay() {
+    let mut world = many(EngineConfig { max_flows: 40, ..config() }, 39, 100);
+    world.commit_all();
+    // The youngest alone has nothing to lose.
+    let last = Seg::ack(C, at(100)).ports(80, 1038);
+    world.client_sends(&last);
+    world.epoch();
+    flood(&mut world, 2000..2001);
+    assert_eq!(world.engine.known_flows(), 40);
+    // The handshake is completed: the table is full of connections.
+    let syn = |seq, ack| Seg::ack(seq, ack).window(60000).options(&SYN_OPTIONS).ports(80, 2000);
+    world.guest_passes(&syn(GUEST_ISS, C).flags(SYN | ACK));
+    world.client_sends(&Seg::ack(C, G).ports(80, 2000));
+    world.turn();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)).ports(80, 2000));
+    world.turn();
+    assert_eq!(speculating(&world), 40);
+    flood(&mut world, 3000..3004);
+    assert_eq!(speculating(&world), 39, "one that had nothing to lose made place");
+    assert_eq!(world.count(Event::FlowsEvicted), 4 - world.count(Event::FlowsUnplaced));
+}
+
+/// RB-1: a client that keeps its window closed pins the bytes of a guest that is gone for R2, not for
+/// ever (RFC 9293 §3.8.3).
+#[test]
+fn a_client_pins_no_bytes_behind_a_guest_that_has_reset() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 8000)));
+    world.epoch();
+    world.client_sends(&Seg::ack(C, at(0)).window(0));
+    world.guest_gives(&Seg::ack(at(8000), C).flags(RST | ACK));
+    world.epoch();
+    world.client_got();
+    let mut got = Vec::new();
+    for _ in 0..200 {
+        world.run_ms(1000);
+        got = world.client_got();
+        if resets(&got) > 0 {
+            break;
+        }
+        if !got.is_empty() {
+            world.client_sends(&Seg::ack(C, at(0)).window(0));
+        }
+    }
+    assert_eq!(world.engine.held_bytes(), 0);
+    // RFC 5961 §3.2: the reset is where the client is.
+    assert_eq!(got.iter().find(|seen| seen.flags & RST != 0).expect("a reset").seq, at(0));
+}
+
+/// OC-1: what a frame of a committed epoch looks like is of that epoch too.
+#[test]
+fn frames_look_as_the_guests_did_when_their_epoch_was_cut() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.seal();
+    let mut frame = Seg::data(at(100), C, &pattern(100, 100)).frame(crate::key::Side::Guest);
+    // Another station: the guest's link address has changed.
+    frame[6..12].copy_from_slice(&[2, 9, 9, 9, 9, 9]);
+    assert_eq!(world.guest_sends_frame(&frame, true), FromGuest::Taken);
+    let (epoch, state, stream) = world.sealed.remove(0);
+    world.ledger.apply(&state, &stream).expect("an epoch");
+    world.engine.commit(world.now, epoch);
+    let mut sink = Frames::with_room(10);
+    world.engine.poll_wire(world.now, 10, &mut sink);
+    assert_eq!(sink.taken.len(), 1);
+    assert_ne!(sink.taken[0].1[6..12], [2, 9, 9, 9, 9, 9]);
+}
+
+/// RFC 5961 §4: a SYN for a connection whose reset waits for the bytes before it is challenged.
+#[test]
+fn a_syn_for_a_flow_that_is_resetting_is_challenged() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.guest_gives(&Seg::ack(at(100), C).flags(RST | ACK));
+    world.epoch();
+    world.client_got();
+    world.client_sends(&Seg::ack(777, 0).flags(SYN).options(&SYN_OPTIONS));
+    world.transmit();
+    let got = world.client_got();
+    assert_eq!(got.len(), 1, "{got:?}");
+    assert_eq!((got[0].flags, got[0].seq, got[0].ack), (ACK, at(100), C));
+}
+
+/// RFC 9293 §3.8.6: an ACK that left before goes with the window that was told with it, also when more
+/// epochs wait than there are marks.
+#[test]
+fn a_later_ack_is_not_told_with_an_older_window() {
+    let mut world = World::new();
+    world.open();
+    world.client_sends(&Seg::data(C, at(0), &[1; 100]));
+    for k in 0..10 {
+        world.guest_gives(&Seg::data(at(k * 100), C, &pattern(k * 100, 100)));
+        if k == 8 {
+            world.guest_passes(&Seg::ack(at(900), C + 100).window(499));
+        }
+        world.seal();
+    }
+    (0..9).for_each(|_| world.commit());
+    world.client_got();
+    world.run_ms(2000);
+    let got = world.client_got();
+    assert!(!got.is_empty());
+    // 500 would be a window that was told with C.
+    assert!(got.iter().all(|seen| (seen.ack, seen.window) == (C + 100, 499)), "{got:?}");
+}
