@@ -10,4 +10,5 @@ mod histories;
 mod icmp;
 mod life;
 mod robustness;
+mod simulated;
 mod world;
