@@ -243,8 +243,11 @@ impl Connection {
                 return false;
             }
         }
-        self.hear_guest(segment);
-        self.adopt_at_once(slot, shared);
+        // A window alone is told with the next bytes, unless the client waits for it.
+        if segment.ack.after(self.guest.voice.ack) || self.guest.voice.window.0 == 0 {
+            self.hear_guest(segment);
+            self.adopt_at_once(slot, shared);
+        }
         true
     }
 
