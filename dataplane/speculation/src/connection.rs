@@ -39,7 +39,7 @@ const LEAST_MSS: u16 = 64;
 
 /// How far beyond its window a guest that is passed through may be heard: a probe, a FIN, and what our
 /// view of a window that opens may miss.
-const BEYOND_WINDOW: u32 = 1 << 16;
+pub(crate) const BEYOND_WINDOW: u32 = 1 << 16;
 
 /// What was agreed on in the handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

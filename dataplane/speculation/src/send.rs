@@ -38,7 +38,9 @@ impl Connection {
         if self.reset_is_due() {
             return Some(Outgoing::Reset);
         }
-        (self.challenged || self.ack_is_due()).then_some(Outgoing::Ack)
+        // OC-1: no number that was not committed. Where bytes were given up, that is where they end.
+        let sayable = !self.next_to_client().after(self.cleared.end);
+        (sayable && (self.challenged || self.ack_is_due())).then_some(Outgoing::Ack)
     }
 
     /// RST leaves after its commit, and after the bytes before it are confirmed.
@@ -128,12 +130,12 @@ impl Connection {
                 fields.ect = transmit.ect;
                 Some((fields, seq, end.bytes_since(seq)))
             }
-            Outgoing::Ack => Some((fields, self.queue.base(), 0)),
+            Outgoing::Ack => Some((fields, next, 0)),
             Outgoing::Reset => {
                 // RFC 5961 §3.2: exactly the client's RCV.NXT, which is what it confirmed.
                 fields.seq = self.leg.as_ref().map_or(next, crate::client_leg::Sender::unacked);
                 fields.flags |= flag::RST;
-                Some((fields, self.queue.base(), 0))
+                Some((fields, fields.seq, 0))
             }
         }
     }

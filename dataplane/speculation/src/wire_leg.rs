@@ -3,7 +3,7 @@
 
 use crate::boundary::FromWire;
 use crate::client_leg::{ClientAck, Progress, Sender};
-use crate::connection::{Connection, Due, GuestEnd, Keepalive, Phase, Said};
+use crate::connection::{BEYOND_WINDOW, Connection, Due, GuestEnd, Keepalive, Phase, Said};
 use crate::counters::Event;
 use crate::emission::Pattern;
 use crate::key::Side;
@@ -54,8 +54,9 @@ impl Connection {
         // A SYN is for the guest to judge (RFC 5961 §4), and so is what has no ACK.
         if segment.has(flag::SYN) || !segment.has(flag::ACK) {
             if self.phase == Phase::Resetting && segment.has(flag::SYN) {
-                // Nobody is there to judge it: a challenge ACK, one a poll at most (RFC 5961 §4, §7).
-                self.challenged = true;
+                // Nobody is there to judge it: a challenge ACK, one a poll at most (RFC 5961 §4, §7). OC-1:
+                // before the first commit there is nothing that it could say.
+                self.challenged = self.leg.is_some();
                 shared.lists.push(List::ToClient, slot);
             }
             return self.unless_resetting(shared);
@@ -98,11 +99,13 @@ impl Connection {
             return;
         }
         let sensible = segment.flags & (flag::SYN | flag::ACK) == flag::ACK && self.is_in_window(segment);
-        if !sensible || (segment.ack.after(self.guest.next) && !self.barred) {
+        // The guest may have sent more than was seen of it, in fragments, but not far beyond its window:
+        // a client that confirms more is not believed (RB-1).
+        let most = if self.barred { self.guest.edge + BEYOND_WINDOW } else { self.guest.next };
+        if !sensible || segment.ack.after(most.later(self.guest.next)) {
             return;
         }
         let fresh = self.is_fresh(segment);
-        // The guest may have sent more than was seen of it, in fragments; the client has it.
         self.guest.next = self.guest.next.later(segment.ack);
         self.hear_client(segment);
         let ack = segment.ack;
