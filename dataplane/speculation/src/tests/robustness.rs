@@ -72,6 +72,46 @@ impl Nearly {
     }
 }
 
+/// RB-1, RFC 5961 §5.2: a client that confirms what lies far beyond its guest's window is not believed, even
+/// where the guest may have sent more than was seen of it; the backup takes the epoch.
+#[test]
+fn a_client_that_confirms_what_was_never_sent_is_not_believed() {
+    let mut world = World::new();
+    world.open_with(&RICH_OPTIONS);
+    let nearly = |from_guest, ack, flags, window, options: &[u8]| Nearly {
+        from_guest,
+        v6: false,
+        seq: 0,
+        ack,
+        flags,
+        window,
+        options: options.to_vec(),
+        len: 0,
+        checksum_done: false,
+        edits: vec![],
+        cut: None,
+    };
+    let stamps = crate::options::timestamps(300, 101);
+    // The option in the middle has a length that no option has: the flow is passed for good.
+    for one in [
+        nearly(false, 0, 0x10, 0, &stamps),
+        nearly(true, 0, 0x11, 0, &[1, 1, 1, 2]),
+        nearly(false, 2_143_134_336, 0x10, 34107, &stamps),
+    ] {
+        let mut frame = one.frame();
+        if one.from_guest {
+            let whole = GuestFrame { head: &frame, frame: &&frame[..], checksum_done: false };
+            assert_eq!(world.engine.handle_guest(world.now, &whole), FromGuest::Pass);
+        } else {
+            let far = one.ack != 0;
+            assert!(world.engine.handle_wire(world.now, &mut frame) == FromWire::Pass || !far);
+        }
+        world.turn();
+    }
+    world.epoch();
+    assert_eq!(world.ledger.flows(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
