@@ -15,6 +15,7 @@ WIRE ?=
 SECONDS ?= 600
 SEEDS ?= 10000
 FIRST ?= 1
+FUZZ_SEED ?= 1
 
 .PHONY: help packages guest build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
 
@@ -49,7 +50,7 @@ check: ## format, lints, unit tests: the quick one, before each commit
 
 unit: guest
 	scripts/qemu-backports
-	$(CARGO) test --workspace --locked --exclude holdfast-tests
+	HOLDFAST_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --locked --exclude holdfast-tests
 
 sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed
 	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(FIRST)
