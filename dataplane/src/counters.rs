@@ -136,6 +136,8 @@ counted! {
         WireReceived => "wire_received_frames",
         /// Frames from wires that belong to no port.
         WireUnknown => "wire_unknown_frames",
+        /// Frames that wires could not take from outside or send, and dropped.
+        WireLost => "wire_lost_frames",
         /// Records that found no room in the audit log.
         AuditLost => "audit_lost_frames",
     }

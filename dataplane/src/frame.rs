@@ -58,4 +58,58 @@ pub trait Wire {
 
     /// About how many frames [`Wire::alloc`] could still hand out; asked once a burst.
     fn free_frames(&self) -> usize;
+
+    /// Frames dropped so far, in either direction, because the wire could not carry them: longer than
+    /// its frames, or with headers that lie. Asked once a turn.
+    fn lost(&self) -> u64 {
+        0
+    }
+}
+
+impl<W: Wire + ?Sized> Wire for Box<W> {
+    type Frame = W::Frame;
+
+    fn alloc(&mut self, len: usize) -> Option<Self::Frame> {
+        (**self).alloc(len)
+    }
+
+    fn rx_burst(&mut self, out: &mut Vec<Self::Frame>, max: usize) -> usize {
+        (**self).rx_burst(out, max)
+    }
+
+    fn tx_burst(&mut self, frames: &mut VecDeque<Self::Frame>, max: usize) -> usize {
+        (**self).tx_burst(frames, max)
+    }
+
+    fn flush(&mut self) {
+        (**self).flush();
+    }
+
+    fn mtu(&self) -> u16 {
+        (**self).mtu()
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        (**self).mac()
+    }
+
+    fn readable_fd(&self) -> Option<RawFd> {
+        (**self).readable_fd()
+    }
+
+    fn arm(&mut self) {
+        (**self).arm();
+    }
+
+    fn disarm(&mut self) {
+        (**self).disarm();
+    }
+
+    fn free_frames(&self) -> usize {
+        (**self).free_frames()
+    }
+
+    fn lost(&self) -> u64 {
+        (**self).lost()
+    }
 }

@@ -11,9 +11,9 @@ use std::collections::HashSet;
 pub struct RawWire {
     /// What other sections call it.
     pub name: Option<String>,
-    /// `tap`, `af_packet`, `af_xdp`, `memif` or `pci`.
+    /// `kernel`, `tap`, `af_packet`, `af_xdp`, `memif` or `pci`.
     pub kind: Option<String>,
-    /// Interface: made by `tap`, taken by `af_packet` and `af_xdp`.
+    /// Interface: made by `tap`, taken by `kernel`, `af_packet` and `af_xdp`.
     pub iface: Option<String>,
     /// Address of the interface that `tap` makes, or of the end of a `memif`.
     pub mac: Option<String>,
@@ -52,7 +52,12 @@ pub enum WireKind {
         /// Its address; none: a random one.
         mac: Option<[u8; 6]>,
     },
-    /// An interface that is there, by a packet socket.
+    /// An interface that is there, by packet sockets with segmentation offload; not by DPDK.
+    Kernel {
+        /// Its name.
+        iface: String,
+    },
+    /// An interface that is there, by a packet socket of DPDK's.
     AfPacket {
         /// Its name.
         iface: String,
@@ -96,9 +101,14 @@ pub struct Wire {
     index: usize,
 }
 
-/// A device by its bus, as DPDK is to plug it in.
+/// A device, and who is to open it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WireDevice {
+    /// An interface that is not DPDK's to open.
+    Kernel {
+        /// Its name.
+        interface: String,
+    },
     /// One that a driver makes up.
     Virtual {
         /// Name, which chooses the driver.
@@ -113,6 +123,7 @@ pub enum WireDevice {
     },
 }
 
+const KINDS: &str = "kind = \"pci\", \"kernel\", \"af_xdp\", \"af_packet\", \"tap\" or \"memif\"";
 /// Of the kernel: 16 bytes with the zero.
 const IFACE_MAX: usize = 15;
 /// Of a `sockaddr_un`: 108 bytes with the zero.
@@ -176,7 +187,7 @@ impl Wire {
         wires
     }
 
-    /// The device that DPDK is to plug in.
+    /// The device that is to be opened.
     #[must_use]
     pub fn device(&self) -> WireDevice {
         let index = self.index;
@@ -188,6 +199,7 @@ impl Wire {
             WireKind::Tap { iface, mac } => {
                 virtual_device("net_tap", format!("iface={iface}{}", mac_argument(*mac)))
             }
+            WireKind::Kernel { iface } => WireDevice::Kernel { interface: iface.clone() },
             WireKind::AfPacket { iface } => {
                 let frame = (u32::from(self.mtu + OVERHEAD) + RING_EXTRA).next_power_of_two().max(2048);
                 let block = frame.max(4096);
@@ -236,7 +248,9 @@ impl Wire {
     /// What no two wires can share.
     fn identity(&self) -> String {
         match &self.kind {
-            WireKind::Tap { iface, .. } | WireKind::AfPacket { iface } => format!("interface {iface}"),
+            WireKind::Kernel { iface } | WireKind::Tap { iface, .. } | WireKind::AfPacket { iface } => {
+                format!("interface {iface}")
+            }
             WireKind::AfXdp { iface, queue } => format!("interface {iface} queue {queue}"),
             WireKind::Memif { socket, id, role, .. } => format!("memif {id} of {socket} as {role:?}"),
             WireKind::Pci { address } => format!("card {address}"),
@@ -309,11 +323,7 @@ impl Section<'_> {
 
     fn kind(&mut self) -> Option<WireKind> {
         let Some(kind) = self.raw.kind.as_deref() else {
-            self.fault(
-                "kind",
-                "it is missing",
-                "kind = \"tap\", \"af_packet\", \"af_xdp\", \"memif\" or \"pci\"",
-            );
+            self.fault("kind", "it is missing", KINDS);
             return None;
         };
         match kind {
@@ -321,6 +331,10 @@ impl Section<'_> {
                 self.only(kind, &["iface", "mac"]);
                 let (iface, mac) = (self.iface(kind), self.mac());
                 Some(WireKind::Tap { iface: iface?, mac: mac? })
+            }
+            "kernel" => {
+                self.only(kind, &["iface"]);
+                Some(WireKind::Kernel { iface: self.iface(kind)? })
             }
             "af_packet" => {
                 self.only(kind, &["iface"]);
@@ -345,11 +359,7 @@ impl Section<'_> {
                 Some(WireKind::Pci { address: self.address()? })
             }
             other => {
-                self.fault(
-                    "kind",
-                    format!("{other:?} is no kind of wire"),
-                    "kind = \"tap\", \"af_packet\", \"af_xdp\", \"memif\" or \"pci\"",
-                );
+                self.fault("kind", format!("{other:?} is no kind of wire"), KINDS);
                 None
             }
         }

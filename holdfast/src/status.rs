@@ -38,6 +38,12 @@ pub(crate) fn table(document: &Value) -> String {
     let mut out = String::new();
     let rows = document["vms"].as_array().map_or(&[][..], Vec::as_slice);
     line(&mut out, format_args!("host {}, {} VM(s)", text(&document["host"]), rows.len()));
+    if let Some(lost) = document["core"]["wire_lost_frames"].as_u64().filter(|lost| *lost > 0) {
+        line(
+            &mut out,
+            format_args!("wires lost {lost} frames that they could not carry; mend: compare the MTUs"),
+        );
+    }
     let link = &document["replication"];
     let refused = ["strangers", "refused", "dropped"].map(|name| link[name].as_u64().unwrap_or(0));
     if refused.iter().any(|count| *count > 0) {

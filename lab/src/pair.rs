@@ -118,6 +118,8 @@ pub struct PairOptions {
     pub audit: bool,
     /// Wires and links.
     pub topology: TopologyOptions,
+    /// The kind of Holdfast's wires: `kernel` or `af_packet`.
+    pub wire_kind: &'static str,
     /// The wire between the hosts and the client; a plain one takes no emulator.
     pub wire: WireSpec,
     /// Seed of the wire's fates.
@@ -145,6 +147,7 @@ impl PairOptions {
             memory_mib: 256,
             audit: true,
             topology: TopologyOptions::default(),
+            wire_kind: "kernel",
             wire: WireSpec::default(),
             wire_seed: 1,
             vm_lines: String::new(),
@@ -336,10 +339,11 @@ impl Appliance {
             "[host]\nname = {name:?}\ncontrol_socket = {:?}\n{}\n\
              [cores]\nidle = \"adaptive\"\n\n\
              [dpdk]\nhuge_pages = \"auto\"\nfile_prefix = \"{name}-{}\"\n\n\
-             [[wire]]\nname = \"wire0\"\nkind = \"af_packet\"\niface = \"{}\"\nmtu = {}\n",
+             [[wire]]\nname = \"wire0\"\nkind = {:?}\niface = \"{}\"\nmtu = {}\n",
             self.control,
             if options.audit { format!("frame_audit = {:?}\n", self.audit) } else { String::new() },
             std::process::id(),
+            options.wire_kind,
             crate::topology::WIRE,
             options.topology.mtu,
         );

@@ -8,6 +8,7 @@ use holdfast_tests::oracles::{GAP_BUDGET, all_is_well, migrate, one_transmitter}
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{SOON, Scene, VM, options, wait_state, wait_until};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 
 const SOME: u64 = 4 << 20;
 
@@ -44,6 +45,43 @@ fn an_ipv6_stream_passes_unharmed() {
     }
     let mut scene = Scene::ready(options("native"), seed(107));
     let streams = scene.streams(guest_ip6(1), 0);
+    streams.flow(SOME);
+    streams.finish_exact();
+    all_is_well(&mut scene);
+}
+
+/// An interface may be used as it is, with offloads that hand Holdfast segments of 64 KiB and checksums
+/// that are not made yet.
+#[test]
+fn streams_pass_a_wire_whose_offloads_are_on() {
+    if !can() {
+        return;
+    }
+    let mut options = options("native");
+    options.topology.wire_offloads = true;
+    let mut scene = Scene::ready(options, seed(130));
+    for address in [IpAddr::from(guest_ip(1)), IpAddr::from(guest_ip6(1))] {
+        let streams = scene.streams(address, 0);
+        streams.flow(SOME);
+        streams.finish_exact();
+    }
+    assert_eq!(
+        scene.pair.a.ask(&json!({"command": "status"})).expect("a status")["core"]["wire_lost_frames"],
+        0
+    );
+    all_is_well(&mut scene);
+}
+
+/// The packet socket of DPDK's own carries a guest as well as ours does.
+#[test]
+fn streams_pass_a_wire_of_dpdks_packet_driver() {
+    if !can() {
+        return;
+    }
+    let mut options = options("native");
+    options.wire_kind = "af_packet";
+    let mut scene = Scene::ready(options, seed(131));
+    let streams = scene.streams(guest_ip(1), 0);
     streams.flow(SOME);
     streams.finish_exact();
     all_is_well(&mut scene);

@@ -78,17 +78,22 @@ impl Segment {
         self
     }
 
-    /// Whether `found` is what this one, made by [`Segment::next`], says must follow: alike in all
-    /// but what may differ.
-    pub(super) fn precedes(&self, found: &Self) -> bool {
+    /// Whether `found` is what this one, made by [`Segment::next`], says must follow: alike in
+    /// all but what may differ.
+    ///
+    /// `exact`: a card that cuts the merged frame must make this very segment.
+    pub(super) fn precedes(&self, found: &Self, exact: bool) -> bool {
         self.sequence == found.sequence
             && self.acknowledgement == found.acknowledgement
             && self.window == found.window
             && self.key == found.key
             && self.options_len == found.options_len
             && self.options == found.options
-            // Without DF the identification may matter to a reassembly: it must count up.
-            && (self.key.dont_fragment || self.identification == found.identification)
+            // Without DF the identification may matter to a reassembly: it must count up, as a card
+            // that cuts the frame makes it do.
+            && (self.identification == found.identification
+                || self.key.flow.v6
+                || self.key.dont_fragment && !exact)
     }
 }
 

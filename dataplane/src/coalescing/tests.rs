@@ -269,3 +269,52 @@ proptest! {
         prop_assert_eq!(cut, frames);
     }
 }
+
+/// A frame merged for a wire is cut again, with identifications that count up: others must not be merged.
+#[test]
+fn a_wire_gets_only_frames_merged_that_become_the_same_when_cut() {
+    let merged_for_wire = |segments: &[sample::Tcp]| {
+        let mut burst = Burst::for_wire();
+        burst.fill(ALL, &mut bytes(segments).into_iter().map(Owned));
+        let mut counts = Vec::new();
+        burst.deliver(&mut |_, _, count| {
+            counts.push(count);
+            true
+        });
+        counts
+    };
+    for v6 in [false, true] {
+        assert_eq!(merged_for_wire(&train(v6, 5, 100)), [5]);
+    }
+    let mut segments = train(false, 5, 100);
+    segments[3].identification += 1;
+    assert_eq!(merged_for_wire(&segments), [3, 1, 1]);
+    assert_eq!(merge(ALL, bytes(&segments)).len(), 1, "a guest does not see the difference");
+}
+
+#[test]
+fn what_was_not_delivered_is_given_back_in_order() {
+    let (mut a, mut b) = (train(false, 4, 100), train(false, 3, 100));
+    b.iter_mut().for_each(|segment| segment.ports.0 += 1);
+    // a0 b0 a1 b1 a2 b2 a3: two groups.
+    let mut frames = vec![a.remove(0)];
+    for segment in b {
+        frames.extend([segment, a.remove(0)]);
+    }
+    for (room, left) in [(0, vec![0, 1, 2, 3, 4, 5, 6]), (1, vec![1, 3, 5]), (2, vec![])] {
+        let mut burst = Burst::for_wire();
+        burst.fill(ALL, &mut bytes(&frames).into_iter().map(Owned));
+        let mut taken = 0;
+        burst.deliver(&mut |_, _, _| {
+            taken += 1;
+            taken <= room
+        });
+        let mut back: Vec<Vec<u8>> = burst.take_back().map(|frame| frame.0).collect();
+        back.reverse();
+        let expected: Vec<Vec<u8>> = left.iter().map(|place: &usize| frames[*place].bytes()).collect();
+        assert_eq!(back, expected, "room for {room} groups");
+        assert!(burst.is_empty());
+        burst.fill(ALL, &mut std::iter::empty());
+        burst.deliver(&mut |_, _, _| panic!("nothing is left in it"));
+    }
+}

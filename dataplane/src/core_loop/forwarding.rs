@@ -18,6 +18,7 @@ impl<W: Wire> Core<W> {
     /// Bound: [`BURST`] frames a wire. Allocations: none. Cost: about 20 ns a frame.
     pub(super) fn receive(&mut self) -> usize {
         let mut received = 0;
+        let mut lost = 0;
         let Self { wires, ports, scratch, counters, .. } = self;
         for (place, Attached { wire, switch, .. }) in wires.iter_mut().enumerate() {
             scratch.clear();
@@ -27,6 +28,7 @@ impl<W: Wire> Core<W> {
                 got += wire.rx_burst(scratch, BURST - got);
             }
             received += got;
+            lost += wire.lost();
             for frame in scratch.drain(..) {
                 let Some(link) = Link::parse(frame.bytes()) else {
                     counters.add(CoreCounter::WireUnknown, 1);
@@ -49,6 +51,7 @@ impl<W: Wire> Core<W> {
             }
             counters.add(CoreCounter::WireReceived, got as u64);
         }
+        counters.set(CoreCounter::WireLost, lost);
         received
     }
 

@@ -80,6 +80,8 @@ fn each_fault_is_named_by_its_key() {
         ("kind = 'tap'", vec!["wire[0].iface"]),
         ("kind = 'tap'\niface = 'sixteen-letters-'", vec!["wire[0].iface"]),
         ("kind = 'af_packet'", vec!["wire[0].iface"]),
+        ("kind = 'kernel'", vec!["wire[0].iface"]),
+        ("kind = 'kernel'\niface = 'a'\nqueue = 1", vec!["wire[0].queue"]),
         (
             "kind = 'tap'\niface = 'a'\nsocket = '/x/y'\nrole = 'server'",
             vec!["wire[0].role", "wire[0].socket"],
@@ -148,12 +150,20 @@ fn devices_of_one_kind_have_names_of_their_own_and_short_ones() {
         .map(|wire| match wire.device() {
             WireDevice::Virtual { name, .. } => name,
             WireDevice::Pci { address } => address,
+            WireDevice::Kernel { interface } => interface,
         })
         .collect();
     assert_eq!(names.len(), WIRES_MAX);
     assert!(names.iter().all(|name| name.len() <= 32));
     text += "[[wire]]\nname = 'more'\nkind = 'tap'\niface = 'more'\n";
     assert_eq!(checked(&text).1, ["wire"]);
+}
+
+#[test]
+fn an_interface_of_the_kernel_is_no_device_of_dpdk() {
+    let (wires, problems) = checked("[[wire]]\nname = 'w'\nkind = 'kernel'\niface = 'eth1'");
+    assert_eq!(problems, Vec::<String>::new());
+    assert_eq!(wires[0].device(), WireDevice::Kernel { interface: "eth1".to_owned() });
 }
 
 #[test]

@@ -2,11 +2,12 @@
 
 use crate::cli::Failure;
 use crate::config::Config;
-use crate::wire::DpdkWire;
+use crate::wire::{AnyWire, DpdkWire, KernelWire};
 use holdfast_dataplane::{Audit, Core, Handle, IdlePolicy};
 use holdfast_dpdk::{BURST, Device, Eal, Pool, Port, PortConfig, RegisteredThread};
 use holdfast_dpdk_config::{FreePages, IdlePolicy as Idle, MemoryPlan, Wire, WireDevice};
 use holdfast_hugepages_setup::{Root, huge_pages};
+use holdfast_packet_socket::Interface;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
@@ -19,7 +20,8 @@ const AUDIT_RECORDS: usize = 16 << 20;
 /// The running data path.
 pub(crate) struct Dataplane {
     pub(crate) handle: Handle,
-    wires: Vec<(String, Port)>,
+    /// Name and MTU of each wire.
+    wires: Vec<(String, u16)>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -28,10 +30,10 @@ impl Dataplane {
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         let eal = start_eal(config)?;
         let mut wires = Vec::new();
-        let mut ports = Vec::new();
+        let mut named = Vec::new();
         for wire in &config.wires {
-            let (port, opened) = open(eal, wire)?;
-            ports.push((wire.name.clone(), port));
+            let opened = open(eal, wire)?;
+            named.push((wire.name.clone(), opened.mtu()));
             wires.push(opened);
         }
         let idle = match config.cores.idle {
@@ -56,7 +58,7 @@ impl Dataplane {
             .name("polling-0".into())
             .spawn(move || poll(eal, core, cpu))
             .map_err(Failure::failed)?;
-        Ok(Self { handle, wires: ports, thread: Mutex::new(Some(thread)) })
+        Ok(Self { handle, wires: named, thread: Mutex::new(Some(thread)) })
     }
 
     /// Place of the wire of this name; the configuration was checked, so that it is there.
@@ -67,9 +69,9 @@ impl Dataplane {
             .expect("the configuration names only wires it has")
     }
 
-    /// MTU of the wire at `place`, if its driver tells.
-    pub(crate) fn mtu(&self, place: usize) -> Option<u16> {
-        self.wires[place].1.mtu().ok()
+    /// MTU of the wire at `place`.
+    pub(crate) fn mtu(&self, place: usize) -> u16 {
+        self.wires[place].1
     }
 
     /// Ends the polling core.
@@ -99,10 +101,11 @@ fn start_eal(config: &Config) -> Result<Eal, Failure> {
         .map_err(|fault| Failure::HostLacks(fault.to_string()))
 }
 
-fn open(eal: Eal, wire: &Wire) -> Result<(Port, DpdkWire), Failure> {
+fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
     let fault = |what: String| Failure::Failed(format!("wire {}: {what}", wire.name));
     let pool = Pool::new(eal, wire.frames, wire.frame_bytes()).map_err(|error| fault(error.to_string()))?;
     let device = match wire.device() {
+        WireDevice::Kernel { interface } => return open_kernel(&interface, wire, pool),
         WireDevice::Virtual { name, arguments } => Device::Virtual { name, arguments },
         WireDevice::Pci { address } => Device::Pci { address },
     };
@@ -113,12 +116,25 @@ fn open(eal: Eal, wire: &Wire) -> Result<(Port, DpdkWire), Failure> {
         return Err(fault("the port has no queues".into()));
     };
     let mac = port.mac().map_err(|error| fault(error.to_string()))?;
-    let opened = DpdkWire { rx, tx, pool, mtu: wire.mtu, mac, outgoing: VecDeque::with_capacity(BURST) };
-    Ok((port, opened))
+    let outgoing = VecDeque::with_capacity(BURST);
+    Ok(Box::new(DpdkWire { rx, tx, pool, mtu: wire.mtu, mac, outgoing }))
+}
+
+fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Failure> {
+    let fault = |what: String| Failure::Failed(format!("wire {}: {what}", wire.name));
+    let opened = Interface::open(interface).map_err(|error| fault(error.to_string()))?;
+    if opened.mtu < wire.mtu {
+        return Err(fault(format!(
+            "interface {interface} carries packets of {} bytes, fewer than the mtu {} of this wire\n  \
+             mend: `ip link set {interface} mtu {}`, or lower mtu in this section",
+            opened.mtu, wire.mtu, wire.mtu
+        )));
+    }
+    Ok(Box::new(KernelWire::new(opened, pool, wire.mtu)))
 }
 
 /// The polling core's thread.
-fn poll(eal: Eal, mut core: Core<DpdkWire>, cpu: Option<u32>) {
+fn poll(eal: Eal, mut core: Core<AnyWire>, cpu: Option<u32>) {
     if let Some(cpu) = cpu {
         let mut set = CpuSet::new();
         let pinned = set.set(cpu as usize).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));

@@ -299,7 +299,7 @@ fn qemu_settings(vm: &Vm) -> QemuSettings {
 }
 
 /// How the flows of a port of the VM speculate when they do.
-fn engine_config(vm: &Vm, mtu: Option<u16>, port: PortId) -> EngineConfig {
+fn engine_config(vm: &Vm, mtu: u16, port: PortId) -> EngineConfig {
     let defaults = EngineConfig::default();
     let mut hasher = RandomState::new().build_hasher();
     hasher.write_u16(port.0);
@@ -307,7 +307,7 @@ fn engine_config(vm: &Vm, mtu: Option<u16>, port: PortId) -> EngineConfig {
         max_flows: vm.speculation.flows,
         held_bytes: vm.speculation.escrow_bytes,
         flow_bytes: vm.speculation.flow_bytes,
-        mtu: mtu.unwrap_or(defaults.mtu),
+        mtu,
         rules: Rules::new(vm.speculation.except.iter().flat_map(Exception::rules)),
         // Whoever sends must not be able to foresee the places in the flow table.
         seed: hasher.finish(),
@@ -357,7 +357,7 @@ fn plug(
         },
         queue_pairs: nic.queue_pairs,
         offloads: nic.offloads,
-        mtu: dataplane.mtu(wire),
+        mtu: Some(dataplane.mtu(wire)),
         files: files.clone(),
     };
     let (device, endpoint) = Device::spawn(config, dataplane.handle.waker()).map_err(|fault| {

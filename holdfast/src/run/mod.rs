@@ -19,6 +19,7 @@ use crate::control::{Answer, Request};
 use dataplane::Dataplane;
 use holdfast_checkpoint::keys::Identity;
 use holdfast_checkpoint::transport::{Listener, Security};
+use holdfast_dataplane::Handle;
 use machine::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use preflight::Ready;
@@ -37,7 +38,8 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         first_port += vm.nics.len() as u16;
     }
     let listener = Mutex::new(link.and_then(|link| link.listener));
-    let appliance = Arc::new(Appliance { host: config.host.clone(), machines, listener });
+    let handle = dataplane.handle.clone();
+    let appliance = Arc::new(Appliance { host: config.host.clone(), handle, machines, listener });
     let asked = Arc::clone(&appliance);
     server.serve(move |request| asked.answer(request)).map_err(Failure::failed)?;
     tracing::info!(
@@ -104,6 +106,7 @@ impl Link {
 /// What the control socket speaks to.
 struct Appliance {
     host: String,
+    handle: Handle,
     machines: Vec<Machine>,
     /// None without a replication link, and at the end.
     listener: Mutex<Option<Listener>>,
@@ -148,9 +151,18 @@ impl Appliance {
             row["address"] = json!(listener.address());
             row
         });
+        let core: serde_json::Map<_, _> = self
+            .handle
+            .counters()
+            .core
+            .0
+            .iter()
+            .map(|(name, value)| (name.to_string(), json!(value)))
+            .collect();
         Ok(json!({
             "host": self.host,
             "version": env!("CARGO_PKG_VERSION"),
+            "core": core,
             "replication": listener,
             "vms": vms
         }))

@@ -70,7 +70,7 @@ fn check_privileges(config: &Config) -> Result<(), Failure> {
     let mut needed: Vec<&str> = Vec::new();
     for wire in &config.wires {
         needed.extend(match wire.kind {
-            WireKind::AfPacket { .. } => &["CAP_NET_RAW"][..],
+            WireKind::Kernel { .. } | WireKind::AfPacket { .. } => &["CAP_NET_RAW"][..],
             WireKind::AfXdp { .. } => &["CAP_NET_RAW", "CAP_NET_ADMIN", "CAP_SYS_ADMIN"],
             WireKind::Tap { .. } => &["CAP_NET_ADMIN"],
             WireKind::Memif { .. } | WireKind::Pci { .. } => &[],
@@ -106,7 +106,11 @@ fn check_cores(config: &Config, faults: &mut Vec<Fault>) {
 
 fn check_wires(config: &Config, faults: &mut Vec<Fault>) {
     for (number, wire) in config.wires.iter().enumerate() {
-        let (WireKind::AfPacket { iface } | WireKind::AfXdp { iface, .. }) = &wire.kind else { continue };
+        let (WireKind::Kernel { iface } | WireKind::AfPacket { iface } | WireKind::AfXdp { iface, .. }) =
+            &wire.kind
+        else {
+            continue;
+        };
         if if_nametoindex(iface.as_str()).is_err() {
             faults.push(fault(
                 format!("wire[{number}].iface"),

@@ -157,6 +157,7 @@ pub(crate) fn device(checked: &Checked) -> Device {
     match checked.wires[0].device() {
         WireDevice::Virtual { name, arguments } => Device::Virtual { name, arguments },
         WireDevice::Pci { address } => Device::Pci { address },
+        WireDevice::Kernel { interface } => unreachable!("{interface} is not DPDK's to open"),
     }
 }
 

@@ -1,22 +1,10 @@
 //! A DPDK port as a wire of the dataplane.
 
-use holdfast_dataplane::frame::{Frame, Wire};
+use super::MbufFrame;
+use holdfast_dataplane::frame::Wire;
 use holdfast_dpdk::{Mbuf, Pool, RxQueue, TxQueue};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
-
-/// A frame in an mbuf.
-pub(crate) struct DpdkFrame(Mbuf);
-
-impl Frame for DpdkFrame {
-    fn bytes(&self) -> &[u8] {
-        self.0.bytes()
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
-    }
-}
 
 /// One queue pair of a DPDK port, on one polling core.
 pub(crate) struct DpdkWire {
@@ -30,23 +18,23 @@ pub(crate) struct DpdkWire {
 }
 
 impl Wire for DpdkWire {
-    type Frame = DpdkFrame;
+    type Frame = MbufFrame;
 
-    fn alloc(&mut self, len: usize) -> Option<DpdkFrame> {
-        self.pool.alloc(len).map(DpdkFrame)
+    fn alloc(&mut self, len: usize) -> Option<MbufFrame> {
+        self.pool.alloc(len).map(MbufFrame)
     }
 
-    fn rx_burst(&mut self, out: &mut Vec<DpdkFrame>, max: usize) -> usize {
+    fn rx_burst(&mut self, out: &mut Vec<MbufFrame>, max: usize) -> usize {
         self.rx.burst_into(&mut Frames(out), max)
     }
 
-    fn tx_burst(&mut self, frames: &mut VecDeque<DpdkFrame>, max: usize) -> usize {
+    fn tx_burst(&mut self, frames: &mut VecDeque<MbufFrame>, max: usize) -> usize {
         let burst = max.min(holdfast_dpdk::BURST).min(frames.len());
         self.outgoing.extend(frames.drain(..burst).map(|frame| frame.0));
         let sent = self.tx.burst(&mut self.outgoing, burst);
         // What the port had no room for goes back to the front, in order (OC-2).
         while let Some(frame) = self.outgoing.pop_back() {
-            frames.push_front(DpdkFrame(frame));
+            frames.push_front(MbufFrame(frame));
         }
         sent
     }
@@ -70,13 +58,17 @@ impl Wire for DpdkWire {
     fn free_frames(&self) -> usize {
         self.pool.free_frames()
     }
+
+    fn lost(&self) -> u64 {
+        self.rx.oversized() + self.tx.refused()
+    }
 }
 
 /// Takes mbufs as frames.
-struct Frames<'a>(&'a mut Vec<DpdkFrame>);
+struct Frames<'a>(&'a mut Vec<MbufFrame>);
 
 impl Extend<Mbuf> for Frames<'_> {
     fn extend<T: IntoIterator<Item = Mbuf>>(&mut self, mbufs: T) {
-        self.0.extend(mbufs.into_iter().map(DpdkFrame));
+        self.0.extend(mbufs.into_iter().map(MbufFrame));
     }
 }
