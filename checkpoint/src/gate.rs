@@ -61,6 +61,8 @@ pub struct CutReport {
     pub frames: u64,
     /// Bytes in these frames.
     pub bytes: u64,
+    /// Bytes that the guest said in the epoch, held or not.
+    pub said_bytes: u64,
     /// What the backup's gate needs to carry on.
     pub state: GateState,
 }
@@ -118,6 +120,12 @@ pub trait OutputGate: Send {
     /// The bytes that leave ahead of their epochs; none for a gate that never speculates. Asked for once a
     /// session, by the supervisor's thread; the replication thread takes from it.
     fn stream(&self) -> Option<Stream>;
+
+    /// Told when the guest says something for the first time since the last cut, while the gate holds;
+    /// none for a gate that cannot tell. Asked for once, by the supervisor's thread.
+    fn output(&self) -> Option<Receiver<()>> {
+        None
+    }
 
     /// Lets the output of a committed epoch, and of those before it, go (OC-1).
     ///

@@ -30,7 +30,7 @@ mod status;
 mod supervisor;
 
 pub use command::{CommandError, VmHandle};
-pub use config::{BackupConfig, FirstRole, Parts, SettingError, VmConfig};
+pub use config::{BackupConfig, EpochRule, FirstRole, Parts, SettingError, VmConfig};
 pub use hypervisor::{Fault, Guest, GuestError, Hypervisor, Standby};
 pub use qemu::{QemuHypervisor, QemuSettings};
 pub use status::{FailoverReport, LinkStatus, Role, State, Trouble, VmStatus};

@@ -66,6 +66,8 @@ pub struct CutReport {
     pub frames: u64,
     /// Bytes of those.
     pub bytes: u64,
+    /// Bytes that were captured since the cut before, whatever became of them.
+    pub captured_bytes: u64,
     /// Who the ports are and how their flows stand, for [`KeptPorts`] on the other host, in the order of
     /// the ports.
     pub port_state: Vec<u8>,
@@ -347,6 +349,17 @@ impl Handle {
         let lease = Arc::new(AtomicU64::new(u64::MAX));
         self.call(ports, Action::Lease(Arc::clone(&lease)))?;
         Ok(lease)
+    }
+
+    /// Something to hear these ports by, all of one VM: it is told when their guest says something for
+    /// the first time since the last cut, while they are protected. What was not heard is told once.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn output(&self, ports: &[PortId]) -> Result<Receiver<()>, GateError> {
+        let (rope, heard) = bounded(1);
+        self.call(ports, Action::Notify(rope))?;
+        Ok(heard)
     }
 
     /// Makes a stream for the speculative bytes of these ports, all of one VM; a port that had another

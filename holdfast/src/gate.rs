@@ -1,5 +1,6 @@
 //! The ports of one VM as the gate that the checkpoint side holds.
 
+use crossbeam_channel::Receiver;
 use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, Stream};
 use holdfast_dataplane::kept::KeptPorts;
 use holdfast_dataplane::{GateError as PortError, Handle, LedgerLimits, Mode, PortId};
@@ -23,6 +24,8 @@ pub(crate) struct PortGate {
     /// End of the lease granted so far, whether or not it counts now.
     until_ns: u64,
     protected: bool,
+    /// Told of the guest's first output in each epoch.
+    output: Receiver<()>,
     /// None for a VM that never speculates.
     stream: Option<Stream>,
     /// What came with the commits of the other host.
@@ -42,6 +45,7 @@ impl PortGate {
     ) -> Result<Self, PortError> {
         let handle = handle.with_deadline(DEADLINE);
         let lease = handle.lease(&ports)?;
+        let output = handle.output(&ports)?;
         let stream = match limits.iter().any(Option::is_some) {
             true => {
                 let streamed = handle.stream(&ports)?;
@@ -56,6 +60,7 @@ impl PortGate {
             lease,
             until_ns: 0,
             protected: false,
+            output,
             stream,
             kept: KeptPorts::new(limits),
             has_kept: false,
@@ -77,11 +82,15 @@ impl OutputGate for PortGate {
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
         let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
         let state = GateState { bytes: report.port_state, self_contained: report.self_contained };
-        Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
+        Ok(CutReport { frames: report.frames, bytes: report.bytes, said_bytes: report.captured_bytes, state })
     }
 
     fn stream(&self) -> Option<Stream> {
         self.stream.clone()
+    }
+
+    fn output(&self) -> Option<Receiver<()>> {
+        Some(self.output.clone())
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {

@@ -2,16 +2,28 @@
 
 use std::time::Duration;
 
+/// What is known of an epoch when its guest runs again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EpochFacts {
+    /// How long the guest ran in it.
+    pub ran: Duration,
+    /// The pause that ended it.
+    pub pause: Duration,
+    /// Bytes that the guest said in it.
+    pub said_bytes: u64,
+}
+
 /// Decides how long the guest runs before the next seal.
 pub trait EpochPolicy: Send {
-    /// How long the guest runs after a pause of `pause` in which `pages` pages were captured.
-    fn run_for(&mut self, pause: Duration, pages: u64) -> Duration;
+    /// An epoch has ended as `last` says: how long the guest runs in the next one at most.
+    fn run_for(&mut self, last: &EpochFacts) -> Duration;
 
-    /// The operator wants epochs of this length.
+    /// The guest has said something for the first time in this epoch: how long it runs in all, if that is
+    /// less than what was said at its beginning.
+    fn run_with_output(&self) -> Option<Duration>;
+
+    /// The operator wants epochs of this length, or of this length at most.
     fn set_length(&mut self, length: Duration);
-
-    /// Length of an epoch now, from one pause to the next.
-    fn length(&self) -> Duration;
 }
 
 /// Epochs of a fixed length, from one pause to the next; but the guest runs for a quarter of it at
@@ -28,16 +40,82 @@ impl FixedLength {
 }
 
 impl EpochPolicy for FixedLength {
-    fn run_for(&mut self, pause: Duration, _pages: u64) -> Duration {
-        self.0.saturating_sub(pause).max(self.0 / 4)
+    fn run_for(&mut self, last: &EpochFacts) -> Duration {
+        self.0.saturating_sub(last.pause).max(self.0 / 4)
+    }
+
+    fn run_with_output(&self) -> Option<Duration> {
+        None
     }
 
     fn set_length(&mut self, length: Duration) {
         self.0 = length;
     }
+}
 
-    fn length(&self) -> Duration {
-        self.0
+/// An epoch in which the guest said more than this is one of bulk: with the output of many round trips in
+/// it, an early end would delay all that follows for the sake of its beginning.
+const BULK_BYTES: u64 = 256 << 10;
+
+/// Weight of the last pause in the pause that is expected.
+const PAUSE_WEIGHT: f64 = 0.25;
+
+/// Epochs that follow the output: one ends as soon as the guest has said something, so that a request waits
+/// for a checkpoint and not for an epoch; one in which nothing waits runs to its full length.
+///
+/// The guest stands still for no more than a share of the time: each pause is paid for by running, before
+/// it or after. An idle guest saves up for one pause and no more, so that in any span the pauses take at
+/// most the share of it and the length of one pause beyond.
+///
+/// Source: Kemari (Tamura et al. 2008) ends epochs by events alone; without a bound a busy guest stands
+/// still for most of the time.
+#[derive(Clone, Copy, Debug)]
+pub struct FollowOutput {
+    longest: Duration,
+    /// Of the time, that the guest may stand still: above 0 and below 1.
+    share: f64,
+    /// Time in seconds that it may stand still now; negative when it has stood still for too long.
+    credit_s: f64,
+    /// The pause to expect, in seconds.
+    pause_s: f64,
+    bulk: bool,
+}
+
+impl FollowOutput {
+    /// Epochs of at most `longest`, with the guest standing still for at most `share` of the time.
+    #[must_use]
+    pub fn new(longest: Duration, share: f64) -> Self {
+        Self { longest, share: share.clamp(0.01, 0.9), credit_s: 0.0, pause_s: 0.0, bulk: false }
+    }
+
+    /// How long the guest has to run before the next pause is paid for.
+    fn least(&self) -> Duration {
+        // The pause itself takes time, too, and earns its share.
+        let lacking = self.pause_s * (1.0 - self.share) - self.credit_s;
+        Duration::from_secs_f64((lacking / self.share).max(0.0))
+    }
+}
+
+impl EpochPolicy for FollowOutput {
+    fn run_for(&mut self, last: &EpochFacts) -> Duration {
+        let (ran, pause) = (last.ran.as_secs_f64(), last.pause.as_secs_f64());
+        self.pause_s += PAUSE_WEIGHT * (pause - self.pause_s);
+        if self.pause_s < pause / 2.0 {
+            // The first one, or a sudden change.
+            self.pause_s = pause;
+        }
+        self.credit_s = (self.credit_s + self.share * ran).min(self.pause_s.max(pause));
+        self.credit_s += self.share * pause - pause;
+        self.bulk = last.said_bytes > BULK_BYTES;
+        self.longest.saturating_sub(last.pause).max(self.least())
+    }
+
+    fn run_with_output(&self) -> Option<Duration> {
+        (!self.bulk).then(|| self.least())
+    }
+
+    fn set_length(&mut self, length: Duration) {
+        self.longest = length;
     }
 }
 
@@ -45,11 +123,78 @@ impl EpochPolicy for FixedLength {
 mod tests {
     use super::*;
 
+    const fn ms(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    fn facts(ran: u64, pause: u64, said_bytes: u64) -> EpochFacts {
+        EpochFacts { ran: ms(ran), pause: ms(pause), said_bytes }
+    }
+
     #[test]
     fn the_pause_counts_as_part_of_the_epoch_and_the_guest_is_not_starved() {
-        let ms = Duration::from_millis;
         let mut policy = FixedLength::new(ms(20));
-        assert_eq!(policy.run_for(ms(5), 1), ms(15));
-        assert_eq!(policy.run_for(ms(100), 1), ms(5));
+        assert_eq!(policy.run_for(&facts(15, 5, 1)), ms(15));
+        assert_eq!(policy.run_for(&facts(15, 100, 1)), ms(5));
+        assert_eq!(policy.run_with_output(), None);
+    }
+
+    /// Runs epochs that the guest's output ends as early as may be, `said` bytes in each, for a pause of
+    /// `pause`; the share of the time that the guest stood still, without the first epoch.
+    fn paused_share(policy: &mut FollowOutput, pause: Duration, said_bytes: u64) -> f64 {
+        let (mut ran_s, mut paused_s) = (0.0, 0.0);
+        let mut last = EpochFacts { ran: ms(100), pause, said_bytes };
+        for _ in 0..200 {
+            let longest = policy.run_for(&last);
+            let ran = policy.run_with_output().map_or(longest, |with_output| with_output.min(longest));
+            (ran_s, paused_s) = (ran_s + ran.as_secs_f64(), paused_s + pause.as_secs_f64());
+            last = EpochFacts { ran, pause, said_bytes };
+        }
+        paused_s / (ran_s + paused_s)
+    }
+
+    #[test]
+    fn a_guest_that_always_says_something_stands_still_for_its_share_and_no_more() {
+        for (share, pause) in [(0.2, ms(5)), (0.4, ms(5)), (0.5, ms(12)), (0.1, ms(1))] {
+            let mut policy = FollowOutput::new(ms(500), share);
+            let found = paused_share(&mut policy, pause, 1000);
+            assert!((found - share).abs() < 0.02, "share {share}: {found}");
+        }
+    }
+
+    #[test]
+    fn a_share_holds_also_when_the_longest_epoch_is_shorter_than_it_needs() {
+        let mut policy = FollowOutput::new(ms(10), 0.2);
+        let found = paused_share(&mut policy, ms(8), 10 * BULK_BYTES);
+        assert!(found < 0.21, "{found}");
+    }
+
+    #[test]
+    fn the_first_output_after_idle_time_ends_the_epoch_at_once() {
+        let mut policy = FollowOutput::new(ms(100), 0.3);
+        policy.run_for(&facts(95, 5, 0));
+        let longest = policy.run_for(&facts(95, 5, 0));
+        assert_eq!(longest, ms(95), "nothing waits: as long as may be");
+        // Idle time has paid for most of one pause, and for one only.
+        let first = policy.run_with_output().expect("soon");
+        assert!(first < ms(12), "{first:?}");
+        policy.run_for(&facts(95, 5, 0));
+        assert_eq!(policy.run_with_output(), Some(first), "longer idle times save up no more");
+    }
+
+    #[test]
+    fn bulk_is_left_to_run() {
+        let mut policy = FollowOutput::new(ms(50), 0.3);
+        assert_eq!(policy.run_for(&facts(45, 5, BULK_BYTES + 1)), ms(45));
+        assert_eq!(policy.run_with_output(), None);
+        policy.run_for(&facts(45, 5, 1));
+        assert!(policy.run_with_output().is_some());
+    }
+
+    #[test]
+    fn a_long_pause_is_paid_for_before_the_next() {
+        let mut policy = FollowOutput::new(ms(50), 0.25);
+        let run = policy.run_for(&facts(45, 200, 1));
+        assert!(run >= ms(400), "{run:?}");
     }
 }

@@ -26,6 +26,9 @@ pub struct StatsSnapshot {
     pub epochs_aborted: u64,
     /// From `stop` to `cont`.
     pub pause: SpreadUs,
+    /// How much slower than the world's the guest's clock goes, in millionths: the share of the time that it
+    /// stood still, over the last ten seconds or so. QEMU stops the clock in every pause.
+    pub guest_clock_lag_ppm: u64,
     /// Part of the pause: `stop`.
     pub pause_stop: SpreadUs,
     /// Part of the pause: ending the epoch in the gate.
@@ -92,6 +95,8 @@ impl Spread {
 /// The parts of one pause.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct SealTimes {
+    /// How long the guest had run.
+    pub(crate) ran: Duration,
     pub(crate) pause: Duration,
     pub(crate) stop: Duration,
     pub(crate) cut: Duration,
@@ -122,7 +127,12 @@ pub(crate) struct Stats {
     streamed_bytes: u64,
     full_syncs: u64,
     last_sync: (Duration, u64),
+    /// Of the time, that the guest stood still lately.
+    paused_share: f64,
 }
+
+/// Over which time the share of the pauses is taken.
+const LATELY: Duration = Duration::from_secs(10);
 
 impl Stats {
     pub(crate) fn new() -> Self {
@@ -144,6 +154,7 @@ impl Stats {
             streamed_bytes: 0,
             full_syncs: 0,
             last_sync: (Duration::ZERO, 0),
+            paused_share: 0.0,
         }
     }
 
@@ -157,6 +168,11 @@ impl Stats {
         self.save.add(times.save);
         self.cont.add(times.cont);
         self.pages.add_count(times.pages);
+        let cycle = (times.ran + times.pause).as_secs_f64();
+        if cycle > 0.0 {
+            let weight = 1.0 - (-cycle / LATELY.as_secs_f64()).exp();
+            self.paused_share += weight * (times.pause.as_secs_f64() / cycle - self.paused_share);
+        }
     }
 
     pub(crate) fn committed(&mut self, latency: Duration) {
@@ -188,6 +204,7 @@ impl Stats {
             epochs_committed: self.committed,
             epochs_aborted: self.aborted,
             pause: self.pause.shown(),
+            guest_clock_lag_ppm: (self.paused_share * 1e6) as u64,
             pause_stop: self.stop.shown(),
             pause_cut: self.cut.shown(),
             pause_scan: self.scan.shown(),

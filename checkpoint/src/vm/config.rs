@@ -19,6 +19,18 @@ pub enum FirstRole {
     Backup,
 }
 
+/// What ends an epoch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum EpochRule {
+    /// Its length.
+    Fixed,
+    /// The guest's output, as soon as the time that it may stand still allows; its length at the latest.
+    FollowOutput {
+        /// Of the time, that the guest may stand still: above 0 and below 1.
+        paused_share: f64,
+    },
+}
+
 /// Settings of one virtual machine. [`VmConfig::new`] fills in what most leave alone.
 #[derive(Clone, Debug)]
 pub struct VmConfig {
@@ -30,8 +42,10 @@ pub struct VmConfig {
     pub first_role: FirstRole,
     /// Whether the primary protects the guest by itself as soon as a backup answers.
     pub protect: bool,
-    /// Length of an epoch, from one pause to the next.
+    /// Length of an epoch, from one pause to the next; with [`EpochRule::FollowOutput`] the longest one.
     pub epoch: Duration,
+    /// What ends an epoch.
+    pub epoch_rule: EpochRule,
     /// Epochs that may wait for their confirmation; the next seal waits for room.
     pub in_flight: usize,
     /// How long the primary may transmit after the backup's last answer.
@@ -77,6 +91,7 @@ impl VmConfig {
             first_role,
             protect: true,
             epoch: Duration::from_millis(25),
+            epoch_rule: EpochRule::Fixed,
             in_flight: 4,
             lease: Duration::from_millis(300),
             lease_margin: Duration::from_millis(100),
@@ -107,6 +122,11 @@ impl VmConfig {
         }
         if self.epoch < Duration::from_millis(1) || self.epoch > Duration::from_secs(60) {
             return bad("epoch", "between 1 ms and 60 s");
+        }
+        if let EpochRule::FollowOutput { paused_share } = self.epoch_rule {
+            if !(0.01..=0.9).contains(&paused_share) {
+                return bad("paused_share", "between 0.01 and 0.9");
+            }
         }
         if self.in_flight == 0 || self.in_flight > 64 {
             return bad("in_flight", "between 1 and 64 epochs");

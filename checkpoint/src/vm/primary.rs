@@ -162,6 +162,13 @@ impl Primary<'_> {
                 recv(dialled) -> greeted => self.dialled(greeted.ok()),
                 recv(reports) -> report => self.report(report.ok()),
                 recv(round) -> end => self.round_ended(end.ok()),
+                recv(self.core.output) -> told => {
+                    match told {
+                        Ok(()) => self.output_waits(),
+                        Err(_) => self.core.output = never(),
+                    }
+                    Ok(())
+                }
                 default(timeout) => Ok(()),
             };
             if let Err(lost) = outcome {

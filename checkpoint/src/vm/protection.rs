@@ -1,9 +1,9 @@
 //! The primary's session with a backup: synchronising, sealing epochs, and their end.
 
-use crate::gate::GateState;
+use crate::gate::CutReport;
 use crate::primary::{
-    CaptureError, Captured, Contents, Ending, Report, Round, RoundEnd, SealTimes, Session, SessionSettings,
-    Work, begin,
+    CaptureError, Captured, Contents, Ending, EpochFacts, Report, Round, RoundEnd, SealTimes, Session,
+    SessionSettings, Work, begin,
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
@@ -51,6 +51,8 @@ pub(super) struct Active {
     started: Instant,
     /// When the guest is to be sealed next; none while pages are synchronised.
     next_seal: Option<Instant>,
+    /// When the guest began to run in the open epoch.
+    resumed: Instant,
     /// Epochs sealed and not yet confirmed.
     outstanding: usize,
     /// Whether the backup has confirmed an epoch of this session, or continues a confirmed one.
@@ -172,6 +174,7 @@ impl Primary<'_> {
             sent: 0,
             started: Instant::now(),
             next_seal: None,
+            resumed: Instant::now(),
             outstanding: 0,
             committed: goes_on,
         }));
@@ -294,6 +297,14 @@ impl Primary<'_> {
         }
     }
 
+    /// The guest has said something for the first time in the open epoch.
+    pub(super) fn output_waits(&mut self) {
+        let Way::Open(active) = &mut self.way else { return };
+        if let (Some(next), Some(run)) = (active.next_seal, self.core.policy.run_with_output()) {
+            active.next_seal = Some(next.min(active.resumed + run));
+        }
+    }
+
     /// Seals the open epoch if it is time and there is room in flight.
     pub(super) fn seal_if_due(&mut self, now: Instant) -> Result<(), Lost> {
         let Way::Open(active) = &self.way else { return Ok(()) };
@@ -323,9 +334,12 @@ impl Primary<'_> {
             times.cont = at.elapsed();
         }
         times.pause = started.elapsed();
+        if let Way::Open(active) = &self.way {
+            times.ran = started.saturating_duration_since(active.resumed);
+        }
         self.core.next_epoch = id.next();
         self.open = Some(Epoch::open(self.core.term, id.next()));
-        let (captured, devices, gate) = match outcome {
+        let (captured, devices, cut) = match outcome {
             Ok(captured) => captured,
             Err(SealFault::Guest(text)) => return Err(Lost::Guest(text)),
             Err(SealFault::Capture(fault)) => {
@@ -342,13 +356,15 @@ impl Primary<'_> {
         };
         (times.scan, times.copy, times.pages) = (captured.scan, captured.copy, captured.copies);
         self.core.stats().sealed(&times);
-        let contents = Contents { set: captured.set, devices, gate, sealed_at: started };
+        let contents = Contents { set: captured.set, devices, gate: cut.state, sealed_at: started };
         let (sealed, next) = epoch.seal(contents);
         self.open = Some(next);
         if let Way::Open(active) = &mut self.way {
             active.outstanding += 1;
-            let run = self.core.policy.run_for(times.pause, times.pages);
-            active.next_seal = Some(Instant::now() + run);
+            let facts = EpochFacts { ran: times.ran, pause: times.pause, said_bytes: cut.said_bytes };
+            let run = self.core.policy.run_for(&facts);
+            active.resumed = Instant::now();
+            active.next_seal = Some(active.resumed + run);
             // If the session has ended its report gives this set back as well.
             if let Err(unsent) = active.session.work.send(Work::Seal(Box::new(sealed))) {
                 if let Work::Seal(sealed) = unsent.into_inner() {
@@ -367,7 +383,7 @@ impl Primary<'_> {
         id: EpochId,
         started: Instant,
         times: &mut SealTimes,
-    ) -> Result<(Captured, Vec<u8>, GateState), SealFault> {
+    ) -> Result<(Captured, Vec<u8>, CutReport), SealFault> {
         self.with_guest(|guest| guest.stop())?;
         times.stop = started.elapsed();
         let at = Instant::now();
@@ -382,6 +398,8 @@ impl Primary<'_> {
         }
         let cut = gate.cut(id, whole).map_err(gate_fault)?;
         drop(gate);
+        // What was said before the cut is in the epoch that ends.
+        while self.core.output.try_recv().is_ok() {}
         times.cut = at.elapsed();
         let copying = self.core.capture.first(id);
         let at = Instant::now();
@@ -392,7 +410,7 @@ impl Primary<'_> {
         copied.map_err(SealFault::Capture)?;
         let last = self.core.capture.last(id);
         let captured = self.await_capture(&last).map_err(SealFault::Capture)?;
-        Ok((captured, devices, cut.state))
+        Ok((captured, devices, cut))
     }
 
     /// Waits for the capture thread, which may wait for the link: the guest stands still meanwhile, but not

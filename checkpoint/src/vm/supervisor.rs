@@ -1,12 +1,12 @@
 //! The thread of a supervisor: which role this host has, and what all roles share.
 
 use crate::arbiter::{CasError, Grant};
-use crate::primary::{Capture, EpochPolicy, FixedLength, SharedGate, Stats};
+use crate::primary::{Capture, EpochPolicy, FixedLength, FollowOutput, SharedGate, Stats};
 use crate::protocol::{Message, Refusal, RefusalCode};
 use crate::transport::{Incoming, Transport};
 use crate::vm::backup::run_backup;
 use crate::vm::command::{Answer, Command, CommandError, VmHandle, What};
-use crate::vm::config::{FirstRole, Parts, SettingError, VmConfig};
+use crate::vm::config::{EpochRule, FirstRole, Parts, SettingError, VmConfig};
 use crate::vm::hypervisor::{Fault, Guest, Hypervisor};
 use crate::vm::primary::run_primary;
 use crate::vm::status::{FailoverReport, LinkStatus, Role, State, Trouble, VmStatus};
@@ -40,7 +40,9 @@ pub fn spawn(config: VmConfig, parts: Parts) -> Result<VmHandle, SpawnError> {
     let (ending, ended) = bounded(0);
     let status = Arc::new(Mutex::new(first_status(&config)));
     let stats = Arc::new(Mutex::new(Stats::new()));
+    let output = gate.output().unwrap_or_else(never);
     let core = Core {
+        output,
         gate: SharedGate::new(gate),
         capture,
         hypervisor,
@@ -53,7 +55,12 @@ pub fn spawn(config: VmConfig, parts: Parts) -> Result<VmHandle, SpawnError> {
         term: Term::NONE,
         next_epoch: EpochId::FIRST,
         protect: config.protect,
-        policy: Box::new(FixedLength::new(config.epoch)),
+        policy: match config.epoch_rule {
+            EpochRule::Fixed => Box::new(FixedLength::new(config.epoch)),
+            EpochRule::FollowOutput { paused_share } => {
+                Box::new(FollowOutput::new(config.epoch, paused_share))
+            }
+        },
         config,
     };
     let thread = thread::Builder::new().name(format!("hf-vm-{}", core.config.name)).spawn(move || {
@@ -156,6 +163,8 @@ pub(super) struct Core {
     pub(super) transport: Option<Arc<dyn Transport>>,
     pub(super) incoming: Receiver<Incoming>,
     pub(super) commands: Receiver<Command>,
+    /// Told of the guest's first output in each epoch.
+    pub(super) output: Receiver<()>,
     pub(super) board: Board,
     pub(super) stats: Arc<Mutex<Stats>>,
     /// The newest term that is known here; terms only grow (FO-1).

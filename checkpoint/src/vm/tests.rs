@@ -408,6 +408,22 @@ fn the_length_of_an_epoch_is_changed_while_it_runs() {
     assert_eq!(fault.fault, Fault::Operator);
 }
 
+/// Epochs that follow the output end when there is some, long before their length is over; those of a fixed
+/// length do not.
+#[test]
+fn output_ends_an_epoch_that_follows_it() {
+    let Some(_turn) = can_run() else { return };
+    let long = Duration::from_secs(60);
+    let follow = EpochRule::FollowOutput { paused_share: 0.5 };
+    let couple = Couple::start_with(|config| (config.epoch, config.epoch_rule) = (long, follow), |_| {});
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    let began = Instant::now();
+    wait_for_commits(&couple.vm_a, 8);
+    assert!(began.elapsed() < long / 2, "{:?}", began.elapsed());
+    let stats = couple.vm_a.status().stats;
+    assert!((1..=700_000).contains(&stats.guest_clock_lag_ppm), "{}", stats.guest_clock_lag_ppm);
+}
+
 /// A backup without room says so, and the guest does not stand still for it.
 #[test]
 fn a_backup_without_room_refuses_with_the_reason() {

@@ -58,7 +58,7 @@ fn capture_port<W: Wire>(
         return 0;
     }
     let mtu = wire.mtu();
-    let Port { id, guest, egress, identity, last, counters, starved, speculating, .. } = port;
+    let Port { id, guest, egress, identity, last, counters, starved, bell, speculating, .. } = port;
     let now = Time::from_ns(if speculating.is_some() { monotonic_ns() } else { 0 });
     *starved = false;
     let mut made = 0;
@@ -123,6 +123,9 @@ fn capture_port<W: Wire>(
         Verdict::Taken
     });
     if taken > 0 {
+        if egress.escrow.open_epoch().is_some() {
+            bell.ring();
+        }
         port.count_held();
     }
     taken

@@ -5,7 +5,7 @@
 //! knows that nothing is transmitted any more. Commands may allocate; they are few.
 
 use super::capture::RESERVED_FRAMES;
-use super::port::{Announcing, Egress, Inbound, Port};
+use super::port::{Announcing, Bell, Egress, Inbound, Port};
 use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns, record};
 use crate::audit::Audit;
@@ -18,6 +18,7 @@ use crate::identity::Identity;
 use crate::kept::KeptPort;
 use crate::stream::Tap;
 use crate::switch::Slot;
+use crossbeam_channel::Sender;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use holdfast_speculation::{EngineConfig, FlowReport, Rules, Time};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ pub(crate) enum Action {
     Unfence(Term),
     Lease(Arc<AtomicU64>),
     Attach(Tap),
+    Notify(Sender<()>),
     Speculate(bool),
     SetRules(Rules),
     Restore(Vec<KeptPort>),
@@ -108,6 +110,7 @@ impl<W: Wire> Core<W> {
             Action::Unfence(term) => self.unfence(&slots, term)?,
             Action::Lease(lease) => self.lease(&slots, &lease),
             Action::Attach(tap) => self.attach(&slots, &tap),
+            Action::Notify(bell) => slots.iter().for_each(|&slot| self.ports[slot].bell.hang(bell.clone())),
             Action::Speculate(wanted) => self.speculate_if(&slots, wanted),
             Action::SetRules(rules) => self.set_rules(&slots, &rules),
             Action::Restore(kept) => self.restore(&slots, kept)?,
@@ -161,6 +164,7 @@ impl<W: Wire> Core<W> {
             counters,
             announcing: None,
             starved: false,
+            bell: Bell::default(),
             speculating: speculation.map(|config| Speculating::new(*config)),
         });
         Ok(())
@@ -186,8 +190,10 @@ impl<W: Wire> Core<W> {
             port.egress.escrow.may_cut(epoch).map_err(|error| port_error(port.id, error))?;
         }
         let mut total = Amount::default();
+        let mut captured_bytes = 0;
         for &slot in slots {
             let port = &mut self.ports[slot];
+            captured_bytes += port.bell.silence(port.counters.events.get(PortCounter::CapturedBytes));
             let amount = port.egress.escrow.cut(epoch).map_err(|error| port_error(port.id, error))?;
             total.frames += amount.frames;
             total.bytes += amount.bytes;
@@ -206,7 +212,7 @@ impl<W: Wire> Core<W> {
             });
         }
         let Amount { frames, bytes } = total;
-        Ok(Answer::Cut(CutReport { frames, bytes, port_state: state, self_contained }))
+        Ok(Answer::Cut(CutReport { frames, bytes, captured_bytes, port_state: state, self_contained }))
     }
 
     fn release(&mut self, slots: &[Slot], token: &ReleaseToken) -> Result<Answer, GateError> {

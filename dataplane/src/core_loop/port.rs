@@ -16,6 +16,7 @@ use crate::guest::GuestPort;
 use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
 use crate::segmentation::MAX_SEGMENTS;
+use crossbeam_channel::Sender;
 use holdfast_speculation::{FromWire, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub(super) struct Port<F> {
     pub(super) announcing: Option<Announcing>,
     /// The guest had to wait in the last burst, as memory for frames ran low.
     pub(super) starved: bool,
+    pub(super) bell: Bell,
     /// None for a port that never speculates.
     pub(super) speculating: Option<Speculating>,
 }
@@ -67,6 +69,39 @@ impl Announcing {
     pub(super) fn due_ns(&self) -> u64 {
         let after = REPETITIONS.get(self.round).map_or(0, |after| after.as_nanos() as u64);
         self.began_ns.saturating_add(after)
+    }
+}
+
+/// Tells whoever ends the epochs that the guest has said something since the last one ended.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    rope: Option<Sender<()>>,
+    rung: bool,
+    /// Bytes captured when the last epoch ended.
+    captured: u64,
+}
+
+impl Bell {
+    /// From now on this is rung.
+    pub(super) fn hang(&mut self, rope: Sender<()>) {
+        self.rope = Some(rope);
+        self.rung = false;
+    }
+
+    /// The guest said something. Rings once an epoch: one wake-up of whoever listens.
+    pub(super) fn ring(&mut self) {
+        if let (false, Some(rope)) = (self.rung, &self.rope) {
+            self.rung = true;
+            if rope.try_send(()).is_err() {
+                // Full: it has been rung and not been heard yet. Gone: nobody listens any more.
+            }
+        }
+    }
+
+    /// The epoch ends, with this many bytes captured in all; returns how many of them in the epoch.
+    pub(super) fn silence(&mut self, captured: u64) -> u64 {
+        self.rung = false;
+        captured.saturating_sub(std::mem::replace(&mut self.captured, captured))
     }
 }
 
@@ -389,6 +424,7 @@ mod tests {
             counters: Arc::default(),
             announcing: None,
             starved: false,
+            bell: Bell::default(),
             speculating: None,
         };
         port.guest.poll_control();

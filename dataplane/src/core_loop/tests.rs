@@ -102,6 +102,30 @@ fn frame(from: u8, fill: u8) -> Vec<u8> {
 const COMMIT: Mode = Mode::Commit { first: EpochId::FIRST };
 const ONE: [PortId; 1] = [PortId(1)];
 
+/// The bell is rung once an epoch, by the first output of a protected guest, whichever port it uses.
+#[test]
+fn the_first_output_of_an_epoch_is_told() {
+    let core = Running::new();
+    let guests = [core.port(1, PortConfig::default()), core.port(2, PortConfig::default())];
+    let both = [PortId(1), PortId(2)];
+    let output = core.handle.output(&both).expect("a bell");
+    guests[0].send(frame(1, 1));
+    core.wire(1);
+    assert!(output.try_recv().is_err(), "nobody waits for the output of a port that holds nothing");
+
+    core.handle.set_mode(&both, COMMIT).expect("protected");
+    for epoch in 1..4 {
+        let guest = 1 + (epoch % 2) as u8;
+        guests[usize::from(guest) - 1].send(frame(guest, 0));
+        output.recv_timeout(Duration::from_secs(10)).expect("told");
+        guests[usize::from(guest) - 1].send(frame(guest, 1));
+        core.settle();
+        assert!(output.try_recv().is_err(), "told once");
+        let report = core.handle.cut(&both, EpochId::new(epoch), false).expect("a cut");
+        assert_eq!((report.frames, report.captured_bytes), (2, if epoch == 1 { 192 } else { 128 }));
+    }
+}
+
 #[test]
 fn a_native_port_sends_at_once_and_in_bursts() {
     let core = Running::new();

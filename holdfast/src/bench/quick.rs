@@ -1,8 +1,8 @@
 //! `holdfast bench quick`: what protection costs, in a few minutes.
 //!
-//! The same guest on the same wire, three ways in turn: QEMU's own TAP, Holdfast in mode `native`, and
-//! Holdfast in mode `commit`. Each round boots each of them anew; the figures are medians over the
-//! rounds, and the ratios are medians of the rounds' ratios, so that a machine whose speed drifts does
+//! The same guest on the same wire, four ways in turn: QEMU's own TAP, Holdfast in mode `native`, in mode
+//! `commit`, and in mode `commit` with adaptive epochs. Each round boots each of them anew; the figures are
+//! medians over the rounds, and the ratios are medians of the rounds' ratios, so that a machine whose speed drifts does
 //! not favour one of them.
 
 use super::{Output, write_json};
@@ -24,10 +24,11 @@ use std::time::{Duration, Instant};
 
 const READY: Duration = Duration::from_secs(90);
 const VM: &str = "guest";
+const PATHS: [&str; 4] = ["tap", "native", "commit", "adaptive"];
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct QuickOptions {
-    /// Rounds; each boots the guest three ways.
+    /// Rounds; each boots the guest four ways.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
     /// Seconds of each stream.
@@ -47,11 +48,12 @@ pub(crate) struct QuickOptions {
 #[derive(Clone, Debug, Serialize)]
 struct Row {
     round: u32,
-    /// `tap`, `native` or `commit`.
+    /// `tap`, `native`, `commit` or `adaptive`: `commit` with epochs that follow the output.
     path: &'static str,
     download_mbit_s: f64,
     upload_mbit_s: f64,
     round_trip_p50_us: f64,
+    round_trip_p99_us: f64,
     pause_p50_us: Option<f64>,
     pause_p99_us: Option<f64>,
     commit_latency_p50_us: Option<f64>,
@@ -64,11 +66,11 @@ pub(super) fn run(options: &QuickOptions) -> Result<(), Failure> {
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {
-        for path in ["tap", "native", "commit"] {
+        for path in PATHS {
             eprintln!("round {round} of {}: {path}", options.rounds);
             let row = match path {
                 "tap" => plain(options, &qemu, round)?,
-                mode => protected(options, &qemu, round, mode)?,
+                path => through_holdfast(options, &qemu, round, path)?,
             };
             rows.push(row);
         }
@@ -106,16 +108,24 @@ fn plain(options: &QuickOptions, qemu: &Qemu, round: u32) -> Result<Row, Failure
 }
 
 /// The guest on Holdfast.
-fn protected(options: &QuickOptions, qemu: &Qemu, round: u32, mode: &str) -> Result<Row, Failure> {
+fn through_holdfast(
+    options: &QuickOptions,
+    qemu: &Qemu,
+    round: u32,
+    path: &'static str,
+) -> Result<Row, Failure> {
     let program = std::env::current_exe().map_err(Failure::failed)?;
+    let mode = if path == "native" { "native" } else { "commit" };
     let mut plan = PairOptions::new(&program, qemu.clone(), mode);
+    if path == "adaptive" {
+        plan.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
+    }
     plan.epoch_ms = options.epoch_ms;
     plan.audit = false;
     let mut pair = Pair::start(plan).map_err(Failure::failed)?;
     pair.wait_ready(READY).map_err(Failure::failed)?;
-    let path = if mode == "native" { "native" } else { "commit" };
     let mut row = measure(options, round, path, &pair.topology.client)?;
-    if path == "commit" {
+    if mode == "commit" {
         let status = pair.a.vm(VM).map_err(Failure::failed)?;
         if status["state"] != "protected" || status["link"]["sessions"] != 1 {
             return Err(Failure::Failed(format!(
@@ -158,13 +168,14 @@ fn measure(
     };
     let (download_mbit_s, down_exact) = stream(Direction::Download)?;
     let (upload_mbit_s, up_exact) = stream(Direction::Upload)?;
-    let trips = client.round_trips(guest_ip(1).into(), 64, 50).map_err(Failure::failed)?;
+    let trips = client.round_trips(guest_ip(1).into(), 64, 200).map_err(Failure::failed)?;
     Ok(Row {
         round,
         path,
         download_mbit_s,
         upload_mbit_s,
         round_trip_p50_us: trips.p50,
+        round_trip_p99_us: trips.p99,
         pause_p50_us: None,
         pause_p99_us: None,
         commit_latency_p50_us: None,
@@ -186,13 +197,15 @@ fn table(rows: &[Row]) -> String {
     let down = |row: &Row| row.download_mbit_s;
     let up = |row: &Row| row.upload_mbit_s;
     let trip = |row: &Row| row.round_trip_p50_us / 1e3;
-    let mut out = String::from("path      guest to client   client to guest   round trip p50\n");
-    for path in ["tap", "native", "commit"] {
+    let tail = |row: &Row| row.round_trip_p99_us / 1e3;
+    let mut out = String::from("path      guest to client   client to guest   round trip p50        p99\n");
+    for path in PATHS {
         out += &format!(
-            "{path:<8} {:>10.1} Mbit/s {:>10.1} Mbit/s {:>13.2} ms\n",
+            "{path:<8} {:>10.1} Mbit/s {:>10.1} Mbit/s {:>13.2} ms {:>7.2} ms\n",
             of(path, &down),
             of(path, &up),
-            of(path, &trip)
+            of(path, &trip),
+            of(path, &tail)
         );
     }
     out += &format!(

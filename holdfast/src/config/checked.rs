@@ -4,8 +4,10 @@ use super::Fault;
 use super::exception::Exception;
 use super::mode::Mode;
 use super::raw::{
-    RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawSpeculation, RawVm,
+    RawBackup, RawConfig, RawEpochPolicy, RawListen, RawMode, RawNic, RawReplication, RawRole,
+    RawSpeculation, RawVm,
 };
+use holdfast_checkpoint::vm::EpochRule;
 use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -50,6 +52,7 @@ pub(crate) struct Vm {
     pub(crate) speculation: Speculation,
     pub(crate) role: Role,
     pub(crate) epoch: Duration,
+    pub(crate) epoch_rule: EpochRule,
     pub(crate) epochs_in_flight: usize,
     pub(crate) lease: Duration,
     pub(crate) qemu_timeout: Duration,
@@ -287,6 +290,7 @@ fn claim_paths(vm: usize, key: &str, raw: &RawVm, paths: &mut Paths, faults: &mu
 fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut Faults) -> Vm {
     check_name(&format!("{key}.name"), &raw.name, faults);
     faults.range(format!("{key}.epoch_ms"), raw.epoch_ms, 5, 10_000);
+    faults.range(format!("{key}.max_paused_percent"), raw.max_paused_percent, 1, 90);
     faults.range(format!("{key}.epochs_in_flight"), raw.epochs_in_flight as u64, 1, 64);
     faults.range(format!("{key}.lease_ms"), raw.lease_ms, 50, 60_000);
     faults.range(format!("{key}.qemu_timeout_ms"), raw.qemu_timeout_ms, 200, 600_000);
@@ -347,6 +351,12 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         speculation,
         role,
         epoch: Duration::from_millis(raw.epoch_ms),
+        epoch_rule: match raw.epoch_policy {
+            RawEpochPolicy::Fixed => EpochRule::Fixed,
+            RawEpochPolicy::Adaptive => {
+                EpochRule::FollowOutput { paused_share: raw.max_paused_percent as f64 / 100.0 }
+            }
+        },
         epochs_in_flight: raw.epochs_in_flight,
         lease: Duration::from_millis(raw.lease_ms),
         qemu_timeout: Duration::from_millis(raw.qemu_timeout_ms),

@@ -67,6 +67,16 @@ pub(crate) enum RawMode {
     Speculative,
 }
 
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum RawEpochPolicy {
+    /// Epochs of `epoch_ms`.
+    #[default]
+    Fixed,
+    /// Epochs that the guest's output ends, of `epoch_ms` at most.
+    Adaptive,
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawVm {
@@ -76,6 +86,10 @@ pub(crate) struct RawVm {
     pub(crate) role: Option<RawRole>,
     #[serde(default = "default_epoch")]
     pub(crate) epoch_ms: u64,
+    #[serde(default)]
+    pub(crate) epoch_policy: RawEpochPolicy,
+    #[serde(default = "default_paused_percent")]
+    pub(crate) max_paused_percent: u64,
     #[serde(default = "default_in_flight")]
     pub(crate) epochs_in_flight: usize,
     #[serde(default = "default_lease")]
@@ -152,7 +166,11 @@ fn default_control_socket() -> PathBuf {
     "/run/holdfast/control.sock".into()
 }
 
-const fn default_epoch() -> u64 {
+const fn default_paused_percent() -> u64 {
+    40
+}
+
+fn default_epoch() -> u64 {
     25
 }
 

@@ -262,6 +262,7 @@ fn vm_config(config: &Config, vm: &Vm) -> VmConfig {
     settings.protect = vm.mode.protects();
     settings.epoch = vm.epoch;
     settings.in_flight = vm.epochs_in_flight;
+    settings.epoch_rule = vm.epoch_rule;
     settings.lease = vm.lease;
     settings.lease_margin = vm.lease / 3;
     settings.heartbeat = vm.lease / 6;

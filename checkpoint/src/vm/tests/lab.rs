@@ -12,7 +12,7 @@ use crate::standby::StandbyConfig;
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Listener, Security, TcpTransport};
 use crate::vm::*;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -177,6 +177,7 @@ impl Site {
             peer_log,
             last_cut: Arc::clone(&last_cut),
             term: Term::NONE,
+            bell: bounded(1),
         };
         let inspect = InspectSettings::default();
         let settings = QemuSettings {
@@ -301,6 +302,8 @@ struct WrittenGate {
     peer_log: PathBuf,
     last_cut: Arc<Mutex<Option<EpochId>>>,
     term: Term,
+    /// Rung at each release, as if the guest answered what it heard by it.
+    bell: (Sender<()>, Receiver<()>),
 }
 
 impl WrittenGate {
@@ -331,14 +334,20 @@ impl OutputGate for WrittenGate {
         let line = format!("{epoch} {}\n", self.speaker.spoken.digest());
         self.sealed.write_all(line.as_bytes()).expect("the list of what was said");
         (0..2).for_each(|part| self.say(epoch.next(), part));
-        Ok(CutReport { frames: 1, bytes: 2, state })
+        Ok(CutReport { frames: 1, bytes: 2, said_bytes: 2, state })
     }
 
     fn stream(&self) -> Option<Stream> {
         self.speaks.then(|| self.speaker.stream.clone())
     }
 
+    fn output(&self) -> Option<Receiver<()>> {
+        Some(self.bell.1.clone())
+    }
+
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
+        // Full when the supervisor has not heard the last one.
+        self.bell.0.try_send(()).unwrap_or_default();
         let line = format!("{} {} ", token.epoch(), token.term());
         let log = fs::read_to_string(&self.peer_log).unwrap_or_default();
         let logged = log.lines().any(|found| found.starts_with(&line));
