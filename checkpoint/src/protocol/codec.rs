@@ -407,8 +407,14 @@ impl Body<'_> {
         }))
     }
 
+    /// As of a Hello, of a Welcome in another version only the head is read.
     fn welcome(&mut self) -> Result<Message, DecodeError> {
         let version = self.u32()?;
+        if version != super::PROTOCOL_VERSION {
+            self.rest = &[];
+            let (host, session, held, window) = (String::new(), 0, None, 0);
+            return Ok(Message::Welcome(Welcome { version, host, session, held, window }));
+        }
         let host = self.text()?;
         let session = self.u64()?;
         let held = self.flag()?;
@@ -547,6 +553,19 @@ mod tests {
             let mut frame = encode(&Message::Hello(Hello { version, ..hello() }));
             frame.extend_from_slice(b"fields of another time");
             let Ok(Message::Hello(found)) = read(&frame) else { panic!("the head is readable") };
+            assert_eq!(found.version, version);
+        }
+    }
+
+    /// The same of a Welcome, by a host that thinks it can speak with this one.
+    #[test]
+    fn the_version_of_a_welcome_is_read_whatever_follows_it() {
+        for version in [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1] {
+            let welcome = Welcome { version, host: "b".into(), session: 1, held: None, window: 1 };
+            let mut frame = encode(&Message::Welcome(welcome));
+            frame.truncate(FRAME_HEAD + 4);
+            frame.extend_from_slice(b"fields of another time");
+            let Ok(Message::Welcome(found)) = read(&frame) else { panic!("the head is readable") };
             assert_eq!(found.version, version);
         }
     }

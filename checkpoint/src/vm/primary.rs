@@ -620,6 +620,19 @@ fn greet(
             {
                 return Ok(Box::new(Greeted { link, welcome }));
             }
+            Ok(LinkEvent::Message { message: Message::Welcome(welcome), .. })
+                if welcome.version != PROTOCOL_VERSION =>
+            {
+                let theirs = format!("it speaks version {}", welcome.version);
+                return Err((Fault::Operator, of_another_release(&transport.peer(), &theirs)));
+            }
+            Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. })
+                if refusal.code == RefusalCode::Version =>
+            {
+                // Its words are of another release: what is to be done is said by this one.
+                let theirs = format!("it says: {refusal}");
+                return Err((Fault::Operator, of_another_release(&transport.peer(), &theirs)));
+            }
             Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => {
                 let mut text = format!("{} refuses: {refusal}", transport.peer());
                 if let (RefusalCode::Devices, Some(machine)) = (refusal.code, machine) {
@@ -640,4 +653,12 @@ fn greet(
             }
         }
     }
+}
+
+/// What the operator is told when the other host speaks another version.
+fn of_another_release(peer: &str, theirs: &str) -> String {
+    format!(
+        "{peer} runs another release of Holdfast: this host speaks version {PROTOCOL_VERSION} of the replication \
+         protocol, and {theirs}; mend: install the same release on both hosts"
+    )
 }

@@ -146,6 +146,7 @@ impl Appliance {
         let listener = self.listener().as_ref().map(|listener| {
             let mut row = json!(listener.counters());
             row["address"] = json!(listener.address());
+            row["last_refusal"] = json!(listener.last_refusal());
             row
         });
         Ok(json!({
