@@ -158,6 +158,7 @@ fn introduce(from: &Namespace, keys: &std::path::Path, to: &str, version: u32) -
         session: 1,
         lease_ms: 100,
         devices: DeviceDigest::default(),
+        ports: Vec::new(),
     };
     talk.say(encode(&Message::Hello(hello)), b"fields of another time").expect("said");
     match talk.hear().expect("an answer") {

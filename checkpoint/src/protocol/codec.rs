@@ -1,5 +1,6 @@
 //! Messages to bytes and back.
 
+use crate::gate::PortLimits;
 use crate::protocol::message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, Refusal, RefusalCode, Seal, StateKind, Welcome,
 };
@@ -166,6 +167,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_u64(&mut out, hello.session);
             put_u32(&mut out, hello.lease_ms);
             out.extend_from_slice(&hello.devices.0);
+            let ports = u16::try_from(hello.ports.len()).expect("a machine has few ports");
+            out.extend_from_slice(&ports.to_le_bytes());
+            for limits in &hello.ports {
+                put_u32(&mut out, limits.flows);
+                put_u64(&mut out, limits.bytes);
+            }
         }
         Message::Welcome(welcome) => {
             begin_frame(kind::WELCOME, &mut out);
@@ -392,6 +399,7 @@ impl Body<'_> {
                 session: 0,
                 lease_ms: 0,
                 devices: DeviceDigest::default(),
+                ports: Vec::new(),
             }));
         }
         Ok(Message::Hello(Hello {
@@ -404,7 +412,14 @@ impl Body<'_> {
             session: self.u64()?,
             lease_ms: self.u32()?,
             devices: DeviceDigest(self.array()?),
+            ports: self.ports()?,
         }))
+    }
+
+    /// RB-1: room is made for those that are there, not for those that are claimed.
+    fn ports(&mut self) -> Result<Vec<PortLimits>, DecodeError> {
+        let count = u16::from_le_bytes(self.array()?);
+        (0..count).map(|_| Ok(PortLimits { flows: self.u32()?, bytes: self.u64()? })).collect()
     }
 
     /// As of a Hello, of a Welcome in another version only the head is read.
@@ -445,6 +460,7 @@ mod tests {
             session: 99,
             lease_ms: 300,
             devices: DeviceDigest([9; 32]),
+            ports: vec![PortLimits { flows: 64, bytes: 1 << 40 }, PortLimits::default()],
         }
     }
 

@@ -41,6 +41,7 @@ fn pair(tls: bool) -> Pair {
 
 fn hello() -> Hello {
     Hello {
+        ports: Vec::new(),
         version: PROTOCOL_VERSION,
         vm: "web".into(),
         host: "host-a".into(),

@@ -323,6 +323,7 @@ impl Primary<'_> {
             session: RandomState::new().hash_one(self.core.term.get()),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             devices: machine.as_ref().map_or_else(DeviceDigest::default, |machine| machine.digest),
+            ports: self.core.gate.lock().limits(),
         };
         let (answer, answered) = bounded(1);
         let spawned = thread::Builder::new().name("hf-dial".to_owned()).spawn(move || {
@@ -638,7 +639,7 @@ fn greet(
                 if let (RefusalCode::Devices, Some(machine)) = (refusal.code, machine) {
                     text += &format!("; the guest is {}", machine.text);
                 }
-                return Err((Fault::Peer, text));
+                return Err((whose(refusal.code), text));
             }
             Ok(LinkEvent::Message { message, .. }) => {
                 let name = message.name();
@@ -652,6 +653,17 @@ fn greet(
                 return Err((end.fault, format!("{}: {}", transport.peer(), end.text)));
             }
         }
+    }
+}
+
+/// Whose fault it is that a backup refuses: the operator's where the hosts' settings do not fit each other.
+const fn whose(code: RefusalCode) -> Fault {
+    match code {
+        RefusalCode::UnknownMachine
+        | RefusalCode::MemorySize
+        | RefusalCode::Devices
+        | RefusalCode::Limits => Fault::Operator,
+        _ => Fault::Peer,
     }
 }
 
