@@ -83,6 +83,15 @@ pub struct Stream {
     pub spare: Sender<Vec<u8>>,
 }
 
+/// The most that a gate may hold of one port's flows, and so what the other host's must be able to keep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortLimits {
+    /// Flows.
+    pub flows: u32,
+    /// Bytes that were acknowledged to the guest.
+    pub bytes: u64,
+}
+
 /// Why the gate did not do what it was told; the host is at fault unless the text says otherwise.
 #[derive(Debug, Error)]
 pub enum GateError {
@@ -116,6 +125,10 @@ pub trait OutputGate: Send {
     /// # Errors
     /// When the dataplane did not do it: the epoch cannot be sealed.
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError>;
+
+    /// What it may hold of each port's flows, and keeps at most for the other host: the hosts compare it
+    /// before they begin.
+    fn limits(&self) -> Vec<PortLimits>;
 
     /// The bytes that leave ahead of their epochs; none for a gate that never speculates. Asked for once a
     /// session, by the supervisor's thread; the replication thread takes from it.

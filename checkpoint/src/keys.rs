@@ -203,13 +203,19 @@ impl Identity {
     }
 
     /// The TLS side of the host that dials.
-    pub(crate) fn dialing(&self) -> Result<rustls::Connection, rustls::Error> {
+    ///
+    /// # Errors
+    /// When TLS does not take the settings, which is a bug.
+    pub fn dialing(&self) -> Result<rustls::Connection, rustls::Error> {
         let name = ServerName::try_from(NAME).expect("the name is a valid host name");
         Ok(ClientConnection::new(Arc::clone(&self.client), name)?.into())
     }
 
     /// The TLS side of the host that was dialled.
-    pub(crate) fn accepting(&self) -> Result<rustls::Connection, rustls::Error> {
+    ///
+    /// # Errors
+    /// When TLS does not take the settings, which is a bug.
+    pub fn accepting(&self) -> Result<rustls::Connection, rustls::Error> {
         Ok(ServerConnection::new(Arc::clone(&self.server))?.into())
     }
 }

@@ -30,7 +30,7 @@ pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
 pub(crate) use stats::{SealTimes, Stats};
 
-use crate::gate::{CutReport, GateError, OutputGate, Stream};
+use crate::gate::{CutReport, GateError, OutputGate, PortLimits, Stream};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -65,6 +65,10 @@ struct HoldingGate {
 impl OutputGate for HoldingGate {
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
         self.gate.cut(epoch, whole)
+    }
+
+    fn limits(&self) -> Vec<PortLimits> {
+        self.gate.limits()
     }
 
     fn stream(&self) -> Option<Stream> {

@@ -21,8 +21,9 @@
 //!
 //! Each message travels in a frame: length of the body (32 bits), kind (16), nothing (16), then the
 //! body; all numbers are little-endian. A length is checked against its bound before anything is
-//! allocated for it (RB-1). The head of a Hello - magic and version - keeps its place in all versions,
-//! so that hosts of different versions can tell each other why they part.
+//! allocated for it (RB-1). The head of a Hello - magic and version -, that of a Welcome - version -, and all
+//! of a Refuse keep their place in all versions, so that hosts of different versions can tell each other why
+//! they part.
 //!
 //! Pure: no I/O, no clock.
 

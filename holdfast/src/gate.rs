@@ -1,7 +1,7 @@
 //! The ports of one VM as the gate that the checkpoint side holds.
 
 use crossbeam_channel::Receiver;
-use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, Stream};
+use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, PortLimits, Stream};
 use holdfast_dataplane::kept::KeptPorts;
 use holdfast_dataplane::{GateError as PortError, Handle, LedgerLimits, Mode, PortId};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
@@ -28,6 +28,7 @@ pub(crate) struct PortGate {
     output: Receiver<()>,
     /// None for a VM that never speculates.
     stream: Option<Stream>,
+    limits: Vec<PortLimits>,
     /// What came with the commits of the other host.
     kept: KeptPorts,
     /// Whether anything was kept since it was last gone on from.
@@ -62,10 +63,19 @@ impl PortGate {
             protected: false,
             output,
             stream,
+            limits: limits.iter().map(limits_of).collect(),
             kept: KeptPorts::new(limits),
             has_kept: false,
         })
     }
+}
+
+/// The limits of a port, nothing for one that never speculates.
+fn limits_of(limits: &Option<LedgerLimits>) -> PortLimits {
+    limits.map_or_else(PortLimits::default, |limits| PortLimits {
+        flows: u32::try_from(limits.max_flows).unwrap_or(u32::MAX),
+        bytes: limits.held_bytes as u64,
+    })
 }
 
 /// The dataplane's word in the checkpoint side's terms.
@@ -83,6 +93,10 @@ impl OutputGate for PortGate {
         let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
         let state = GateState { bytes: report.port_state, self_contained: report.self_contained };
         Ok(CutReport { frames: report.frames, bytes: report.bytes, said_bytes: report.captured_bytes, state })
+    }
+
+    fn limits(&self) -> Vec<PortLimits> {
+        self.limits.clone()
     }
 
     fn stream(&self) -> Option<Stream> {

@@ -56,6 +56,9 @@ pub(crate) fn table(document: &Value) -> String {
                 text(&link["address"])
             ),
         );
+        if let Some(refusal) = link["last_refusal"].as_str() {
+            line(&mut out, format_args!("  refused last: {refusal}"));
+        }
     }
     for vm in rows {
         line(

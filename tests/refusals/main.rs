@@ -6,6 +6,7 @@
 //!   guests       guests that cannot be protected: they run on unprotected, and the others protected
 //!   backup       what is wrong on the other host: the same, until it is mended there
 //!   full         a backup that runs full
+//!   release      a peer of another release
 //! ```
 //!
 //! Everything is real: the program, stock QEMU, kernels that boot. `settings` are the files, `daemon` runs
@@ -17,5 +18,6 @@ mod daemon;
 mod full;
 mod guests;
 mod place;
+mod release;
 mod settings;
 mod start;

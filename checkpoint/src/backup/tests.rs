@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::gate::spoken::{Spoken, seeded};
-use crate::gate::{CutReport, OutputGate, Stream};
+use crate::gate::{CutReport, OutputGate, PortLimits, Stream};
 use crate::image::{ImageConfig, ImageState};
 use crate::pages::PageIndex;
 use crate::protocol::{PageBatch, encode};
@@ -36,6 +36,9 @@ struct Keeper {
 impl OutputGate for Keeper {
     fn cut(&mut self, _epoch: EpochId, _whole: bool) -> Result<CutReport, GateError> {
         Err(GateError::Gone)
+    }
+    fn limits(&self) -> Vec<PortLimits> {
+        Vec::new()
     }
     fn stream(&self) -> Option<Stream> {
         None

@@ -8,7 +8,7 @@
 //! memory as the image itself, and the rename says that they were written.
 
 use super::memory::Identity;
-use super::{ImageConfig, ImageError, STATE_LIMIT, StagedPages};
+use super::{GATE_STATE_LIMIT, ImageConfig, ImageError, STATE_LIMIT, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -229,9 +229,9 @@ fn parse(from: &mut impl Read, size: u64, memory_len: u64) -> Result<Record, Rea
         serde_json::from_slice(&header_bytes).map_err(|_| Reason::Content("its header is no header"))?;
     let mut promised = [0; 32];
     from.read_exact(&mut promised)?;
-    let limit = STATE_LIMIT as u64;
+    let (limit, gate_limit) = (STATE_LIMIT as u64, GATE_STATE_LIMIT as u64);
     // Pages may come twice in an epoch, and the size of the file bounds them anyway.
-    if header.device_state > limit || header.gate_state > limit || header.pages > size / 8 {
+    if header.device_state > limit || header.gate_state > gate_limit || header.pages > size / 8 {
         return Err(Reason::Content("its header claims too much"));
     }
     let device_state = take(from, header.device_state)?;

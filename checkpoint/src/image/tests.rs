@@ -136,6 +136,19 @@ fn an_epoch_that_does_not_fit_is_refused_whole() {
     assert_eq!((image.state(), image.digest()), (valid(1), before));
 }
 
+/// SP-2: what a gate may hold for its clients is more than the devices may take, and is read back.
+#[test]
+fn a_gate_state_larger_than_any_device_state_is_read_back() {
+    let dir = tmpfs_dir();
+    let mut image = synchronised(dir.path());
+    let held = vec![5; STATE_LIMIT + 1];
+    let large = StagedEpoch { gate_state: GateState::whole(held.clone()), ..staged(2, StagedPages::new()) };
+    image.apply(large).unwrap();
+    drop(image);
+    let image = Image::open(config(dir.path(), LEN)).unwrap();
+    assert!(image.last().unwrap().gate_state.bytes == held);
+}
+
 #[test]
 fn of_two_copies_of_a_page_the_later_one_counts() {
     let dir = tmpfs_dir();

@@ -5,7 +5,7 @@ mod stream;
 use super::*;
 use crate::backup::{BackupSession, CommitLog, Outcome};
 use crate::gate::spoken::{Speaker, Spoken};
-use crate::gate::{CutReport, GateError, GateState, GuestMemorySource, MemoryError, MemoryFacts};
+use crate::gate::{CutReport, GateError, GateState, GuestMemorySource, MemoryError, MemoryFacts, PortLimits};
 use crate::image::{Image, ImageConfig};
 use crate::keys::{Identity, make_pair};
 use crate::pages::PageSet;
@@ -125,6 +125,9 @@ impl OutputGate for Told {
     fn cut(&mut self, _epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
         let state = self.speaker.lock().unwrap().spoken.state(whole);
         Ok(CutReport { frames: 0, bytes: 0, said_bytes: 0, state })
+    }
+    fn limits(&self) -> Vec<PortLimits> {
+        Vec::new()
     }
     fn stream(&self) -> Option<Stream> {
         Some(self.speaker.lock().unwrap().stream.clone())
@@ -248,6 +251,7 @@ impl Ways {
             session: 1,
             lease_ms: 1000,
             devices: DeviceDigest::default(),
+            ports: Vec::new(),
         }));
         let backup = self.incoming.recv_timeout(SOON).expect("a session").link;
         backup.allow(window);

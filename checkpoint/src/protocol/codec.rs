@@ -1,5 +1,6 @@
 //! Messages to bytes and back.
 
+use crate::gate::PortLimits;
 use crate::protocol::message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, Refusal, RefusalCode, Seal, StateKind, Welcome,
 };
@@ -166,6 +167,12 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_u64(&mut out, hello.session);
             put_u32(&mut out, hello.lease_ms);
             out.extend_from_slice(&hello.devices.0);
+            let ports = u16::try_from(hello.ports.len()).expect("a machine has few ports");
+            out.extend_from_slice(&ports.to_le_bytes());
+            for limits in &hello.ports {
+                put_u32(&mut out, limits.flows);
+                put_u64(&mut out, limits.bytes);
+            }
         }
         Message::Welcome(welcome) => {
             begin_frame(kind::WELCOME, &mut out);
@@ -392,6 +399,7 @@ impl Body<'_> {
                 session: 0,
                 lease_ms: 0,
                 devices: DeviceDigest::default(),
+                ports: Vec::new(),
             }));
         }
         Ok(Message::Hello(Hello {
@@ -404,11 +412,24 @@ impl Body<'_> {
             session: self.u64()?,
             lease_ms: self.u32()?,
             devices: DeviceDigest(self.array()?),
+            ports: self.ports()?,
         }))
     }
 
+    /// RB-1: room is made for those that are there, not for those that are claimed.
+    fn ports(&mut self) -> Result<Vec<PortLimits>, DecodeError> {
+        let count = u16::from_le_bytes(self.array()?);
+        (0..count).map(|_| Ok(PortLimits { flows: self.u32()?, bytes: self.u64()? })).collect()
+    }
+
+    /// As of a Hello, of a Welcome in another version only the head is read.
     fn welcome(&mut self) -> Result<Message, DecodeError> {
         let version = self.u32()?;
+        if version != super::PROTOCOL_VERSION {
+            self.rest = &[];
+            let (host, session, held, window) = (String::new(), 0, None, 0);
+            return Ok(Message::Welcome(Welcome { version, host, session, held, window }));
+        }
         let host = self.text()?;
         let session = self.u64()?;
         let held = self.flag()?;
@@ -439,6 +460,7 @@ mod tests {
             session: 99,
             lease_ms: 300,
             devices: DeviceDigest([9; 32]),
+            ports: vec![PortLimits { flows: 64, bytes: 1 << 40 }, PortLimits::default()],
         }
     }
 
@@ -547,6 +569,19 @@ mod tests {
             let mut frame = encode(&Message::Hello(Hello { version, ..hello() }));
             frame.extend_from_slice(b"fields of another time");
             let Ok(Message::Hello(found)) = read(&frame) else { panic!("the head is readable") };
+            assert_eq!(found.version, version);
+        }
+    }
+
+    /// The same of a Welcome, by a host that thinks it can speak with this one.
+    #[test]
+    fn the_version_of_a_welcome_is_read_whatever_follows_it() {
+        for version in [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1] {
+            let welcome = Welcome { version, host: "b".into(), session: 1, held: None, window: 1 };
+            let mut frame = encode(&Message::Welcome(welcome));
+            frame.truncate(FRAME_HEAD + 4);
+            frame.extend_from_slice(b"fields of another time");
+            let Ok(Message::Welcome(found)) = read(&frame) else { panic!("the head is readable") };
             assert_eq!(found.version, version);
         }
     }

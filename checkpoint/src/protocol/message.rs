@@ -1,5 +1,6 @@
 //! The messages.
 
+use crate::gate::PortLimits;
 use crate::protocol::PageBatch;
 use holdfast_epoch::{Digest, EpochId, Term};
 use std::fmt;
@@ -8,7 +9,7 @@ use std::fmt;
 pub const MAGIC: [u8; 8] = *b"HOLDFAST";
 
 /// Version of this protocol. Hosts of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// Digest of how the guest's devices are configured; both hosts must agree when both know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub struct Hello {
     pub lease_ms: u32,
     /// How the guest's devices are configured; zeroes when unknown.
     pub devices: DeviceDigest,
+    /// What may be held of each port's flows, in their order.
+    pub ports: Vec<PortLimits>,
 }
 
 /// What the backup's image is at the beginning of a session.
@@ -91,6 +94,8 @@ pub enum RefusalCode {
     Other = 12,
     /// What came for the gate to keep is not whole (SP-2).
     Gate = 13,
+    /// The hosts' settings allow the guest's flows different amounts, or different ports.
+    Limits = 14,
 }
 
 impl RefusalCode {
@@ -108,6 +113,7 @@ impl RefusalCode {
             10 => Self::Storage,
             11 => Self::Malformed,
             13 => Self::Gate,
+            14 => Self::Limits,
             _ => Self::Other,
         }
     }

@@ -50,6 +50,7 @@ pub struct ListenerCounters {
 #[derive(Default)]
 struct Shared {
     routes: Mutex<HashMap<String, Sender<Incoming>>>,
+    last_refusal: Mutex<Option<String>>,
     greeting: AtomicUsize,
     sessions: AtomicU64,
     strangers: AtomicU64,
@@ -115,6 +116,12 @@ impl Listener {
             refused: get(&shared.refused),
             dropped: get(&shared.dropped),
         }
+    }
+
+    /// Who was refused last before it reached a machine, and why.
+    #[must_use]
+    pub fn last_refusal(&self) -> Option<String> {
+        self.shared.last_refusal.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -187,8 +194,10 @@ fn serve(connection: TcpStream, from: SocketAddr, security: &Security, shared: &
                  a stranger, or a host whose keys were not made together with this one's");
         }
         Ok((mut wire, Greeting::Refused(refusal))) => {
-            shared.refused.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(%from, %refusal, "a session was refused");
+            let told = format!("{}: {refusal}", from.ip());
+            *shared.last_refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+            shared.refused.fetch_add(1, Ordering::Relaxed);
             if wire.set_nonblocking().is_ok() && wire.queue(encode(&Message::Refuse(refusal))).is_ok() {
                 last_words(wire);
             }
@@ -244,7 +253,7 @@ fn route(hello: Hello, shared: &Shared) -> Greeting {
         return Greeting::Refused(Refusal::new(
             RefusalCode::Version,
             format!(
-                "this host speaks version {PROTOCOL_VERSION} of the replication protocol and the primary \
+                "the backup speaks version {PROTOCOL_VERSION} of the replication protocol and the primary \
                  speaks version {}: install the same release of Holdfast on both",
                 hello.version
             ),

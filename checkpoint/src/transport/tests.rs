@@ -41,6 +41,7 @@ fn pair(tls: bool) -> Pair {
 
 fn hello() -> Hello {
     Hello {
+        ports: Vec::new(),
         version: PROTOCOL_VERSION,
         vm: "web".into(),
         host: "host-a".into(),
@@ -141,6 +142,8 @@ fn a_peer_of_another_version_is_refused_and_told_why() {
         assert_eq!(refusal.code, RefusalCode::Version);
         assert!(refusal.text.contains("same release"), "{refusal}");
         assert_eq!(pair.listener.counters().refused, refused);
+        let told = pair.listener.last_refusal().expect("a refusal");
+        assert!(told.contains(&format!("speaks version {version}:")), "{told}");
     }
 }
 

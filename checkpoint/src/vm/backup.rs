@@ -11,6 +11,7 @@
 //! fenced itself and said so. FO-2: and only after the arbiter's compare-and-set.
 
 use crate::backup::{BackupSession, CommitLog, Outcome, refusal};
+use crate::gate::PortLimits;
 use crate::image::{Image, ImageConfig, ImageError, ImageState};
 use crate::lease::LeaseGrants;
 use crate::protocol::{
@@ -110,11 +111,52 @@ fn open(core: &Core, config: &BackupConfig) -> Result<(Image, CommitLog), String
     Ok((image, log))
 }
 
+/// The two settings that bound what is held of a port's flows: their names, and how much each allows.
+fn bounds(limits: PortLimits) -> [(&'static str, u64); 2] {
+    [("escrow_mib", limits.bytes >> 20), ("flows", limits.flows.into())]
+}
+
+/// SP-2: what the primary may hold for its clients must find room here, or an epoch would be refused when it
+/// holds that much.
+fn check_limits(primary: &[PortLimits], own: &[PortLimits]) -> Result<(), Refusal> {
+    let refused = |text| Err(Refusal::new(RefusalCode::Limits, text));
+    if primary.len() != own.len() {
+        return refused(format!(
+            "the machine has {} NICs on the primary and {} on the backup: give it the same [[vm.nic]] on both",
+            primary.len(),
+            own.len()
+        ));
+    }
+    for (nic, (theirs, ours)) in primary.iter().zip(own).enumerate() {
+        for ((name, theirs), (_, ours)) in bounds(*theirs).into_iter().zip(bounds(*ours)) {
+            if theirs > ours {
+                return refused(format!(
+                    "the primary may hold more for the clients of NIC {nic} than the backup would keep: {name} is \
+                     {theirs} there and {ours} on the backup: make `{name}` in [vm.speculation] the same on both"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A session stands, but the way back will not: what the operator is told of limits that are larger here.
+fn larger_here(primary: &[PortLimits], own: &[PortLimits]) -> Option<String> {
+    primary.iter().zip(own).find_map(|(theirs, ours)| {
+        let mut pairs = bounds(*theirs).into_iter().zip(bounds(*ours));
+        let ((name, theirs), (_, ours)) = pairs.find(|((_, theirs), (_, ours))| theirs < ours)?;
+        Some(format!(
+            "`{name}` in [vm.speculation] is {ours} here and {theirs} on the primary: once the machine is here, that \
+             host would refuse to back it up; mend: make it the same on both"
+        ))
+    })
+}
+
 /// Whose fault it is that this host refuses.
 const fn whose(refusal: &Refusal) -> Fault {
     match refusal.code {
         RefusalCode::NoRoom | RefusalCode::Storage => Fault::Host,
-        RefusalCode::MemorySize | RefusalCode::Devices => Fault::Operator,
+        RefusalCode::MemorySize | RefusalCode::Devices | RefusalCode::Limits => Fault::Operator,
         _ => Fault::Peer,
     }
 }
@@ -332,6 +374,9 @@ impl Backup<'_> {
             link.close();
             return;
         }
+        if let Some(text) = larger_here(&hello.ports, &self.core.gate.lock().limits()) {
+            self.core.board.trouble(Fault::Operator, text);
+        }
         self.core.know_term(hello.term);
         if self.candidate.is_some_and(|held| held.term < hello.term) {
             // The primary went on alone since: what is held here is history.
@@ -395,6 +440,7 @@ impl Backup<'_> {
                 ));
             }
         }
+        check_limits(&hello.ports, &self.core.gate.lock().limits())?;
         let stale = |term: Term| {
             Refusal::new(
                 RefusalCode::StaleTerm,

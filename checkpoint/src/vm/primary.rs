@@ -330,6 +330,7 @@ impl Primary<'_> {
             session: RandomState::new().hash_one(self.core.term.get()),
             lease_ms: u32::try_from(config.lease.as_millis()).unwrap_or(u32::MAX),
             devices: machine.as_ref().map_or_else(DeviceDigest::default, |machine| machine.digest),
+            ports: self.core.gate.lock().limits(),
         };
         let (answer, answered) = bounded(1);
         let spawned = thread::Builder::new().name("hf-dial".to_owned()).spawn(move || {
@@ -627,12 +628,25 @@ fn greet(
             {
                 return Ok(Box::new(Greeted { link, welcome }));
             }
+            Ok(LinkEvent::Message { message: Message::Welcome(welcome), .. })
+                if welcome.version != PROTOCOL_VERSION =>
+            {
+                let theirs = format!("it speaks version {}", welcome.version);
+                return Err((Fault::Operator, of_another_release(&transport.peer(), &theirs)));
+            }
+            Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. })
+                if refusal.code == RefusalCode::Version =>
+            {
+                // Its words are of another release: what is to be done is said by this one.
+                let theirs = format!("it says: {refusal}");
+                return Err((Fault::Operator, of_another_release(&transport.peer(), &theirs)));
+            }
             Ok(LinkEvent::Message { message: Message::Refuse(refusal), .. }) => {
                 let mut text = format!("{} refuses: {refusal}", transport.peer());
                 if let (RefusalCode::Devices, Some(machine)) = (refusal.code, machine) {
                     text += &format!("; the guest is {}", machine.text);
                 }
-                return Err((Fault::Peer, text));
+                return Err((whose(refusal.code), text));
             }
             Ok(LinkEvent::Message { message, .. }) => {
                 let name = message.name();
@@ -647,4 +661,23 @@ fn greet(
             }
         }
     }
+}
+
+/// Whose fault it is that a backup refuses: the operator's where the hosts' settings do not fit each other.
+const fn whose(code: RefusalCode) -> Fault {
+    match code {
+        RefusalCode::UnknownMachine
+        | RefusalCode::MemorySize
+        | RefusalCode::Devices
+        | RefusalCode::Limits => Fault::Operator,
+        _ => Fault::Peer,
+    }
+}
+
+/// What the operator is told when the other host speaks another version.
+fn of_another_release(peer: &str, theirs: &str) -> String {
+    format!(
+        "{peer} runs another release of Holdfast: this host speaks version {PROTOCOL_VERSION} of the replication \
+         protocol, and {theirs}; mend: install the same release on both hosts"
+    )
 }

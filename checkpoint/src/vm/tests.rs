@@ -4,6 +4,7 @@ mod lab;
 mod proxy;
 
 use super::*;
+use crate::gate::PortLimits;
 use crate::host_needs;
 use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome};
 use crate::qemu::tests::{MEMORY, has_qemu};
@@ -438,6 +439,35 @@ fn a_backup_without_room_refuses_with_the_reason() {
     assert!(couple.lab.grant().term.get() < 40, "attempts become rare");
 }
 
+/// SP-2: what the primary may hold and the backup would not keep is refused before anything is held, with the
+/// setting's name, on both hosts; what only the way back could not keep is told while the session stands.
+#[test]
+fn limits_that_differ_are_told_before_the_first_epoch() {
+    let Some(_turn) = can_run() else { return };
+    let lab = Lab::new();
+    let larger = ["a", "b"].map(|host| lab.dir.path().join(format!("larger.{host}")));
+    fs::write(&larger[0], "").expect("written");
+    let couple = Couple::start_in(lab, |_| {}, |_| {});
+    for vm in [&couple.vm_a, &couple.vm_b] {
+        let trouble = eventually("the refusal", || {
+            vm.status().trouble.filter(|trouble| trouble.text.contains("`escrow_mib` in [vm.speculation]"))
+        });
+        assert_eq!(trouble.fault, Fault::Operator);
+        assert!(trouble.text.contains("escrow_mib is 16 there and 8 on the backup"), "{}", trouble.text);
+    }
+    assert_eq!(couple.vm_a.status().state, State::Native);
+    assert!(couple.a.gate_log().iter().all(|line| !line.starts_with("protect")), "nothing is held for it");
+    fs::write(&larger[1], "").expect("written");
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    couple.vm_a.unprotect().expect("ended");
+    fs::remove_file(&larger[0]).expect("removed");
+    couple.vm_a.protect().expect("wanted");
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    eventually("the warning", || {
+        couple.vm_b.status().trouble.filter(|trouble| trouble.text.contains("would refuse to back it up"))
+    });
+}
+
 fn hello(term: u64, host: &str) -> Hello {
     Hello {
         version: PROTOCOL_VERSION,
@@ -449,6 +479,7 @@ fn hello(term: u64, host: &str) -> Hello {
         session: 5,
         lease_ms: 100,
         devices: DeviceDigest::default(),
+        ports: vec![PORT],
     }
 }
 
@@ -479,6 +510,16 @@ fn sessions_of_an_older_term_are_refused() {
         (hello(0, "a"), RefusalCode::StaleTerm, "is over"),
         (hello(term, "c"), RefusalCode::StaleTerm, "belongs to host a"),
         (Hello { memory: 4096, ..hello(term, "a") }, RefusalCode::MemorySize, "configured for"),
+        (
+            Hello { ports: vec![PORT; 2], ..hello(term, "a") },
+            RefusalCode::Limits,
+            "2 NICs on the primary and 1 on the backup",
+        ),
+        (
+            Hello { ports: vec![PortLimits { flows: 65, ..PORT }], ..hello(term, "a") },
+            RefusalCode::Limits,
+            "make `flows` in [vm.speculation] the same on both",
+        ),
     ] {
         let refusal = refusal_of(&dialer, hello);
         assert_eq!(refusal.code, code);

@@ -94,7 +94,7 @@ impl<W: Wire> Core<W> {
     }
 
     /// For how long nothing needs to be looked at.
-    fn patience(&self, blind: bool, idle_ns: u64) -> Duration {
+    pub(super) fn patience(&self, blind: bool, idle_ns: u64) -> Duration {
         let mut patience = LONG;
         if blind {
             patience = if idle_ns < RECENT_NS { BLIND_SHORT } else { BLIND_LONG };

@@ -1,3 +1,6 @@
+mod ends;
+mod idle;
+mod neighbours;
 mod speculation;
 
 use super::*;

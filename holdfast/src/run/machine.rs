@@ -22,6 +22,9 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+/// Bytes that the state of a flow takes at most, beside those that are held of it.
+const FLOW_STATE: u64 = 512;
+
 /// Epochs' pages that the backup may have to hold beside the image, as a share of the guest's memory.
 const STAGING_SHARE: u64 = 2;
 
@@ -271,7 +274,7 @@ fn vm_config(config: &Config, vm: &Vm) -> VmConfig {
         image: backup.image.clone(),
         memory: backup.memory_bytes,
         commit_log: backup.commit_log.clone(),
-        staging_limit: backup.memory_bytes * STAGING_SHARE,
+        staging_limit: backup.memory_bytes * STAGING_SHARE + kept_bytes(vm),
     });
     settings
 }
@@ -319,6 +322,12 @@ fn engine_config(vm: &Vm, mtu: u16, port: PortId) -> EngineConfig {
 /// What is kept of the flows of a port, while the VM runs on the other host: as much as is held there.
 fn kept_limits(vm: &Vm) -> LedgerLimits {
     LedgerLimits { max_flows: vm.speculation.flows, held_bytes: vm.speculation.escrow_bytes }
+}
+
+/// Bytes that all of that may come to in one epoch: the first of a session carries it whole.
+fn kept_bytes(vm: &Vm) -> u64 {
+    let LedgerLimits { max_flows, held_bytes } = kept_limits(vm);
+    vm.nics.len() as u64 * (held_bytes as u64 + max_flows as u64 * FLOW_STATE)
 }
 
 /// Number of the group of this name, or of this number, on this host.

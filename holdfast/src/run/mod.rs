@@ -149,6 +149,7 @@ impl Appliance {
         let listener = self.listener().as_ref().map(|listener| {
             let mut row = json!(listener.counters());
             row["address"] = json!(listener.address());
+            row["last_refusal"] = json!(listener.last_refusal());
             row
         });
         let core: serde_json::Map<_, _> = self

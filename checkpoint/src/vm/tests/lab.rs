@@ -3,7 +3,9 @@
 
 use crate::arbiter::{Arbiter, FileArbiter, Grant};
 use crate::gate::spoken::{Speaker, Spoken, seeded};
-use crate::gate::{CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts, OutputGate, Stream};
+use crate::gate::{
+    CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts, OutputGate, PortLimits, Stream,
+};
 use crate::keys::{Identity, make_pair};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::qemu::tests::{LIMIT, MEMORY, command, place};
@@ -24,6 +26,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub(super) const VM: &str = "web";
+/// What a gate of the laboratory may hold of its only port, unless a file says more.
+pub(super) const PORT: PortLimits = PortLimits { flows: 64, bytes: 8 << 20 };
 /// Long, so that a machine that is busy with other things is not taken for a dead one.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 /// Pages of which Holdfast itself writes one before each pause, each in its turn (CK-2): what one epoch
@@ -171,6 +175,7 @@ impl Site {
             sealed: append(&self.root.join("spoken")),
             slow: self.root.join("slow"),
             forgets: self.root.join("forgets"),
+            larger: self.root.join(format!("larger.{}", self.name)),
             speaks: !self.root.join("silent").exists(),
             speaker: Speaker::new(32),
             kept: None,
@@ -295,6 +300,8 @@ struct WrittenGate {
     slow: PathBuf,
     /// While this file is there, nothing can be kept.
     forgets: PathBuf,
+    /// While this file is there, it may hold more.
+    larger: PathBuf,
     /// Unless a file said otherwise as this host started.
     speaks: bool,
     speaker: Speaker,
@@ -335,6 +342,11 @@ impl OutputGate for WrittenGate {
         self.sealed.write_all(line.as_bytes()).expect("the list of what was said");
         (0..2).for_each(|part| self.say(epoch.next(), part));
         Ok(CutReport { frames: 1, bytes: 2, said_bytes: 2, state })
+    }
+
+    fn limits(&self) -> Vec<PortLimits> {
+        let larger = self.larger.exists();
+        vec![if larger { PortLimits { bytes: PORT.bytes * 2, ..PORT } } else { PORT }]
     }
 
     fn stream(&self) -> Option<Stream> {
