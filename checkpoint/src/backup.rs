@@ -70,6 +70,9 @@ enum Phase {
     Open { next: EpochId, base: bool, first: bool },
 }
 
+/// Memory for streamed bytes that is kept from one epoch to the next: fresh memory costs a fault a page.
+const STREAM_KEPT: usize = 64 << 20;
+
 /// The epoch on its way.
 #[derive(Debug, Default)]
 struct Staging {
@@ -260,6 +263,10 @@ impl BackupSession {
                 .map_err(|fault| refusal(&fault))?;
         let prepared = image.prepare(whole).map_err(|fault| refusal(&fault))?;
         gate.lock().keep(prepared.gate_state(), &staged.stream).map_err(|fault| not_kept(epoch, &fault))?;
+        if staged.stream.capacity() <= STREAM_KEPT {
+            staged.stream.clear();
+            self.staged.stream = staged.stream;
+        }
         image.commit(prepared).map_err(|fault| refusal(&fault))?;
         log.append(epoch, term).map_err(|error| {
             Refusal::new(

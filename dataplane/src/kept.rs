@@ -47,13 +47,19 @@ pub(crate) struct KeptPort {
 pub struct KeptPorts {
     limits: Vec<Option<LedgerLimits>>,
     ports: Vec<KeptPort>,
+    /// The records of each port in the epoch at hand; empty between epochs, with their memory, as fresh
+    /// memory costs a fault a page.
+    records: Vec<Vec<u8>>,
 }
+
+/// Memory for records of a port that is kept from one epoch to the next.
+const RECORDS_KEPT: usize = 64 << 20;
 
 impl KeptPorts {
     /// Nothing kept yet; `limits` of each port's ledger, none for a port that does not speculate.
     #[must_use]
     pub fn new(limits: &[Option<LedgerLimits>]) -> Self {
-        Self { limits: limits.to_vec(), ports: empty(limits) }
+        Self { limits: limits.to_vec(), ports: empty(limits), records: vec![Vec::new(); limits.len()] }
     }
 
     /// Bytes kept for flows.
@@ -67,18 +73,28 @@ impl KeptPorts {
     /// # Errors
     /// [`KeptError`]: the epoch must not be confirmed.
     pub fn apply(&mut self, state: &[u8], stream: &[u8]) -> Result<(), KeptError> {
+        let taken = self.take_epoch(state, stream);
+        for records in &mut self.records {
+            records.clear();
+            records.shrink_to(RECORDS_KEPT);
+        }
+        taken
+    }
+
+    fn take_epoch(&mut self, state: &[u8], stream: &[u8]) -> Result<(), KeptError> {
         let states = decode_states(state, self.ports.len())?;
-        let streams = self.split(stream)?;
+        self.split(stream)?;
+        let streams = &self.records;
         // CK-1: all ports go on to the epoch, or none.
         for (place, (port, (state, stream))) in
-            self.ports.iter_mut().zip(states.iter().zip(&streams)).enumerate()
+            self.ports.iter_mut().zip(states.iter().zip(streams)).enumerate()
         {
             if let Some(ledger) = &mut port.ledger {
                 ledger.check(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
             }
         }
         for (place, (port, (state, stream))) in
-            self.ports.iter_mut().zip(states.into_iter().zip(&streams)).enumerate()
+            self.ports.iter_mut().zip(states.into_iter().zip(streams)).enumerate()
         {
             if let Some(ledger) = &mut port.ledger {
                 ledger.apply(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
@@ -88,9 +104,8 @@ impl KeptPorts {
         Ok(())
     }
 
-    /// The records of each port.
-    fn split(&self, stream: &[u8]) -> Result<Vec<Vec<u8>>, KeptError> {
-        let mut records = vec![Vec::new(); self.ports.len()];
+    /// Sorts a stream's records by their port.
+    fn split(&mut self, stream: &[u8]) -> Result<(), KeptError> {
         let mut rest = stream;
         let broken = |rest: &[u8]| KeptError::Stream { offset: stream.len() - rest.len() };
         while !rest.is_empty() {
@@ -98,11 +113,11 @@ impl KeptPorts {
             let [place, len @ ..] = *head;
             let len = u32::from_le_bytes(len) as usize;
             let (bytes, after) = after.split_at_checked(len).ok_or_else(|| broken(rest))?;
-            let port = records.get_mut(usize::from(place)).ok_or_else(|| broken(rest))?;
+            let port = self.records.get_mut(usize::from(place)).ok_or_else(|| broken(rest))?;
             port.extend_from_slice(bytes);
             rest = after;
         }
-        Ok(records)
+        Ok(())
     }
 
     /// Gives all of it up, for the polling core.
