@@ -11,6 +11,7 @@ use crate::gate::{GuestMemorySource, MemoryError, MemoryFacts};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::primary::{Chunk, Work};
 use crate::tracker::{DirtyTracker, TrackError};
+use crate::urgent::own_thread;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use holdfast_epoch::EpochId;
 use std::sync::Arc;
@@ -83,6 +84,7 @@ enum Order {
 pub(crate) struct Capture {
     orders: Option<Sender<Order>>,
     called_off: Arc<AtomicBool>,
+    thread_id: i32,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -93,9 +95,18 @@ impl Capture {
         let called_off = Arc::new(AtomicBool::new(false));
         let worker =
             Worker { memory, watched: None, pipe: None, called_off: Arc::clone(&called_off), filling: None };
-        let thread =
-            thread::Builder::new().name("hf-capture".to_owned()).spawn(move || worker.run(&taken))?;
-        Ok(Self { orders: Some(orders), called_off, thread: Some(thread) })
+        let (tell, told) = bounded(1);
+        let thread = thread::Builder::new().name("hf-capture".to_owned()).spawn(move || {
+            tell.send(own_thread()).unwrap_or_default();
+            worker.run(&taken);
+        })?;
+        let thread_id = told.recv().map_err(std::io::Error::other)?;
+        Ok(Self { orders: Some(orders), called_off, thread_id, thread: Some(thread) })
+    }
+
+    /// Kernel id of the thread.
+    pub(crate) const fn thread_id(&self) -> i32 {
+        self.thread_id
     }
 
     /// The guest's memory as it is connected now.

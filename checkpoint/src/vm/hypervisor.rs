@@ -88,6 +88,11 @@ pub trait Guest: Send {
     /// As [`Guest::stop`].
     fn cont(&mut self) -> Result<(), GuestError>;
 
+    /// Threads, by their kernel ids, on which the length of a pause depends.
+    fn threads_of_pause(&mut self) -> Vec<i32> {
+        Vec::new()
+    }
+
     /// Starts to track which pages of the memory are written.
     ///
     /// # Errors

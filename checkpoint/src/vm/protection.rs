@@ -7,6 +7,7 @@ use crate::primary::{
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
+use crate::urgent::{Urgent, own_thread};
 use crate::vm::command::CommandError;
 use crate::vm::hypervisor::{Fault, GuestError};
 use crate::vm::primary::{Primary, Way};
@@ -324,6 +325,7 @@ impl Primary<'_> {
         let id = epoch.id();
         let mut times = SealTimes::default();
         let started = Instant::now();
+        let urgent = Urgent::begin(self.threads_of_pause());
         let outcome = self.capture_halted(id, started, &mut times);
         if let Err(SealFault::Guest(text)) = outcome {
             return Err(Lost::Guest(text));
@@ -334,6 +336,7 @@ impl Primary<'_> {
             times.cont = at.elapsed();
         }
         times.pause = started.elapsed();
+        drop(urgent);
         if let Way::Open(active) = &self.way {
             times.ran = started.saturating_duration_since(active.resumed);
         }
@@ -375,6 +378,13 @@ impl Primary<'_> {
             self.core.capture.take_back(sealed.abort().set);
         }
         if go_on { self.guest(|guest| guest.prepare()) } else { Ok(()) }
+    }
+
+    /// Threads of this process and of QEMU on the way from the stop to the continuation.
+    fn threads_of_pause(&mut self) -> Vec<i32> {
+        let mut threads = self.found.as_mut().map_or_else(Vec::new, |found| found.guest.threads_of_pause());
+        threads.extend([own_thread(), self.core.capture.thread_id()]);
+        threads
     }
 
     /// The halted guest: gate cut, devices saved and pages copied side by side.

@@ -7,11 +7,15 @@ use crate::qemu::{
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
 use crate::tracker::{DirtyTracker, FileIdentity, UffdTracker, mappings_of};
+use crate::urgent::{settle, threads_named};
 use crate::vm::hypervisor::{Guest, GuestError, Hypervisor, Standby};
 use crate::vm::process::Watched;
 use crossbeam_channel::Receiver;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Name of QEMU's thread that reads the monitor's commands, cut off as the kernel does.
+const MONITOR_THREAD: &str = "IO mon_iothread";
 
 /// How long a QEMU that is to end may take before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -148,6 +152,8 @@ struct QemuGuest {
     _process: Option<QemuProcess>,
     /// Whether the last stop was ours: what the operator stopped is not continued.
     stopped: bool,
+    /// Threads of QEMU that serve its monitor.
+    serving: Vec<i32>,
     /// State of the devices of a guest that its operator halted. QEMU saves it once and refuses from then
     /// on ("paused due to previous migration"); until the guest has run again it stays the same.
     halted: Option<Vec<u8>>,
@@ -156,7 +162,17 @@ struct QemuGuest {
 impl QemuGuest {
     fn new(qemu: Qemu, process: Option<QemuProcess>) -> Result<Self, GuestError> {
         let watched = watch(qemu.pid())?;
-        Ok(Self { qemu, watched, _process: process, stopped: false, halted: None })
+        Ok(Self::watched(qemu, watched, process))
+    }
+
+    fn watched(qemu: Qemu, watched: Watched, process: Option<QemuProcess>) -> Self {
+        // The main thread bears the process's own id. It makes the thread that saves the state, which
+        // inherits its standing.
+        let pid = qemu.pid();
+        let mut serving = vec![pid];
+        serving.extend(threads_named(pid, &[MONITOR_THREAD]));
+        settle(&serving);
+        Self { qemu, watched, _process: process, stopped: false, serving, halted: None }
     }
 }
 
@@ -195,6 +211,10 @@ impl Guest for QemuGuest {
             self.stopped = false;
         }
         Ok(())
+    }
+
+    fn threads_of_pause(&mut self) -> Vec<i32> {
+        self.serving.clone()
     }
 
     fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError> {
@@ -248,7 +268,7 @@ impl Standby for QemuStandby {
         let Self { standby, watched, limit } = *self;
         let (mut qemu, process) = standby.go_live(devices).map_err(|fault| from_standby(&fault))?;
         qemu.set_step_limit(limit);
-        Ok(Box::new(QemuGuest { qemu, watched, _process: Some(process), stopped: false, halted: None }))
+        Ok(Box::new(QemuGuest::watched(qemu, watched, Some(process))))
     }
 }
 

@@ -547,6 +547,10 @@ impl WatchedGuest {
 }
 
 impl Guest for WatchedGuest {
+    fn threads_of_pause(&mut self) -> Vec<i32> {
+        self.inner.threads_of_pause()
+    }
+
     fn prepare(&mut self) -> Result<(), GuestError> {
         self.inner.prepare()
     }
