@@ -1,5 +1,6 @@
 //! The ports of one VM as the gate that the checkpoint side holds.
 
+use crate::treatment::{Output, Treatment};
 use crossbeam_channel::Receiver;
 use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, PortLimits, Stream};
 use holdfast_dataplane::kept::KeptPorts;
@@ -25,14 +26,15 @@ pub(crate) struct PortGate {
     until_ns: u64,
     protected: bool,
     /// Told of the guest's first output in each epoch.
-    output: Receiver<()>,
+    said: Receiver<()>,
     /// None for a VM that never speculates.
     stream: Option<Stream>,
     limits: Vec<PortLimits>,
     /// What came with the commits of the other host.
     kept: KeptPorts,
-    /// Whether anything was kept since it was last gone on from.
-    has_kept: bool,
+    output: Arc<Output>,
+    /// How what was kept is treated, unless nothing was since it was last gone on from.
+    treatment: Option<Treatment>,
 }
 
 impl PortGate {
@@ -43,10 +45,11 @@ impl PortGate {
         handle: &Handle,
         ports: Vec<PortId>,
         limits: &[Option<LedgerLimits>],
+        output: Arc<Output>,
     ) -> Result<Self, PortError> {
         let handle = handle.with_deadline(DEADLINE);
         let lease = handle.lease(&ports)?;
-        let output = handle.output(&ports)?;
+        let said = handle.output(&ports)?;
         let stream = match limits.iter().any(Option::is_some) {
             true => {
                 let streamed = handle.stream(&ports)?;
@@ -61,11 +64,12 @@ impl PortGate {
             lease,
             until_ns: 0,
             protected: false,
-            output,
+            said,
             stream,
             limits: limits.iter().map(limits_of).collect(),
             kept: KeptPorts::new(limits),
-            has_kept: false,
+            output,
+            treatment: None,
         })
     }
 }
@@ -90,8 +94,12 @@ fn told(fault: PortError) -> GateError {
 
 impl OutputGate for PortGate {
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
-        let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
-        let state = GateState { bytes: report.port_state, self_contained: report.self_contained };
+        let (report, bytes) = self.output.cut(|treatment| {
+            let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
+            let bytes = treatment.encode(&report.port_state);
+            Ok((report, bytes))
+        })?;
+        let state = GateState { bytes, self_contained: report.self_contained };
         Ok(CutReport { frames: report.frames, bytes: report.bytes, said_bytes: report.captured_bytes, state })
     }
 
@@ -104,7 +112,7 @@ impl OutputGate for PortGate {
     }
 
     fn output(&self) -> Option<Receiver<()>> {
-        Some(self.output.clone())
+        Some(self.said.clone())
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
@@ -154,16 +162,19 @@ impl OutputGate for PortGate {
     }
 
     fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
-        self.kept.apply(state, stream).map_err(|fault| GateError::State(fault.to_string()))?;
-        self.has_kept = true;
+        let (treatment, ports) = Treatment::decode(state).map_err(GateError::State)?;
+        self.kept.apply(ports, stream).map_err(|fault| GateError::State(fault.to_string()))?;
+        self.output.foresee(&treatment);
+        self.treatment = Some(treatment);
         Ok(())
     }
 
     fn restore(&mut self) -> Result<(), GateError> {
-        if !std::mem::take(&mut self.has_kept) {
+        let Some(treatment) = self.treatment.take() else {
             return Err(GateError::Misuse("nothing was kept".to_owned()));
-        }
-        self.handle.restore(&self.ports, &mut self.kept).map_err(told)
+        };
+        self.handle.restore(&self.ports, &mut self.kept).map_err(told)?;
+        self.output.take_over(treatment).map_err(told)
     }
 
     fn announce(&mut self) {
@@ -181,8 +192,10 @@ fn monotonic_ns() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Mode as Asked;
+    use holdfast_dataplane::headers::flag;
     use holdfast_dataplane::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
-    use holdfast_dataplane::{Core, IdlePolicy, PortConfig, sample};
+    use holdfast_dataplane::{Core, EngineConfig, IdlePolicy, PortConfig, sample};
     use holdfast_epoch::{Confirmation, Digest, Epoch};
     use std::thread::{self, JoinHandle};
 
@@ -193,6 +206,7 @@ mod tests {
     struct Gated {
         gate: PortGate,
         handle: Handle,
+        output: Arc<Output>,
         guest: HeapDriver,
         peer: HeapPeer,
         sent: u8,
@@ -207,10 +221,15 @@ mod tests {
             let (mut core, handle) = Core::new(vec![wire], idle, None).expect("a core");
             let core = Some(thread::spawn(move || core.run()));
             let (port, guest) = HeapGuest::new().expect("a guest");
-            let config = PortConfig { fenced: true, ..PortConfig::default() };
+            let engine =
+                Box::new(EngineConfig { max_flows: 64, held_bytes: 1 << 20, ..EngineConfig::default() });
+            let config = PortConfig { fenced: true, speculation: Some(engine), ..PortConfig::default() };
             handle.add_port(PORT, Box::new(port), config).expect("a port");
-            let gate = PortGate::new("web", &handle, vec![PORT], &[None]).expect("a gate");
-            Self { gate, handle, guest, peer, sent: 0, core }
+            let limits = [Some(LedgerLimits { max_flows: 64, held_bytes: 1 << 20 })];
+            let output = Arc::new(Output::new(&handle, vec![PORT], Asked::Commit, &[]).expect("an output"));
+            let gate =
+                PortGate::new("web", &handle, vec![PORT], &limits, Arc::clone(&output)).expect("a gate");
+            Self { gate, handle, output, guest, peer, sent: 0, core }
         }
 
         /// In native mode, in the term of this number.
@@ -254,6 +273,46 @@ mod tests {
             }
         }
 
+        /// Connects a client to that port of the guest, commits it as that epoch, and lets the guest send; gives
+        /// the state of the flow.
+        fn connect(&mut self, port: u16, term: u64, epoch: u64) -> String {
+            let guest = |flags, sequence, options: &[u8], payload: &[u8]| sample::Tcp {
+                flags,
+                sequence,
+                acknowledgement: 7001,
+                ports: (port, 40000),
+                options: options.to_vec(),
+                ..sample::Tcp::data(false, payload.to_vec())
+            };
+            let client = |flags, sequence, acknowledgement, options: &[u8]| {
+                let segment = sample::Tcp {
+                    destination: sample::GUEST,
+                    source: sample::CLIENT,
+                    ports: (40000, port),
+                    acknowledgement,
+                    ..guest(flags, sequence, options, &[])
+                };
+                let mut bytes = segment.bytes();
+                bytes[26..34].copy_from_slice(&[10, 0, 0, 9, 10, 0, 0, 2]);
+                sample::complete(&mut bytes, segment.transport(), false);
+                bytes
+            };
+            let mss = [2, 4, 5, 180];
+            self.peer.put(&client(flag::SYN, 7000, 0, &mss));
+            self.settle();
+            self.guest.send(guest(flag::SYN | flag::ACK, 1000, &mss, &[]).bytes());
+            self.settle();
+            self.commit(term, epoch);
+            self.wait_for_wire();
+            self.peer.put(&client(flag::ACK, 7001, 1001, &[]));
+            self.settle();
+            self.guest.send(guest(flag::ACK | flag::PSH, 1001, &[], &[5; 100]).bytes());
+            self.settle();
+            let flows = self.handle.flows(&[PORT]).expect("told");
+            let flow = flows.into_iter().find(|(_, flow)| flow.guest.1 == port).expect("known");
+            flow.1.state.to_string()
+        }
+
         /// Seals an epoch and releases it as committed.
         fn commit(&mut self, term: u64, epoch: u64) {
             let (term, id, digest) = (Term::new(term), EpochId::new(epoch), Digest([1; 32]));
@@ -271,6 +330,40 @@ mod tests {
             let ended = self.core.take().map(JoinHandle::join);
             assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the core panicked");
         }
+    }
+
+    /// SP-3: a machine that comes here is treated as it was as the committed epoch ended, whatever this host
+    /// began with; what was changed later is of a later epoch.
+    #[test]
+    fn a_mode_and_exceptions_that_were_changed_come_with_the_machine() {
+        let exceptions =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().expect("one")).collect::<Vec<_>>();
+        let mut old = Gated::admitted(1);
+        old.gate.protect(EpochId::FIRST).expect("protected");
+        old.output.speculate(true).expect("changed");
+        old.output.set_exceptions(exceptions(&["5001", "fd00::/8"])).expect("changed");
+        let state = old.gate.cut(EpochId::FIRST, true).expect("cut").state;
+        old.output.set_exceptions(exceptions(&["5002"])).expect("changed");
+
+        let mut new = Gated::new();
+        assert_eq!(new.output.shown(), (Asked::Commit, vec![]));
+        new.gate.keep(&state.bytes, &[]).expect("kept");
+        let carried = (Asked::Speculative, exceptions(&["5001", "fd00::/8"]));
+        assert_eq!(new.output.shown(), carried, "the backup says what it would go on with");
+        assert!(!new.handle.status(&[PORT]).expect("told")[0].speculative, "and does nothing of it yet");
+        new.gate.restore().expect("restored");
+        new.gate.admit(Term::new(2)).expect("admitted");
+        assert_eq!(new.output.shown(), carried);
+        assert!(new.handle.status(&[PORT]).expect("told")[0].speculative);
+        new.gate.protect(EpochId::FIRST).expect("protected");
+        new.gate.extend_lease(Instant::now() + LONG);
+        assert_eq!(new.connect(5001, 2, 1), "plain", "the exception is in force");
+        assert_eq!(new.connect(5002, 2, 2), "speculating");
+
+        // It goes on from here with what the next cut says.
+        let state = new.gate.cut(EpochId::new(3), true).expect("cut").state;
+        let (treatment, _) = Treatment::decode(&state.bytes).expect("a treatment");
+        assert_eq!((treatment.speculative, treatment.except), (true, carried.1));
     }
 
     /// FO-1: committed or not, what a protected guest sent leaves only while the lease runs.

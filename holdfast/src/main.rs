@@ -14,6 +14,7 @@ mod keys;
 mod memory;
 mod run;
 mod status;
+mod treatment;
 mod wire;
 mod wire_emulator;
 

@@ -18,22 +18,39 @@ fn change(host: &Appliance, mode: &str) {
 }
 
 /// OC-1, SP-3: no byte is lost, doubled or too early, whatever the mode changes to under the streams; and
-/// what it is at last protects.
+/// what it is at last protects, and comes with the guest to a host that was configured otherwise.
 #[test]
 fn streams_outlive_every_change_of_mode() {
     if !can() {
         return;
     }
-    let mut scene = Scene::ready(options("speculative"), seed(120));
+    let mut scene = Scene::ready(options("commit"), seed(120));
     let streams = scene.streams(guest_ip(1), 0);
     streams.flow(SOME);
-    for mode in ["commit", "speculative", "native", "speculative", "native", "commit", "speculative"] {
+    for mode in
+        ["speculative", "commit", "speculative", "native", "speculative", "native", "commit", "speculative"]
+    {
         change(&scene.pair.a, mode);
         streams.flow(SOME / 2);
     }
+    let except = ["22", "192.0.2.0/24"];
+    scene.pair.a.ask(&json!({"command": "except", "vm": VM, "except": except})).expect("a change");
     wait_epochs(&scene.pair.a, VM, 3);
+    // The backup says what it would go on with, and takes no other word for it.
+    wait_status(&scene.pair.b, VM, "told", |status| {
+        (&status["mode"], &status["except"]) == (&json!("speculative"), &json!(except))
+    });
+    for request in [
+        json!({"command": "setmode", "vm": VM, "mode": "commit"}),
+        json!({"command": "except", "vm": VM, "except": []}),
+    ] {
+        let refused = scene.pair.b.ask(&request).expect_err("it is the backup").to_string();
+        assert!(refused.contains("mend: give the command on the primary"), "{refused}");
+    }
     scene.pair.kill(Victim::Host, 0).expect("killed");
     scene.taken_over(VM);
+    let status = scene.pair.b.vm(VM).expect("a status");
+    assert_eq!((&status["mode"], &status["except"]), (&json!("speculative"), &json!(except)), "{status}");
     streams.flow(SOME);
     assert!(streams.finish_exact() < GAP_BUDGET);
 

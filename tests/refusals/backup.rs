@@ -69,6 +69,22 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
             on_b: &["another machine than the guest", "mend: give the standby's command", "1af4:1005"],
         },
         Spoilt {
+            plan: place.plan("other-bounds"),
+            spoil: |_, file| {
+                let bounds = "[vm.speculation]\nescrow_mib = 8\nflow_mib = 8";
+                file.vm("other-bounds").lines = bounds.into();
+            },
+            on_a: &[
+                "refuses",
+                "escrow_mib is 64 there and 8 on the backup",
+                "in [vm.speculation] the same on both",
+            ],
+            on_b: &[
+                "escrow_mib is 64 there and 8 on the backup",
+                "make `escrow_mib` in [vm.speculation] the same",
+            ],
+        },
+        Spoilt {
             plan: place.plan("no-room"),
             spoil: |place, file| {
                 file.vm("no-room").backup().move_image(place.scratch.memory("small/image"));

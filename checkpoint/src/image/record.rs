@@ -1,7 +1,7 @@
 //! The record beside the memory: what the memory is, and all of its last epoch.
 //!
 //! ```text
-//! "HFCKPT02"  u32 length of header  header (JSON)  32 bytes BLAKE3 of header, index and states
+//! "HFCKPT03"  u32 length of header  header (JSON)  32 bytes BLAKE3 of header, index and states
 //! device state   gate state   index: u64 per page, top bit set when it is all zeros   pages' bytes
 //! ```
 //! All numbers are little-endian. The pages' bytes are not in the digest: they lie in the same kind of
@@ -19,7 +19,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-const MAGIC: &[u8; 8] = b"HFCKPT02";
+const MAGIC: &[u8; 8] = b"HFCKPT03";
 const HEADER_LIMIT: u32 = 64 << 10;
 const ZERO: u64 = 1 << 63;
 

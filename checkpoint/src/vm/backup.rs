@@ -583,6 +583,9 @@ impl Backup<'_> {
                     resume_ms: decided.elapsed().as_secs_f64() * 1e3,
                 });
                 self.core.next_epoch = self.core.next_epoch.max(held.epoch.next());
+                // Only a protected machine comes here, and it stays one, whatever this host began with.
+                self.core.protect = true;
+                self.core.board.edit().protect = true;
                 Next::Primary(PrimaryStart { guest: Some(guest), idle: State::Solo })
             }
             Err((fault, text)) => {

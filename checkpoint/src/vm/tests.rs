@@ -439,6 +439,18 @@ fn a_backup_without_room_refuses_with_the_reason() {
     assert!(couple.lab.grant().term.get() < 40, "attempts become rare");
 }
 
+/// A machine that was protected is protected where it comes to, whatever that host's file began with.
+#[test]
+fn a_host_that_began_without_protection_protects_what_comes_to_it() {
+    let Some(_turn) = can_run() else { return };
+    let mut couple = Couple::start_with(|_| {}, |config| config.protect = false);
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    wait_for_commits(&couple.vm_a, 5);
+    couple.fail_over();
+    assert!(couple.vm_b.status().protect);
+    wait_for(&couple.vm_b, Role::Primary, State::Protected);
+}
+
 /// SP-2: what the primary may hold and the backup would not keep is refused before anything is held, with the
 /// setting's name, on both hosts; what only the way back could not keep is told while the session stands.
 #[test]

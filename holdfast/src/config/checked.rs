@@ -376,6 +376,17 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
     faults.range(format!("{key}.flow_mib"), raw.flow_mib.into(), 1, most);
     faults.range(format!("{key}.flows"), raw.flows.into(), 64, 65536);
     let mut except = Vec::new();
+    if raw.except.len() > Exception::MOST {
+        faults.add(
+            format!("{key}.except"),
+            format!(
+                "{} exceptions are more than the {} that are looked at",
+                raw.except.len(),
+                Exception::MOST
+            ),
+            "name networks that hold several of them",
+        );
+    }
     for (index, text) in raw.except.iter().enumerate() {
         match text.parse() {
             Ok(exception) => except.push(exception),

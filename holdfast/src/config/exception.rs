@@ -1,11 +1,14 @@
 //! Flows that keep plain output commit where others speculate: by port, or by the client's network.
 
 use holdfast_dataplane::{Prefix, Rule};
+use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// One of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One of them; as text for those who read or carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub(crate) enum Exception {
     /// Flows with that port at either end.
     Port(u16),
@@ -43,7 +46,33 @@ impl FromStr for Exception {
     }
 }
 
+impl TryFrom<String> for Exception {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, &'static str> {
+        text.parse()
+    }
+}
+
+impl From<Exception> for String {
+    fn from(exception: Exception) -> Self {
+        exception.to_string()
+    }
+}
+
+impl fmt::Display for Exception {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(port) => port.fmt(f),
+            Self::Network { address, prefix } => write!(f, "{address}/{prefix}"),
+        }
+    }
+}
+
 impl Exception {
+    /// As many a VM may have: two rules each are as many as the engine looks at.
+    pub(crate) const MOST: usize = 128;
+
     /// The same for the engine: a rule for each end that it may be about.
     pub(crate) fn rules(&self) -> Vec<Rule> {
         let rule = Rule { guest_ports: None, client_ports: None, client: None, speculate: false };
@@ -89,6 +118,7 @@ mod tests {
         ];
         for (text, wanted) in cases {
             assert_eq!(text.parse(), wanted, "{text}");
+            assert_eq!(wanted.map(|exception| exception.to_string().parse()), Ok(wanted), "{text}");
         }
         for text in ["", "0", "65536", "ssh", "10.0.0.1/8", "10.0.0.0/33", "fd00::1/64", "10.0.0.0/", "/8"] {
             assert!(text.parse::<Exception>().is_err(), "{text}");

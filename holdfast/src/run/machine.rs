@@ -7,14 +7,16 @@ use crate::config::{Config, Exception, Mode, Nic, Role, Socket, Vm};
 use crate::gate::PortGate;
 use crate::memory::DeviceMemory;
 use crate::status::FlowRow;
+use crate::treatment::Output;
 use holdfast_checkpoint::arbiter::FileArbiter;
 use holdfast_checkpoint::qemu::InspectSettings;
 use holdfast_checkpoint::standby::StandbyConfig;
 use holdfast_checkpoint::transport::{TcpTransport, Transport};
 use holdfast_checkpoint::vm::{
-    BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, VmConfig, VmHandle, spawn,
+    BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, Role as SupervisorRole,
+    VmConfig, VmHandle, spawn,
 };
-use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId, Rules};
+use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId};
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole, SpawnError};
 use nix::unistd::Group;
 use serde_json::{Value, json};
@@ -34,8 +36,9 @@ const STANDBY_START: Duration = Duration::from_secs(10);
 /// A VM as the appliance runs it.
 pub(crate) struct Machine {
     vm: Vm,
-    /// The configured one, until another is asked for.
-    mode: Mutex<Mode>,
+    output: Arc<Output>,
+    /// One change of mode at a time.
+    changing: Mutex<()>,
     handle: Handle,
     ports: Vec<PortId>,
     devices: Vec<Arc<Device>>,
@@ -61,6 +64,9 @@ impl Machine {
             devices.push(Arc::new(plug(vm, index, nic, port, dataplane, &files, supervised.is_some())?));
             ports.push(port);
         }
+        let output = Output::new(&dataplane.handle, ports.clone(), vm.mode, &vm.speculation.except)
+            .map_err(|fault| Failure::Failed(format!("VM {}: {fault}", vm.name)))?;
+        let output = Arc::new(output);
         let supervisor = supervised
             .map(|((replication, arbiter), link)| {
                 let transport = replication.peer.map(|peer| {
@@ -74,6 +80,7 @@ impl Machine {
                             &dataplane.handle,
                             ports.clone(),
                             &vec![Some(kept_limits(vm)); ports.len()],
+                            Arc::clone(&output),
                         )
                         .map_err(|error| fault(error.to_string()))?,
                     ),
@@ -89,16 +96,8 @@ impl Machine {
                 spawn(vm_config(config, vm), parts).map_err(|error| fault(error.to_string()))
             })
             .transpose()?;
-        let machine = Self {
-            vm: vm.clone(),
-            mode: Mutex::new(vm.mode),
-            handle: dataplane.handle.clone(),
-            ports,
-            devices,
-            supervisor,
-        };
-        machine.speculate(vm.mode == Mode::Speculative).map_err(Failure::Failed)?;
-        Ok(machine)
+        let (vm, handle, changing) = (vm.clone(), dataplane.handle.clone(), Mutex::default());
+        Ok(Self { vm, output, changing, handle, ports, devices, supervisor })
     }
 
     /// Name of the VM.
@@ -112,7 +111,9 @@ impl Machine {
             Some(supervisor) => json!(supervisor.status()),
             None => json!({"vm": self.vm.name, "role": "primary", "state": "native"}),
         };
-        status["mode"] = json!(self.mode());
+        let (mode, except) = self.output.shown();
+        status["mode"] = json!(mode);
+        status["except"] = json!(except);
         status["nics"] = self.nics();
         if flows {
             status["flows"] = json!(self.flows());
@@ -139,7 +140,8 @@ impl Machine {
     /// Changes what is done with the VM's output: nothing of it is lost on the way.
     pub(crate) fn set_mode(&self, mode: Mode) -> Result<Value, String> {
         let supervisor = self.supervisor()?;
-        let mut now = self.mode.lock().unwrap_or_else(PoisonError::into_inner);
+        self.refuse_on_backup()?;
+        let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // Out of speculation first, into it last: only a protected guest may run ahead.
         if mode != Mode::Speculative {
             self.speculate(false)?;
@@ -149,33 +151,46 @@ impl Machine {
         if mode == Mode::Speculative {
             self.speculate(true)?;
         }
-        *now = mode;
+        self.output.show(mode);
         Ok(answer)
     }
 
     /// Sets which flows keep plain output commit where others speculate.
     pub(crate) fn set_exceptions(&self, except: &[String]) -> Result<Value, String> {
-        let mut rules = Vec::new();
-        for text in except {
-            let exception: Exception = text.parse().map_err(|problem| {
-                format!("'{text}' {problem}; mend: ports and networks, such as 22 or 10.0.0.0/8")
-            })?;
-            rules.extend(exception.rules());
+        self.refuse_on_backup()?;
+        if except.len() > Exception::MOST {
+            return Err(format!(
+                "{} exceptions are more than the {} that are looked at; mend: name networks that hold several of them",
+                except.len(),
+                Exception::MOST
+            ));
         }
-        self.handle
-            .set_rules(&self.ports, Rules::new(rules))
-            .map_err(|fault| format!("VM '{}': {fault}", self.vm.name))?;
+        let parse = |text: &String| {
+            text.parse().map_err(|problem| {
+                format!("'{text}' {problem}; mend: ports and networks, such as 22 or 10.0.0.0/8")
+            })
+        };
+        let except: Vec<Exception> = except.iter().map(parse).collect::<Result<_, _>>()?;
+        self.output.set_exceptions(except).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))?;
         Ok(json!("done"))
     }
 
-    /// The mode asked for last.
-    fn mode(&self) -> Mode {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Each commit brings how the primary treats the output: what was set here would not last.
+    fn refuse_on_backup(&self) -> Result<(), String> {
+        let role = self.supervisor.as_ref().map(|supervisor| supervisor.status().role);
+        if role != Some(SupervisorRole::Backup) {
+            return Ok(());
+        }
+        Err(format!(
+            "VM '{}': this host is the backup, which treats the output as the primary does at the last commit; mend: \
+             give the command on the primary",
+            self.vm.name
+        ))
     }
 
     /// Lets the guest's flows run ahead while it is protected, or works those off that have.
     fn speculate(&self, wanted: bool) -> Result<(), String> {
-        self.handle.speculate(&self.ports, wanted).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))
+        self.output.speculate(wanted).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))
     }
 
     /// The flows of all ports of the VM; none when the polling core does not tell.
@@ -312,7 +327,6 @@ fn engine_config(vm: &Vm, mtu: u16, port: PortId) -> EngineConfig {
         held_bytes: vm.speculation.escrow_bytes,
         flow_bytes: vm.speculation.flow_bytes,
         mtu,
-        rules: Rules::new(vm.speculation.except.iter().flat_map(Exception::rules)),
         // Whoever sends must not be able to foresee the places in the flow table.
         seed: hasher.finish(),
         ..defaults
