@@ -89,11 +89,12 @@ impl Connection {
             return;
         }
         let sensible = segment.flags & (flag::SYN | flag::ACK) == flag::ACK && self.is_in_window(segment);
-        if !sensible || (segment.ack.after(self.guest.next) && !self.barred) {
+        // The guest may have sent more than was seen of it, in fragments, as far as its window went.
+        let sendable = if self.barred { self.guest.next.later(self.guest.edge) } else { self.guest.next };
+        if !sensible || segment.ack.after(sendable) {
             return;
         }
         let fresh = self.is_fresh(segment);
-        // The guest may have sent more than was seen of it, in fragments; the client has it.
         self.guest.next = self.guest.next.later(segment.ack);
         self.hear_client(segment);
         let ack = segment.ack;

@@ -93,7 +93,10 @@ impl World {
         for key in shut {
             let since = *self.shut.entry(key).or_insert(now);
             if now.since(since) > SHUT_FOR_NO_REASON {
-                return broken("liveness", format!("the window of {key:?} is shut since {since}; {}", self.state()));
+                return broken(
+                    "liveness",
+                    format!("the window of {key:?} is shut since {since}; {}", self.state()),
+                );
             }
         }
         Ok(())
