@@ -274,7 +274,9 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        if !view.has(&segment) {
+        // An ACK of what it has not sent is not acceptable either.
+        let strange = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
         }
         view.shown.forged |= forged;

@@ -415,7 +415,8 @@ impl Card {
     /// well, it would never do so again. A window that changes lets it count anew: true each seventh time.
     fn note_ack(&mut self, segment: &Segment) -> bool {
         let Some(progress) = self.progress.get_mut(&(segment.ports.1, segment.ports.0)) else { return false };
-        let Some(ack) = segment.ack else { return false };
+        // A stranger may say anything.
+        let Some(ack) = segment.ack.filter(|ack| !ack.after(progress.sent)) else { return false };
         let repeats = ack == progress.confirmed && segment.end() == segment.seq;
         progress.repeated = if repeats { progress.repeated + 1 } else { 0 };
         progress.confirmed = progress.confirmed.later(ack);

@@ -128,6 +128,10 @@ impl World {
         let mut frame = frame.to_vec();
         let far = SeqNum::new(random.between(1 << 28, (1 << 31) - 1) as u32).get();
         if let Some(segment) = Segment::parse(&frame) {
+            if segment.has(flag::SYN) {
+                // Who knows the numbers of a SYN can take the connection over.
+                return;
+            }
             match kind {
                 1 => {
                     surgery::trim(&mut frame, &segment.place, 0);
