@@ -583,6 +583,11 @@ impl Engine {
             self.remove(slot);
             return;
         }
+        if opening.is_answered_unseen(sender, segment) {
+            self.shared.count(Event::FlowsIneligible);
+            self.remove(slot);
+            return;
+        }
         let Some(handshake) = opening.completed(sender, segment) else { return };
         let connection = Connection::new(&handshake, &entry.key, &self.shared);
         self.shared.count(Event::FlowsEstablished);

@@ -393,9 +393,9 @@ impl Connection {
         }
         match fits {
             true => edge,
-            // Who has nothing gives nothing back: when nobody else waits it takes what there is, rather
-            // than stay shut.
-            false if self.queue.reserved() == 0 && !shared.others_starve(slot) => {
+            // Who has nothing gives nothing back: it takes what others that wait have left, rather than
+            // stay shut.
+            false if self.queue.reserved() == 0 => {
                 let room = shared.room().saturating_sub(base.get() % BLOCK);
                 edge.earlier(base + room).later(shown)
             }

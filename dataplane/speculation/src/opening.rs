@@ -101,6 +101,12 @@ impl Opening {
         }
     }
 
+    /// Whether the side that answered sends data already: it has an ACK of its answer that did not come
+    /// by, so that nothing is known of what else passes elsewhere.
+    pub(crate) fn is_answered_unseen(&self, sender: Side, segment: &Segment) -> bool {
+        sender != self.initiator && !segment.has(flag::SYN) && segment.space() > 0
+    }
+
     /// The handshake that this segment completes: the initiator's ACK of the answer.
     pub(crate) fn completed(&self, sender: Side, segment: &Segment) -> Option<Handshake> {
         let (answer, shown) = (self.answer?, self.shown);

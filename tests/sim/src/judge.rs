@@ -7,6 +7,7 @@ use crate::content::History;
 use crate::party::{EPHEMERAL, SERVICE, stream};
 use crate::scenario::Side;
 use crate::segment::{Segment, adds_up, flag};
+use crate::surgery::allows_marks;
 use holdfast_speculation::SeqNum;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -182,6 +183,14 @@ impl Judge {
         }
     }
 
+    /// A timestamp of the client has reached the dataplane.
+    pub(crate) fn heard_time(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame) else { return };
+        if let Some((value, _)) = segment.timestamp {
+            self.outside.entry((segment.ports.1, segment.ports.0)).or_default().stamps.insert(value);
+        }
+    }
+
     /// A frame of the client reaches the dataplane.
     pub(crate) fn delivered(&mut self, frame: &[u8]) {
         let Some(segment) = Segment::parse(frame) else { return };
@@ -233,6 +242,9 @@ impl Judge {
             shown.reset = true;
             return Ok(());
         }
+        if original.is_none() && segment.has(flag::ECE) {
+            return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
+        }
         check_ack(&segment, inside, outside, untouched || !self.strict)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
@@ -262,10 +274,23 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        if !view.has(&segment) {
+        // An ACK of what it has not sent is not acceptable either.
+        let strange = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
         }
         view.shown.forged |= forged;
+    }
+
+    /// A segment leaves the client leg: what was sent before must not be marked again (RFC 3168 §6.1.5).
+    pub(crate) fn left_leg(&mut self, frame: &[u8]) -> Verdict {
+        let Some(segment) = Segment::parse(frame) else { return Ok(()) };
+        let sent = self.outside.get(&segment.ports).and_then(|view| view.sent);
+        let again = sent.is_some_and(|sent| segment.len() == 0 || segment.seq.before(sent));
+        if again && allows_marks(frame, &segment.place) {
+            return broken("ECN", format!("something sent again may be marked: {segment}"));
+        }
+        Ok(())
     }
 
     /// A frame leaves for the client. `history` says what the guest wrote.
@@ -496,7 +521,11 @@ impl Inside {
             self.fin = Some(segment.end() - 1);
         }
         if !keepalive && segment.len() > 0 {
-            self.islands.push((segment.data(), segment.data() + segment.len()));
+            let new = (segment.data(), segment.data() + segment.len());
+            let known = |island: &(SeqNum, SeqNum)| !new.0.before(island.0) && !new.1.after(island.1);
+            if !self.islands.iter().any(known) {
+                self.islands.push(new);
+            }
             while let Some(at) = self.islands.iter().position(|&(start, _)| !start.after(self.given)) {
                 self.given = self.given.later(self.islands.swap_remove(at).1);
             }
