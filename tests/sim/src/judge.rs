@@ -274,8 +274,9 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        // An ACK of what it has not sent is not acceptable either.
-        let strange = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
+        let unsent = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        let strange = unsent || view.edge.is_some_and(|edge| segment.seq.after(edge));
         if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
         }
