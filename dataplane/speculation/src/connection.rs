@@ -213,6 +213,13 @@ pub(crate) struct Connection {
     pub(crate) mss: u16,
 }
 
+impl Cleared {
+    /// The number behind all that may leave: a FIN takes one (RFC 9293 §3.4).
+    pub(crate) fn behind(&self) -> SeqNum {
+        self.end + u32::from(self.fin)
+    }
+}
+
 impl ClientEnd {
     /// The guest is given a segment.
     pub(crate) fn gives(&mut self, segment: &Segment) {

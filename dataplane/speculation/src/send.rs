@@ -39,7 +39,7 @@ impl Connection {
             return Some(Outgoing::Reset);
         }
         // OC-1: no number that was not committed. Where bytes were given up, that is where they end.
-        let sayable = !self.next_to_client().after(self.cleared.end);
+        let sayable = !self.next_to_client().after(self.cleared.behind());
         (sayable && (self.challenged || self.ack_is_due())).then_some(Outgoing::Ack)
     }
 
@@ -71,7 +71,7 @@ impl Connection {
         let frame_len = emission::frame_len(&pattern, key, &fields, len as usize);
         let Self { queue, cleared, .. } = self;
         // OC-1: nothing at or beyond what was committed leaves.
-        assert!(!(seq + len).after(cleared.end), "bytes leave before their commit");
+        assert!(!(seq + len).after(cleared.behind()), "bytes leave before their commit");
         let emitted = sink.emit(frame_len, cleared.epoch, &mut |out| {
             emission::write(out, &pattern, key, Side::Guest, &fields, |payload| {
                 shared.store.copy_out(queue, Reader::Leg, seq, payload);
