@@ -135,6 +135,8 @@ pub struct Summary {
     pub failovers: u32,
     /// Frames that the engine made for the guest.
     pub forged: u32,
+    /// SYNs that the guest was shown with a window scale that their client did not have.
+    pub lent: u32,
     /// Epochs that the backup confirmed.
     pub commits: u32,
     /// Bytes that the client read.

@@ -156,7 +156,7 @@ impl World {
         self.judge.heard_time(&frame);
         let syn = Segment::parse(&frame).is_some_and(|segment| segment.has(flag::SYN));
         if host.deliver(self.now, &mut frame) && host.inbound.len() < self.scenario.inbound {
-            if frame != original && !syn {
+            if !syn && !self.judge.is_left_alone(&frame, &original) {
                 self.judge.queued(&frame, Some(&original))?;
             }
             host.inbound.push_back(frame);
