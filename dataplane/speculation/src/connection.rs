@@ -45,8 +45,12 @@ pub(crate) const BEYOND_WINDOW: u32 = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Negotiated {
     pub(crate) guest_iss: SeqNum,
+    /// Of windows in the guest's own segments.
     pub(crate) guest_scale: Scale,
+    /// Of windows in the client's own segments.
     pub(crate) client_scale: Scale,
+    /// The guest alone scales: this one was lent to the client.
+    pub(crate) lent: Option<Scale>,
     pub(crate) client_mss: u16,
     pub(crate) timestamps: bool,
     pub(crate) sack: bool,
@@ -58,18 +62,39 @@ impl Negotiated {
     /// RFC 3168 §6.1.1).
     pub(crate) fn of(handshake: &Handshake, v6: bool) -> Self {
         let Handshake { guest, client, .. } = handshake;
-        let (guest_scale, client_scale) = match (guest.scale, client.scale) {
-            (Some(guest), Some(client)) => (guest, client),
-            _ => (Scale::NONE, Scale::NONE),
+        let (guest_scale, client_scale, lent) = match (guest.scale, client.scale, handshake.lent) {
+            // A client that was lent one is not told of the guest's, whatever it said in another SYN.
+            (Some(guest), _, Some(lent)) => (guest, Scale::NONE, Some(lent)),
+            (Some(guest), Some(client), None) => (guest, client, None),
+            _ => (Scale::NONE, Scale::NONE, None),
         };
         Self {
             guest_iss: guest.iss,
             guest_scale,
             client_scale,
+            lent,
             client_mss: client.mss.unwrap_or(DEFAULT_MSS[usize::from(v6)]).max(LEAST_MSS),
             timestamps: guest.tsval.is_some() && client.tsval.is_some(),
             sack: guest.sack && client.sack,
             ecn: guest.ecn && client.ecn,
+        }
+    }
+
+    /// Scale of the windows that the guest is shown.
+    pub(crate) fn scale_to_guest(&self) -> Scale {
+        self.lent.unwrap_or(self.client_scale)
+    }
+
+    /// Scale of the windows that the client is told.
+    pub(crate) fn scale_to_client(&self) -> Scale {
+        if self.lent.is_some() { Scale::NONE } else { self.guest_scale }
+    }
+
+    /// A window of the guest's own segments as the client is told it.
+    pub(crate) fn told(&self, window: u16) -> Scaled {
+        match self.lent {
+            Some(_) => self.guest_scale.unscaled(Scaled(window)),
+            None => Scaled(window),
         }
     }
 
@@ -204,6 +229,10 @@ pub(crate) struct Connection {
     pub(crate) patience: Option<Time>,
     /// The client is to be told where the connection is (RFC 5961 §4).
     pub(crate) challenged: bool,
+    /// The number behind the client's FIN, once that came by.
+    pub(crate) client_fin: Option<SeqNum>,
+    /// One side has reset it, or it was given up.
+    pub(crate) was_reset: bool,
     pub(crate) keepalive: Keepalive,
     /// Bytes that may be held of it now.
     pub(crate) budget: u32,
@@ -211,6 +240,13 @@ pub(crate) struct Connection {
     pub(crate) peak: u32,
     /// Payload of the largest segment to the client.
     pub(crate) mss: u16,
+}
+
+impl Cleared {
+    /// The number behind all that may leave: a FIN takes one (RFC 9293 §3.4).
+    pub(crate) fn behind(&self) -> SeqNum {
+        self.end + u32::from(self.fin)
+    }
 }
 
 impl ClientEnd {
@@ -228,12 +264,12 @@ impl Connection {
     /// The connection that a handshake made.
     pub(crate) fn new(handshake: &Handshake, key: &FlowKey, shared: &Shared) -> Self {
         let negotiated = Negotiated::of(handshake, key.v6);
-        let Handshake { guest, client, shown, answered } = *handshake;
+        let Handshake { guest, client, shown, answered, strange, lent: _ } = *handshake;
         let (first, client_first) = (guest.iss + 1, client.iss + 1);
         let voice = Voice {
             ack: client_first,
             // RFC 7323 §2.2: the window of a SYN is not scaled; those that follow are.
-            window: Scaled(guest.window.0 >> negotiated.guest_scale.shift()),
+            window: Scaled(guest.window.0 >> negotiated.scale_to_client().shift()),
             tsval: guest.tsval.unwrap_or(0),
             tsecr: client.tsval.unwrap_or(0),
             ece: false,
@@ -243,7 +279,7 @@ impl Connection {
             negotiated,
             phase: Phase::Plain,
             permitted: shared.rules.permit(key.guest_port, key.client_address(), key.client_port),
-            barred: false,
+            barred: strange,
             guest: GuestEnd {
                 next: first,
                 acked: first,
@@ -287,6 +323,8 @@ impl Connection {
             forsaken: false,
             patience: None,
             challenged: false,
+            client_fin: None,
+            was_reset: false,
             keepalive: Keepalive::None,
             budget: shared.initial_window,
             peak: 0,
@@ -456,6 +494,7 @@ impl Connection {
     /// The guest has reset the flow, or has to be told so; the client gets what came before.
     pub(crate) fn begin_reset(&mut self, slot: u32, shared: &mut Shared) {
         self.phase = Phase::Resetting;
+        self.was_reset = true;
         shared.lists.push(List::Changed, slot);
         if shared.mode == Speculation::Off {
             self.clear_all(slot, shared);
@@ -464,15 +503,16 @@ impl Connection {
 
     /// Keeps what the guest says of the client's data.
     pub(crate) fn hear_guest(&mut self, segment: &Segment) {
+        let told = self.negotiated.told(segment.window);
         let voice = &mut self.guest.voice;
         if segment.has(holdfast_packet::headers::flag::ACK) && !segment.ack.before(voice.ack) {
             voice.ack = segment.ack;
-            voice.window = crate::window::Scaled(segment.window);
+            voice.window = told;
             voice.ece = segment.has(holdfast_packet::headers::flag::ECE);
             if let Some(stamps) = segment.options.timestamps {
                 voice.tsecr = stamps.echo;
             }
-            let edge = segment.ack + self.negotiated.guest_scale.bytes(voice.window);
+            let edge = segment.ack + self.negotiated.guest_scale.bytes(Scaled(segment.window));
             self.guest.right = self.guest.right.later(edge);
             self.client.next = self.client.next.later(segment.ack);
             self.client.whole = self.client.whole.later(segment.ack);
@@ -526,7 +566,7 @@ impl Connection {
             // A FIN that was taken and not confirmed, and what the guest said along with data, are
             // the client leg's to say.
             && !(self.is_taken() && (self.fin || self.ack_is_due()));
-        (settled || self.phase == Phase::Finished) && self.due != Due::Reset
+        (settled || self.phase == Phase::Finished) && self.due != Due::Reset && !self.needs_rescaling()
     }
 
     /// Its state in the words of reports.

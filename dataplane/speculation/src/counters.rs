@@ -33,6 +33,8 @@ events! {
     FlowsUnplaced => "flows_unplaced",
     /// Flows that were forgotten to make room.
     FlowsEvicted => "flows_evicted",
+    /// Clients without window scaling that were lent a scale towards the guest.
+    ScalesLent => "scales_lent",
     /// Flows that ended because their ends were taken by a new connection.
     FlowsReplaced => "flows_replaced",
     /// Flows that a reset of the client ended.

@@ -2,8 +2,9 @@
 //!
 //! All numbers are little endian. A state is
 //! ```text
-//! version u16 | whole u8 | flows u32 | flows times: slot u32, tag u8 (0 gone, 1 here)
+//! version u16 | whole u8 | flows u32 | flows times: slot u32, tag u8 (0 gone, 1 here, 2 a handshake)
 //!                                      here: generation u32, record, and if whole: the held bytes
+//!                                      a handshake with a lent scale: generation u32, key, opening
 //! ```
 //! and a stream is a row of pieces, `slot u32 | generation u32 | seq u32 | len u32 | bytes`.
 //!
@@ -11,22 +12,31 @@
 
 use crate::connection::{ClientEnd, GuestEnd, Negotiated, Phase};
 use crate::emission::Pattern;
-use crate::key::FlowKey;
+use crate::key::{FlowKey, Side};
 use crate::ledger::LedgerError;
+use crate::lent::Loan;
 use crate::marks::Voice;
+use crate::opening::{Hello, Opening};
 use crate::seq::SeqNum;
 use crate::store::blocks;
+use crate::time::Time;
 use crate::window::{Scale, Scaled};
 use holdfast_packet::headers::{Mac, Tags};
 
 /// Version of the encoding.
-pub(crate) const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 2;
 
 /// Bytes before each piece of a stream.
 pub(crate) const PIECE_HEADER: usize = 16;
 
 /// Along with the number of a phase: the guest's end was reset, or is to be.
 const FORSAKEN: u8 = 0x80;
+
+/// Along with the number of a phase: nothing is said on the flow any more.
+const OVER: u8 = 0x40;
+
+/// In place of a scale: none.
+const NO_SCALE: u8 = 0xff;
 
 /// Most that two numbers of a flow are apart, whatever a peer says: beyond the largest window (RFC 7323
 /// §2.3), and less than half of the sequence numbers.
@@ -50,6 +60,8 @@ pub(crate) struct Record {
     pub(crate) mss: u16,
     /// The guest's end was reset, or is to be.
     pub(crate) forsaken: bool,
+    /// Nothing is said on it any more.
+    pub(crate) over: bool,
 }
 
 impl Record {
@@ -128,6 +140,7 @@ impl Writer<'_> {
             fin,
             mss,
             forsaken,
+            over,
         } = record;
         self.bits(&[
             key.v6,
@@ -146,15 +159,12 @@ impl Writer<'_> {
             Phase::Resetting => 3,
             Phase::Finished => 4,
         };
-        self.u8(phase | if *forsaken { FORSAKEN } else { 0 });
-        self.0.extend_from_slice(&key.guest);
-        self.0.extend_from_slice(&key.client);
-        self.u16(key.guest_port);
-        self.u16(key.client_port);
-        key.tags.iter().for_each(|&tag| self.u32(tag));
+        self.u8(phase | if *forsaken { FORSAKEN } else { 0 } | if *over { OVER } else { 0 });
+        self.ends(key);
         self.seq(negotiated.guest_iss);
         self.u8(negotiated.guest_scale.shift());
         self.u8(negotiated.client_scale.shift());
+        self.scale(negotiated.lent);
         self.u16(negotiated.client_mss);
         for seq in [guest.next, guest.acked, guest.edge, guest.right, guest.voice.ack] {
             self.seq(seq);
@@ -171,6 +181,43 @@ impl Writer<'_> {
         self.u32(client.tsval);
         self.pattern(&client.pattern);
         self.u16(*mss);
+    }
+
+    /// A key, but for the family.
+    fn ends(&mut self, key: &FlowKey) {
+        self.0.extend_from_slice(&key.guest);
+        self.0.extend_from_slice(&key.client);
+        self.u16(key.guest_port);
+        self.u16(key.client_port);
+        key.tags.iter().for_each(|&tag| self.u32(tag));
+    }
+
+    fn scale(&mut self, scale: Option<Scale>) {
+        self.u8(scale.map_or(NO_SCALE, Scale::shift));
+    }
+
+    /// Writes a handshake with a lent scale. What waits to be shown to the guest the client says again.
+    pub(crate) fn opening(&mut self, key: &FlowKey, opening: &Opening) {
+        let Opening { initiator, syn, answer, shown, again, loan, strange, since: _ } = opening;
+        self.bits(&[key.v6, *initiator == Side::Guest, answer.is_some(), *again, *strange]);
+        self.ends(key);
+        self.scale(loan.map(|loan| loan.scale));
+        self.u32(*shown);
+        self.hello(syn);
+        if let Some(answer) = answer {
+            self.hello(answer);
+        }
+    }
+
+    fn hello(&mut self, hello: &Hello) {
+        let Hello { iss, mss, scale, sack, tsval, ecn, window, pattern } = hello;
+        self.bits(&[mss.is_some(), *sack, tsval.is_some(), *ecn]);
+        self.seq(*iss);
+        self.u16(mss.unwrap_or(0));
+        self.scale(*scale);
+        self.u32(tsval.unwrap_or(0));
+        self.u16(window.0);
+        self.pattern(pattern);
     }
 
     fn pattern(&mut self, pattern: &Pattern) {
@@ -247,8 +294,8 @@ impl<'a> Reader<'a> {
     pub(crate) fn record(&mut self) -> Result<Record, LedgerError> {
         let [v6, permitted, fin, timestamps, sack, ecn, ece, barred] = self.bits()?;
         let phase = self.u8()?;
-        let forsaken = phase & FORSAKEN != 0;
-        let phase = match phase & !FORSAKEN {
+        let (forsaken, over) = (phase & FORSAKEN != 0, phase & OVER != 0);
+        let phase = match phase & !(FORSAKEN | OVER) {
             0 => Phase::Plain,
             1 => Phase::Joining,
             2 => Phase::Active,
@@ -256,18 +303,12 @@ impl<'a> Reader<'a> {
             4 => Phase::Finished,
             _ => return Err(LedgerError::Malformed("a phase is not known")),
         };
-        let key = FlowKey {
-            v6,
-            guest: self.array()?,
-            client: self.array()?,
-            guest_port: self.u16()?,
-            client_port: self.u16()?,
-            tags: [self.u32()?, self.u32()?],
-        };
+        let key = self.ends(v6)?;
         let negotiated = Negotiated {
             guest_iss: self.seq()?,
             guest_scale: Scale::new(self.u8()?),
             client_scale: Scale::new(self.u8()?),
+            lent: self.scale()?,
             client_mss: self.u16()?,
             timestamps,
             sack,
@@ -298,8 +339,49 @@ impl<'a> Reader<'a> {
             fin,
             mss,
             forsaken,
+            over,
         };
         record.is_sane().then_some(record).ok_or(LedgerError::Malformed("a flow contradicts itself"))
+    }
+
+    fn ends(&mut self, v6: bool) -> Result<FlowKey, LedgerError> {
+        Ok(FlowKey {
+            v6,
+            guest: self.array()?,
+            client: self.array()?,
+            guest_port: self.u16()?,
+            client_port: self.u16()?,
+            tags: [self.u32()?, self.u32()?],
+        })
+    }
+
+    fn scale(&mut self) -> Result<Option<Scale>, LedgerError> {
+        Ok(Some(self.u8()?).filter(|&shift| shift != NO_SCALE).map(Scale::new))
+    }
+
+    /// Reads a handshake with a lent scale.
+    pub(crate) fn opening(&mut self) -> Result<(FlowKey, Opening), LedgerError> {
+        let [v6, by_guest, answered, again, strange] = self.bits()?;
+        let key = self.ends(v6)?;
+        let loan = self.scale()?.map(|scale| Loan { scale, due: None });
+        let shown = self.u32()?;
+        let syn = self.hello()?;
+        let answer = if answered { Some(self.hello()?) } else { None };
+        let initiator = if by_guest { Side::Guest } else { Side::Client };
+        if loan.is_none() || shown > u32::from(u16::MAX) {
+            return Err(LedgerError::Malformed("a handshake contradicts itself"));
+        }
+        Ok((key, Opening { initiator, syn, answer, shown, again, loan, strange, since: Time::ZERO }))
+    }
+
+    fn hello(&mut self) -> Result<Hello, LedgerError> {
+        let [has_mss, sack, stamped, ecn] = self.bits()?;
+        let iss = self.seq()?;
+        let mss = Some(self.u16()?).filter(|_| has_mss);
+        let scale = self.scale()?;
+        let tsval = Some(self.u32()?).filter(|_| stamped);
+        let window = Scaled(self.u16()?);
+        Ok(Hello { iss, mss, scale, sack, tsval, ecn, window, pattern: self.pattern()? })
     }
 
     fn pattern(&mut self) -> Result<Pattern, LedgerError> {
@@ -338,6 +420,8 @@ impl Record {
             && (plain || self.phase == Phase::Joining || near(*base, client.real))
             && (plain || !client.real.after(*end + u32::from(self.fin)))
             && (!self.fin || plain || near(*end + 1, guest.next))
+            && (negotiated.lent.is_none() || negotiated.client_scale == Scale::NONE)
+            && (!self.over || self.phase == Phase::Finished)
             && (!self.forsaken || matches!(self.phase, Phase::Resetting | Phase::Finished))
             && negotiated.client_mss > 0
             && *mss > 0

@@ -83,6 +83,11 @@ pub(crate) fn frame_len(pattern: &Pattern, key: &FlowKey, fields: &Fields, paylo
     pattern.link_len() + headers_len(key.v6) + options + payload
 }
 
+/// Length of the frame that [`write_with`] makes.
+pub(crate) fn frame_len_with(pattern: &Pattern, key: &FlowKey, options: &[u8], payload: usize) -> usize {
+    pattern.link_len() + headers_len(key.v6) + options.len() + payload
+}
+
 /// Writes a frame of `sender` into `out`, which has [`frame_len`] bytes; `fill` writes the payload.
 ///
 /// Bound: `out.len()`; each byte is written and summed once. Allocations: none.
@@ -92,6 +97,27 @@ pub(crate) fn write(
     key: &FlowKey,
     sender: Side,
     fields: &Fields,
+    fill: impl FnOnce(&mut [u8]),
+) {
+    match fields.timestamps {
+        Some((value, echo)) => {
+            write_with(out, pattern, key, sender, fields, &options::timestamps(value, echo), fill);
+        }
+        None => write_with(out, pattern, key, sender, fields, &[], fill),
+    }
+}
+
+/// Writes a frame with these options, whole words of them, and no others; `out` has [`frame_len_with`]
+/// bytes.
+///
+/// Bound: `out.len()`; each byte is written and summed once. Allocations: none.
+pub(crate) fn write_with(
+    out: &mut [u8],
+    pattern: &Pattern,
+    key: &FlowKey,
+    sender: Side,
+    fields: &Fields,
+    options: &[u8],
     fill: impl FnOnce(&mut [u8]),
 ) {
     let (link, packet) = out.split_at_mut(pattern.link_len());
@@ -123,9 +149,8 @@ pub(crate) fn write(
         let sum = Sum::ZERO.bytes(ip).finish();
         ip[10..12].copy_from_slice(&sum.to_be_bytes());
     }
-    let header_len = if fields.timestamps.is_some() { 32 } else { 20 };
-    let (header, payload) = tcp.split_at_mut(header_len);
-    write_tcp(header, key.ports(sender), fields);
+    let (header, payload) = tcp.split_at_mut(20 + options.len());
+    write_tcp(header, key.ports(sender), fields, options);
     fill(payload);
     let sum = Sum::ZERO.pseudo(source, destination, protocol::TCP, tcp_len).bytes(tcp).finish();
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
@@ -143,7 +168,7 @@ fn write_link(link: &mut [u8], pattern: &Pattern, v6: bool) {
     link[at..at + 2].copy_from_slice(&ethertype.to_be_bytes());
 }
 
-fn write_tcp(header: &mut [u8], ports: (u16, u16), fields: &Fields) {
+fn write_tcp(header: &mut [u8], ports: (u16, u16), fields: &Fields, options: &[u8]) {
     header[..2].copy_from_slice(&ports.0.to_be_bytes());
     header[2..4].copy_from_slice(&ports.1.to_be_bytes());
     header[4..8].copy_from_slice(&fields.seq.get().to_be_bytes());
@@ -152,9 +177,7 @@ fn write_tcp(header: &mut [u8], ports: (u16, u16), fields: &Fields) {
     header[13] = fields.flags | if fields.ack.is_some() { flag::ACK } else { 0 };
     header[14..16].copy_from_slice(&fields.window.0.to_be_bytes());
     header[16..20].fill(0);
-    if let Some((value, echo)) = fields.timestamps {
-        header[20..].copy_from_slice(&options::timestamps(value, echo));
-    }
+    header[20..].copy_from_slice(options);
 }
 
 #[cfg(test)]

@@ -30,6 +30,7 @@ use crate::connection::{Connection, Due, Phase};
 use crate::counters::{EngineCounters, Event};
 use crate::icmp;
 use crate::key::{FlowKey, Side};
+use crate::lent::{LENT_OPENING_SHARE, LENT_SHARE, fragment_window, scale_for_guest};
 use crate::lists::{List, Lists};
 use crate::opening::{Hello, Opening};
 use crate::report::FlowReport;
@@ -42,7 +43,7 @@ use crate::store::Store;
 use crate::table::{Flow, Table};
 use crate::time::Time;
 use crate::timers::Timers;
-use crate::window::Scaled;
+use crate::window::{Scale, Scaled};
 use holdfast_packet::headers::{Layout, flag};
 
 /// Segments of one flow before the next flow's turn.
@@ -114,6 +115,8 @@ pub struct Engine {
     pub(crate) shared: Shared,
     /// Handshakes under way.
     openings: usize,
+    /// Flows with a lent scale, and their handshakes under way.
+    lent: (usize, usize),
     /// A segment that the client leg gave away and the sink had no room for.
     waiting: Option<Waiting>,
 }
@@ -130,7 +133,13 @@ impl Engine {
     #[must_use]
     pub fn new(config: EngineConfig) -> Self {
         let shared = Shared::new(&config);
-        Self { table: Table::new(config.max_flows, config.seed), shared, openings: 0, waiting: None }
+        Self {
+            table: Table::new(config.max_flows, config.seed),
+            shared,
+            openings: 0,
+            lent: (0, 0),
+            waiting: None,
+        }
     }
 
     /// Bytes of memory that an engine of this configuration takes.
@@ -160,7 +169,7 @@ impl Engine {
             return FromGuest::Pass;
         }
         if segment.has(flag::SYN) {
-            return self.handle_guest_syn(&segment);
+            return self.handle_guest_syn(now, &segment);
         }
         let Some(slot) = self.find(&segment.key) else { return FromGuest::Pass };
         self.complete_opening(slot, Side::Guest, &segment);
@@ -176,20 +185,29 @@ impl Engine {
     pub fn handle_wire(&mut self, now: Time, frame: &mut [u8]) -> FromWire {
         let segment = match Segment::parse(frame, frame.len(), Side::Client) {
             Parsed::Tcp(segment) => segment,
-            Parsed::Other(layout) => return icmp::handle(self, now, &layout, frame),
+            Parsed::Other(layout) => return self.handle_wire_fragment(now, &layout, frame),
             Parsed::Malformed(_) | Parsed::Nothing => return FromWire::Pass,
         };
-        if segment.has(flag::SYN) {
-            self.watch_client_syn(&segment, frame);
+        if segment.has(flag::SYN) && self.watch_client_syn(now, &segment, frame) == FromWire::Taken {
+            return FromWire::Taken;
         }
         let Some(slot) = self.find(&segment.key) else { return FromWire::Pass };
-        let opening = matches!(self.table.entry(slot).flow, Flow::Opening(_));
-        if opening && segment.verifies(frame, Side::Client) {
+        if matches!(self.table.entry(slot).flow, Flow::Opening(_)) {
+            if !segment.verifies(frame, Side::Client) {
+                return FromWire::Pass;
+            }
             self.complete_opening(slot, Side::Client, &segment);
         }
-        match self.table.connection_mut(slot) {
-            Some((_, connection)) => connection.handle_client(now, slot, &segment, frame, &mut self.shared),
-            None => FromWire::Pass,
+        let entry = self.table.entry_mut(slot);
+        match &mut entry.flow {
+            Flow::Connection(connection) => {
+                connection.handle_client(now, slot, &segment, frame, &mut self.shared)
+            }
+            Flow::Opening(Opening { loan: Some(loan), .. }) => {
+                scale_for_guest(frame, &segment, loan.scale);
+                FromWire::Pass
+            }
+            Flow::Opening(_) | Flow::Vacant => FromWire::Pass,
         }
     }
 
@@ -201,10 +219,16 @@ impl Engine {
         if self.table.len() == 0 {
             return;
         }
-        let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Guest) else { return };
+        let segment = match Segment::parse(frame, frame.len(), Side::Guest) {
+            Parsed::Tcp(segment) => segment,
+            Parsed::Other(layout) => return self.release_fragment(&layout, frame),
+            Parsed::Malformed(_) | Parsed::Nothing => return,
+        };
         let Some(slot) = self.table.find(&segment.key) else { return };
-        if let Some((_, connection)) = self.table.connection_mut(slot) {
-            connection.release(&segment, frame);
+        match &mut self.table.entry_mut(slot).flow {
+            Flow::Connection(connection) => connection.release(&segment, frame),
+            Flow::Opening(opening) => opening.release(&segment, frame),
+            Flow::Vacant => {}
         }
     }
 
@@ -241,9 +265,13 @@ impl Engine {
 
     /// Says to a guest what there is to say of a flow; none when the sink has no room.
     fn speak(&mut self, slot: u32, sink: &mut dyn Sink) -> Option<usize> {
-        let frames = match self.table.connection_mut(slot) {
-            Some((key, connection)) => connection.speak_to_guest(slot, key, &mut self.shared, sink)?,
-            None => 0,
+        let entry = self.table.entry_mut(slot);
+        let frames = match &mut entry.flow {
+            Flow::Connection(connection) => {
+                connection.speak_to_guest(slot, &entry.key, &mut self.shared, sink)?
+            }
+            Flow::Opening(opening) => opening.introduce(&entry.key, &mut self.shared, sink)?,
+            Flow::Vacant => 0,
         };
         self.shared.lists.remove(List::ToGuest, slot);
         Some(frames)
@@ -298,6 +326,7 @@ impl Engine {
         if matches!(outgoing, Outgoing::Reset) {
             let told = connection.due != Due::Reset;
             connection.finish(slot, &mut self.shared);
+            connection.was_reset = true;
             if told {
                 self.remove(slot);
             }
@@ -387,6 +416,28 @@ impl Engine {
         self.waiting = None;
     }
 
+    /// Puts a handshake with a lent scale, which a backup has kept, into its place.
+    pub(crate) fn restore_opening(
+        &mut self,
+        slot: u32,
+        generation: u32,
+        key: FlowKey,
+        opening: Opening,
+    ) -> bool {
+        let is_placed = self.table.insert_at(slot, generation, key, Flow::Opening(opening));
+        if is_placed {
+            self.openings += 1;
+            self.lent = (self.lent.0 + 1, self.lent.1 + 1);
+            self.shared.lists.push(List::Opening, slot);
+        }
+        is_placed
+    }
+
+    /// Counts a connection with a lent scale that a backup has kept.
+    pub(crate) fn count_restored(&mut self, slot: u32) {
+        self.lent.0 += usize::from(self.lent_scale(slot).is_some());
+    }
+
     /// All flows, in no order.
     pub fn flows(&self) -> impl Iterator<Item = FlowReport> + '_ {
         self.table.iter().map(|(_, entry)| match &entry.flow {
@@ -433,17 +484,65 @@ impl Engine {
     /// The first fragment of a segment: its flow is drained, and passed through for good. Without its
     /// first fragment, the segment is not put together, and sent again.
     fn handle_guest_fragment(&mut self, layout: &Layout, head: &[u8]) -> FromGuest {
-        let key = Segment::flow_of_fragment(layout, head, Side::Guest);
-        let Some(slot) = key.and_then(|key| self.table.find(&key)) else { return FromGuest::Pass };
-        match self.table.connection_mut(slot) {
-            Some((_, connection)) => connection.handle_guest_fragment(slot, &mut self.shared),
-            None => FromGuest::Pass,
+        let Some((key, tcp_at)) = Segment::flow_of_fragment(layout, head, Side::Guest) else {
+            return FromGuest::Pass;
+        };
+        let Some(slot) = self.table.find(&key) else { return FromGuest::Pass };
+        match &mut self.table.entry_mut(slot).flow {
+            Flow::Connection(connection) => {
+                connection.handle_guest_fragment(slot, fragment_window(head, tcp_at), &mut self.shared)
+            }
+            // An answer whose scale cannot be taken away: the guest sends it again.
+            Flow::Opening(opening) if opening.loan.is_some() => {
+                self.shared.count(Event::GuestUnusual);
+                FromGuest::Taken
+            }
+            Flow::Opening(_) | Flow::Vacant => FromGuest::Pass,
+        }
+    }
+
+    /// A frame for the guest that is no whole TCP segment: the window in a first fragment is scaled, where
+    /// the client was lent a scale; ICMP may be about a flow.
+    fn handle_wire_fragment(&mut self, now: Time, layout: &Layout, frame: &mut [u8]) -> FromWire {
+        let Some((key, tcp_at)) = Segment::flow_of_fragment(layout, frame, Side::Client) else {
+            return icmp::handle(self, now, layout, frame);
+        };
+        let slot = self.table.find(&key);
+        let Some(lent) = slot.and_then(|slot| self.lent_scale(slot)) else { return FromWire::Pass };
+        let Some((flags, window)) = fragment_window(frame, tcp_at) else {
+            self.shared.count(Event::WireUnacceptable);
+            return FromWire::Taken;
+        };
+        if flags & flag::SYN == 0 {
+            Rewriter::of_fragment(frame, tcp_at).window(lent.scaled(window));
+        }
+        FromWire::Pass
+    }
+
+    /// A first fragment of the guest leaves for the client.
+    fn release_fragment(&mut self, layout: &Layout, frame: &mut [u8]) {
+        let Some((key, tcp_at)) = Segment::flow_of_fragment(layout, frame, Side::Guest) else { return };
+        let Some(connection) = self.table.find(&key).and_then(|slot| self.table.connection(slot)) else {
+            return;
+        };
+        if let (Some(_), Some((_, window))) = (connection.negotiated.lent, fragment_window(frame, tcp_at)) {
+            let told = connection.negotiated.told(window);
+            Rewriter::of_fragment(frame, tcp_at).window(told);
+        }
+    }
+
+    /// The scale that was lent to the client of a flow.
+    fn lent_scale(&self, slot: u32) -> Option<Scale> {
+        match &self.table.entry(slot).flow {
+            Flow::Connection(connection) => connection.negotiated.lent,
+            Flow::Opening(opening) => opening.loan.map(|loan| loan.scale),
+            Flow::Vacant => None,
         }
     }
 
     /// A SYN of the guest begins a flow, answers one, or ends an old one with the same ends (RFC 9293
     /// §3.10.7.4, RFC 6191): bytes of two incarnations never mix.
-    fn handle_guest_syn(&mut self, segment: &Segment) -> FromGuest {
+    fn handle_guest_syn(&mut self, now: Time, segment: &Segment) -> FromGuest {
         if let Some(slot) = self.find(&segment.key) {
             if let Some((_, connection)) = self.table.connection_mut(slot) {
                 if connection.negotiated.guest_iss == segment.seq {
@@ -457,68 +556,113 @@ impl Engine {
                 self.shared.count(Event::FlowsReplaced);
             }
         }
-        self.observe_syn(Side::Guest, segment);
+        self.observe_syn(now, Side::Guest, segment);
         FromGuest::Pass
     }
 
     /// A SYN of the client is for the guest to judge (RFC 5961 §4); a window in it may be cut to what is
-    /// there for a new flow.
-    fn watch_client_syn(&mut self, segment: &Segment, frame: &mut [u8]) {
+    /// there for a new flow. One without a window scale may be lent one: it is shown to the guest anew.
+    fn watch_client_syn(&mut self, now: Time, segment: &Segment, frame: &mut [u8]) -> FromWire {
         if !segment.verifies(frame, Side::Client) {
-            return;
+            return FromWire::Pass;
         }
         if let Some(slot) = self.find(&segment.key) {
-            match self.table.connection(slot).map(|connection| connection.phase) {
-                Some(Phase::Finished) => {
+            match self.table.connection(slot) {
+                Some(connection) if connection.phase == Phase::Finished && !connection.needs_rescaling() => {
                     self.remove(slot);
                     self.shared.count(Event::FlowsReplaced);
                 }
-                Some(_) => return,
+                Some(_) => return FromWire::Pass,
                 None => {}
             }
         }
-        let Some(slot) = self.observe_syn(Side::Client, segment) else { return };
+        let Some(slot) = self.observe_syn(now, Side::Client, segment) else { return FromWire::Pass };
         let least = self.shared.initial_window.min(u32::from(u16::MAX)) as u16;
         let key = &segment.key;
         let speculates = self.shared.mode == Speculation::On
             && self.shared.rules.permit(key.guest_port, key.client_address(), key.client_port);
         let window = if speculates { segment.window.min(least) } else { segment.window };
-        if window != segment.window {
-            Rewriter::new(frame, segment).window(Scaled(window));
-        }
         if let Flow::Opening(opening) = &mut self.table.entry_mut(slot).flow {
             opening.shown = opening.shown.max(u32::from(window));
         }
+        if self.lend(slot, segment, Scaled(window), speculates) {
+            return FromWire::Taken;
+        }
+        if window != segment.window {
+            Rewriter::new(frame, segment).window(Scaled(window));
+        }
+        FromWire::Pass
+    }
+
+    /// Lends the client of this SYN a window scale, if it has none and its guest can make use of one; whether
+    /// the SYN is to be shown to the guest with it. What was lent once is lent again.
+    fn lend(&mut self, slot: u32, segment: &Segment, window: Scaled, speculates: bool) -> bool {
+        let places = self.table.capacity();
+        let room =
+            self.lent.0 < places.div_ceil(LENT_SHARE) && self.lent.1 < places.div_ceil(LENT_OPENING_SHARE);
+        let wanted = Scale::for_bytes(self.shared.flow_bytes).filter(|_| speculates && room);
+        let Flow::Opening(opening) = &mut self.table.entry_mut(slot).flow else { return false };
+        let before = opening.loan.map(|loan| loan.scale).filter(|_| opening.is_of_client(segment));
+        let Some(scale) = before.or(wanted.filter(|_| opening.may_lend(segment))) else { return false };
+        let is_new = opening.loan.is_none();
+        opening.lend(scale, window, segment);
+        if is_new {
+            self.shared.count(Event::ScalesLent);
+            self.lent = (self.lent.0 + 1, self.lent.1 + 1);
+        }
+        for list in [List::ToGuest, List::Changed] {
+            self.shared.lists.push(list, slot);
+        }
+        true
     }
 
     /// Keeps what a SYN says; the place of its handshake.
-    fn observe_syn(&mut self, sender: Side, segment: &Segment) -> Option<u32> {
+    fn observe_syn(&mut self, now: Time, sender: Side, segment: &Segment) -> Option<u32> {
         let known = self.table.find(&segment.key);
-        let Some(hello) = Hello::of(segment) else {
+        let hello = Hello::of(segment);
+        if hello.is_none() {
             // Something in it is not known: the flow stays plain.
             self.shared.count(Event::FlowsIneligible);
-            known.inspect(|&slot| self.remove(slot));
-            return None;
-        };
+        }
         match known {
             Some(slot) => {
-                let understood = match &mut self.table.entry_mut(slot).flow {
-                    Flow::Opening(opening) => opening.syn(sender, segment, hello),
-                    Flow::Connection(_) | Flow::Vacant => false,
-                };
-                if !understood {
-                    self.shared.count(Event::FlowsIneligible);
+                let Flow::Opening(opening) = &mut self.table.entry_mut(slot).flow else {
                     self.remove(slot);
+                    return None;
+                };
+                let was_lent = opening.loan.is_some();
+                let understood = opening.syn(sender, segment, hello.unwrap_or(Hello::read(segment)));
+                if was_lent && opening.loan.is_none() {
+                    self.lent = (self.lent.0 - 1, self.lent.1 - 1);
                 }
-                understood.then_some(slot)
+                let is_lent = opening.loan.is_some();
+                if understood && hello.is_some() {
+                    if was_lent || is_lent {
+                        self.shared.lists.push(List::Changed, slot);
+                    }
+                    return Some(slot);
+                }
+                if is_lent {
+                    // It stays known for the sake of its windows.
+                    opening.strange = true;
+                    self.shared.lists.push(List::Changed, slot);
+                    return None;
+                }
+                if hello.is_some() {
+                    self.shared.count(Event::FlowsIneligible);
+                }
+                self.remove(slot);
+                None
             }
+            None if hello.is_none() => None,
             None if segment.has(flag::ACK) => {
                 // An answer to a SYN that was not seen: an asymmetric path, or a flow of before.
                 self.shared.count(Event::FlowsIneligible);
                 None
             }
             None => {
-                let slot = self.place(segment.key, Flow::Opening(Opening::new(sender, hello)));
+                let opening = Opening::new(sender, hello.unwrap_or(Hello::read(segment)), now);
+                let slot = self.place(now, segment.key, Flow::Opening(opening));
                 if slot.is_none() {
                     self.shared.count(Event::FlowsUnplaced);
                 }
@@ -528,10 +672,10 @@ impl Engine {
     }
 
     /// Puts a new flow into the table, in the place of a dispensable one if it is full.
-    fn place(&mut self, key: FlowKey, flow: Flow) -> Option<u32> {
+    fn place(&mut self, now: Time, key: FlowKey, flow: Flow) -> Option<u32> {
         let is_opening = matches!(flow, Flow::Opening(_));
         if self.table.len() == self.table.capacity() {
-            self.evict();
+            self.evict(now);
         }
         let slot = self.table.insert(key, flow)?;
         self.shared.lists.push(List::Age, slot);
@@ -545,22 +689,38 @@ impl Engine {
     /// Forgets the oldest handshake under way, if they have their share, or else one of the flows that
     /// were longest without a segment, if the world loses nothing by it; those that must stay are looked
     /// at last the next time.
-    fn evict(&mut self) {
+    fn evict(&mut self, now: Time) {
         let share = self.table.capacity().div_ceil(OPENING_SHARE);
         let found = match self.openings >= share {
             true => None,
-            false => self.dispensable(),
+            false => self.dispensable(now),
         };
-        if let Some(slot) = found.or(self.shared.lists.first(List::Opening)) {
+        if let Some(slot) = found.or_else(|| self.oldest_opening(now)) {
             self.remove(slot);
             self.shared.count(Event::FlowsEvicted);
         }
     }
 
-    fn dispensable(&mut self) -> Option<u32> {
+    /// The oldest handshake under way that may be forgotten. Of those with a lent scale there are fewer than
+    /// of the others.
+    fn oldest_opening(&self, now: Time) -> Option<u32> {
+        let first = self.shared.lists.first(List::Opening);
+        let mut slots = std::iter::successors(first, |&slot| self.shared.lists.after(List::Opening, slot));
+        slots.find(|&slot| match &self.table.entry(slot).flow {
+            Flow::Opening(opening) => opening.is_abandoned(now),
+            Flow::Connection(_) | Flow::Vacant => false,
+        })
+    }
+
+    fn dispensable(&mut self, now: Time) -> Option<u32> {
         for _ in 0..CANDIDATES {
             let slot = self.shared.lists.first(List::Age)?;
-            if self.table.connection(slot).is_none_or(Connection::is_dispensable) {
+            let dispensable = match &self.table.entry(slot).flow {
+                Flow::Connection(connection) => connection.is_dispensable(),
+                Flow::Opening(opening) => opening.is_abandoned(now),
+                Flow::Vacant => true,
+            };
+            if dispensable {
                 return Some(slot);
             }
             self.shared.lists.remove(List::Age, slot);
@@ -579,13 +739,32 @@ impl Engine {
     fn complete_opening(&mut self, slot: u32, sender: Side, segment: &Segment) {
         let entry = self.table.entry_mut(slot);
         let Flow::Opening(opening) = &entry.flow else { return };
+        let is_lent = opening.loan.is_some();
         if segment.has(flag::RST) {
-            self.remove(slot);
+            if !is_lent || opening.is_ended_by(sender, segment) {
+                self.remove(slot);
+            }
             return;
         }
-        let Some(handshake) = opening.completed(sender, segment) else { return };
+        let unseen = opening.is_answered_unseen(sender, segment);
+        if unseen {
+            self.shared.count(Event::FlowsIneligible);
+            if !is_lent {
+                self.remove(slot);
+                return;
+            }
+        }
+        let handshake = if unseen { opening.broken_off() } else { opening.completed(sender, segment) };
+        let Some(handshake) = handshake else { return };
         let connection = Connection::new(&handshake, &entry.key, &self.shared);
-        self.shared.count(Event::FlowsEstablished);
+        if is_lent {
+            // A guest without a scale of its own makes no use of another.
+            let kept = connection.negotiated.lent.is_some();
+            self.lent = (self.lent.0 - usize::from(!kept), self.lent.1 - 1);
+        }
+        if !connection.barred {
+            self.shared.count(Event::FlowsEstablished);
+        }
         if !connection.permitted {
             self.shared.count(Event::FlowsIneligible);
         }
@@ -596,6 +775,10 @@ impl Engine {
 
     /// Forgets a flow and drops what is held of it.
     pub(crate) fn remove(&mut self, slot: u32) {
+        if self.lent_scale(slot).is_some() {
+            let opening = matches!(self.table.entry(slot).flow, Flow::Opening(_));
+            self.lent = (self.lent.0 - 1, self.lent.1 - usize::from(opening));
+        }
         if let Some((_, connection)) = self.table.connection_mut(slot) {
             connection.let_go(slot, &mut self.shared);
         } else if matches!(self.table.entry(slot).flow, Flow::Opening(_)) {

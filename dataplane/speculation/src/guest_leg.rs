@@ -114,10 +114,22 @@ impl Connection {
         FromGuest::Taken
     }
 
-    /// The first fragment of a segment: what is in it cannot be held.
-    pub(crate) fn handle_guest_fragment(&mut self, slot: u32, shared: &mut Shared) -> FromGuest {
+    /// The first fragment of a segment: what is in it cannot be held. `window` are its flags and its window,
+    /// if they are in it.
+    pub(crate) fn handle_guest_fragment(
+        &mut self,
+        slot: u32,
+        window: Option<(u8, u16)>,
+        shared: &mut Shared,
+    ) -> FromGuest {
         self.barred = true;
         shared.lists.push(List::Changed, slot);
+        // A window that cannot be rewritten does not leave: the guest sends it again.
+        let rewritable = window.is_some_and(|(flags, _)| flags & flag::SYN == 0);
+        if self.negotiated.lent.is_some() && !rewritable {
+            shared.count(Event::GuestUnusual);
+            return FromGuest::Taken;
+        }
         if !self.is_taken() || self.finish_draining(slot, shared) {
             return FromGuest::Pass;
         }
@@ -130,6 +142,7 @@ impl Connection {
             Phase::Resetting => FromGuest::Taken,
             // While joining no held byte was acknowledged: a guest that resets gives them up itself.
             Phase::Plain | Phase::Joining | Phase::Finished => {
+                self.was_reset = true;
                 self.finish(slot, shared);
                 FromGuest::Pass
             }
@@ -137,6 +150,7 @@ impl Connection {
                 shared.count(Event::GuestResets);
                 // Behind bytes that the client has not confirmed, it waits for them.
                 if self.queue.is_empty() && !self.fin {
+                    self.was_reset = true;
                     self.finish(slot, shared);
                     return FromGuest::Pass;
                 }
@@ -393,9 +407,9 @@ impl Connection {
         }
         match fits {
             true => edge,
-            // Who has nothing gives nothing back: when nobody else waits it takes what there is, rather
-            // than stay shut.
-            false if self.queue.reserved() == 0 && !shared.others_starve(slot) => {
+            // Who has nothing gives nothing back: it takes what others that wait have left, rather than
+            // stay shut.
+            false if self.queue.reserved() == 0 => {
                 let room = shared.room().saturating_sub(base.get() % BLOCK);
                 edge.earlier(base + room).later(shown)
             }
@@ -432,7 +446,7 @@ impl Connection {
         let permitted = self.permitted_edge(slot, shared);
         let target = self.worthwhile_edge(permitted);
         let shown = self.guest.edge;
-        let (window, edge) = self.negotiated.client_scale.offer(ack, shown, target);
+        let (window, edge) = self.negotiated.scale_to_guest().offer(ack, shown, target);
         let less = ack - edge.bytes_since(shown);
         // Nothing follows a FIN: its ACK is not held back, and lets nobody push an edge on.
         let of_fin = self.fin && ack.after(self.queue.end());
@@ -474,7 +488,7 @@ impl Connection {
     fn is_worth_an_update(&self, edge: SeqNum) -> bool {
         let left = self.guest.edge.bytes_since(self.guest.next);
         // The scale may cut off so much of it.
-        let cut = self.negotiated.client_scale.unit() - 1;
+        let cut = self.negotiated.scale_to_guest().unit() - 1;
         let step = u32::from(self.mss).min((self.budget / 2).saturating_sub(cut));
         edge.after(self.guest.edge) && edge.bytes_since(self.guest.edge) >= left.max(step)
     }

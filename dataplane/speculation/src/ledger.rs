@@ -4,6 +4,8 @@
 //! bytes are not all here is refused. Bytes that the client has confirmed go with the next state.
 
 use crate::delta::{Reader, Record};
+use crate::key::FlowKey;
+use crate::opening::Opening;
 use crate::seq::SeqNum;
 use crate::store::block_count;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -61,9 +63,34 @@ pub enum LedgerError {
 #[derive(Clone, Debug)]
 pub(crate) struct Kept {
     pub(crate) generation: u32,
-    pub(crate) record: Record,
-    /// From the record's base to its end.
+    pub(crate) row: Row,
+    /// From a record's base to its end.
     pub(crate) bytes: VecDeque<u8>,
+}
+
+/// What is known of a flow.
+#[derive(Clone, Debug)]
+pub(crate) enum Row {
+    Connection(Record),
+    /// A handshake under way, with a lent scale.
+    Opening(FlowKey, Opening),
+}
+
+impl Row {
+    pub(crate) fn record(&self) -> Option<&Record> {
+        match self {
+            Self::Connection(record) => Some(record),
+            Self::Opening(..) => None,
+        }
+    }
+
+    fn held(&self) -> usize {
+        self.record().map_or(0, |record| record.held() as usize)
+    }
+
+    fn blocks(&self) -> usize {
+        self.record().map_or(0, Record::blocks)
+    }
 }
 
 /// The flow table and the held bytes of the last committed epoch.
@@ -88,7 +115,7 @@ struct Piece<'a> {
 struct Change<'a> {
     slot: u32,
     /// None: the flow is gone.
-    flow: Option<(u32, Record, &'a [u8])>,
+    flow: Option<(u32, Row, &'a [u8])>,
 }
 
 impl Ledger {
@@ -126,15 +153,17 @@ impl Ledger {
             let known = self.flows.get(&change.slot).filter(|_| !whole);
             if let Some(known) = known {
                 held -= known.bytes.len();
-                taken -= known.record.blocks();
+                taken -= known.row.blocks();
                 count -= 1;
             }
-            if let Some((generation, record, bytes)) = &change.flow {
+            if let Some((generation, row, bytes)) = &change.flow {
                 let known = known.filter(|known| known.generation == *generation);
                 let pieces = pieces.get(&change.slot).map_or(&[][..], Vec::as_slice);
-                check(change.slot, *generation, record, known, pieces, bytes, whole)?;
-                held += record.held() as usize;
-                taken += record.blocks();
+                if let Some(record) = row.record() {
+                    check(change.slot, *generation, record, known, pieces, bytes, whole)?;
+                }
+                held += row.held();
+                taken += row.blocks();
                 count += 1;
                 if change.slot as usize >= self.limits.max_flows.max(1) {
                     return Err(LedgerError::TooMuch);
@@ -154,14 +183,14 @@ impl Ledger {
         }
         for change in changes {
             let known = self.flows.remove(&change.slot);
-            let Some((generation, record, bytes)) = change.flow else { continue };
+            let Some((generation, row, bytes)) = change.flow else { continue };
             let known = known.filter(|known| known.generation == generation);
             let pieces = pieces.get(&change.slot).map_or(&[][..], Vec::as_slice);
-            let bytes = match whole {
-                true => bytes.iter().copied().collect(),
-                false => join(&record, generation, known, pieces),
+            let bytes = match &row {
+                Row::Connection(record) if !whole => join(record, generation, known, pieces),
+                _ => bytes.iter().copied().collect(),
             };
-            self.flows.insert(change.slot, Kept { generation, record, bytes });
+            self.flows.insert(change.slot, Kept { generation, row, bytes });
         }
         (self.held, self.blocks) = (held, taken);
         Ok(())
@@ -180,7 +209,12 @@ impl Ledger {
                     let generation = reader.u32()?;
                     let record = reader.record()?;
                     let bytes = if whole { reader.bytes(record.held() as usize)? } else { &[] };
-                    Some((generation, record, bytes))
+                    Some((generation, Row::Connection(record), bytes))
+                }
+                2 => {
+                    let generation = reader.u32()?;
+                    let (key, opening) = reader.opening()?;
+                    Some((generation, Row::Opening(key, opening), &[][..]))
                 }
                 _ => return Err(LedgerError::Malformed("a tag is not known")),
             };
@@ -254,8 +288,8 @@ fn check(
 /// How far the bytes of a record are here without a gap, from its base on.
 fn reach(record: &Record, generation: u32, known: Option<&Kept>, pieces: &[Piece<'_>]) -> SeqNum {
     let mut at = record.base;
-    if let Some(known) = known {
-        at = extended(at, known.record.base, known.record.end, record.end);
+    if let Some(known) = known.and_then(|known| known.row.record()) {
+        at = extended(at, known.base, known.end, record.end);
     }
     for piece in pieces.iter().filter(|piece| piece.generation == generation) {
         at = extended(at, piece.seq, piece.seq + piece.bytes.len() as u32, record.end);
@@ -272,11 +306,11 @@ fn extended(at: SeqNum, start: SeqNum, end: SeqNum, limit: SeqNum) -> SeqNum {
 fn join(record: &Record, generation: u32, known: Option<Kept>, pieces: &[Piece<'_>]) -> VecDeque<u8> {
     let mut at = record.base;
     let mut bytes = VecDeque::new();
-    if let Some(known) = known {
-        let reached = extended(at, known.record.base, known.record.end, record.end);
+    if let Some(Kept { row: Row::Connection(known), bytes: kept, .. }) = known {
+        let reached = extended(at, known.base, known.end, record.end);
         if reached != at {
-            bytes = known.bytes;
-            bytes.drain(..at.bytes_since(known.record.base) as usize);
+            bytes = kept;
+            bytes.drain(..at.bytes_since(known.base) as usize);
             bytes.truncate(reached.bytes_since(at) as usize);
             at = reached;
         }

@@ -33,6 +33,7 @@ mod guest_leg;
 mod icmp;
 mod key;
 pub mod ledger;
+mod lent;
 mod lists;
 mod marks;
 mod opening;

@@ -1,10 +1,14 @@
 //! Options of a TCP header: a bounded parse of at most 40 bytes.
 
 use crate::seq::SeqNum;
+use crate::window::Scale;
 use arrayvec::ArrayVec;
 
 /// SACK blocks that fit into a header.
 pub(crate) const MAX_SACKS: usize = 4;
+
+/// Bytes of the options of a SYN with all that are known.
+const SYN_LEN: usize = 24;
 
 const END: u8 = 0;
 const NOP: u8 = 1;
@@ -28,6 +32,8 @@ pub(crate) struct Timestamps {
 pub(crate) struct Options {
     pub(crate) mss: Option<u16>,
     pub(crate) window_scale: Option<u8>,
+    /// Where the window scale option begins; it has three bytes.
+    pub(crate) scale_at: Option<usize>,
     pub(crate) sack_permitted: bool,
     pub(crate) timestamps: Option<Timestamps>,
     pub(crate) sacks: ArrayVec<(SeqNum, SeqNum), MAX_SACKS>,
@@ -72,7 +78,10 @@ impl Options {
     fn read(&mut self, kind: u8, body: &[u8], at: usize) {
         match (kind, body) {
             (MSS, &[high, low]) => self.mss = Some(u16::from_be_bytes([high, low])),
-            (WINDOW_SCALE, &[shift]) => self.window_scale = Some(shift),
+            (WINDOW_SCALE, &[shift]) => {
+                self.window_scale = Some(shift);
+                self.scale_at = Some(at);
+            }
             (SACK_PERMITTED, []) => self.sack_permitted = true,
             (TIMESTAMPS, &[a, b, c, d, e, f, g, h]) => {
                 let (value, echo) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
@@ -105,6 +114,28 @@ pub(crate) fn timestamps(value: u32, echo: u32) -> [u8; 12] {
     bytes
 }
 
+/// The options of a SYN (RFC 9293 §3.2, RFC 2018 §2, RFC 7323 §2.2 and §3.2).
+pub(crate) fn of_syn(
+    mss: Option<u16>,
+    sack: bool,
+    stamps: Option<(u32, u32)>,
+    scale: Scale,
+) -> ArrayVec<u8, SYN_LEN> {
+    let mut bytes = ArrayVec::new();
+    if let Some(mss) = mss {
+        bytes.extend([MSS, 4]);
+        bytes.extend(mss.to_be_bytes());
+    }
+    bytes.extend([NOP, WINDOW_SCALE, 3, scale.shift()]);
+    if sack {
+        bytes.extend([NOP, NOP, SACK_PERMITTED, 2]);
+    }
+    if let Some((value, echo)) = stamps {
+        bytes.extend(timestamps(value, echo));
+    }
+    bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,9 +145,19 @@ mod tests {
     fn the_options_of_a_syn_are_read() {
         let bytes = [2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 9, 0, 0, 0, 0, 1, 3, 3, 7];
         let options = Options::parse(&bytes);
-        assert_eq!((options.mss, options.window_scale), (Some(1460), Some(7)));
+        assert_eq!((options.mss, options.window_scale, options.scale_at), (Some(1460), Some(7), Some(17)));
         assert!(options.sack_permitted && !options.unknown);
         assert_eq!(options.timestamps, Some(Timestamps { value: 9, echo: 0, at: 8 }));
+    }
+
+    #[test]
+    fn the_options_of_a_syn_that_is_made_are_read() {
+        let made = of_syn(Some(1460), true, Some((9, 8)), Scale::new(7));
+        let options = Options::parse(&made);
+        assert_eq!((options.mss, options.window_scale), (Some(1460), Some(7)));
+        assert_eq!(options.timestamps.map(|stamps| (stamps.value, stamps.echo)), Some((9, 8)));
+        assert!(options.sack_permitted && !options.unknown);
+        assert_eq!(&of_syn(None, false, None, Scale::new(3))[..], [1, 3, 3, 3]);
     }
 
     #[test]

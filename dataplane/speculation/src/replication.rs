@@ -9,9 +9,10 @@ use crate::counters::Event;
 use crate::delta::{PIECE_HEADER, Record, Writer};
 use crate::engine::Engine;
 use crate::key::FlowKey;
-use crate::ledger::{Kept, Ledger};
+use crate::ledger::{Kept, Ledger, Row};
 use crate::lists::List;
 use crate::marks::Marks;
+use crate::opening::Opening;
 use crate::shared::Shared;
 use crate::store::{Queue, Reader};
 use crate::table::Flow;
@@ -53,7 +54,7 @@ impl Engine {
         if whole {
             for slot in 0..self.table.capacity() as u32 {
                 self.table.entry_mut(slot).replicated = false;
-                if self.table.connection(slot).is_some() {
+                if self.table.entry(slot).is_kept() {
                     self.shared.lists.push(List::Changed, slot);
                 } else {
                     self.shared.lists.remove(List::Changed, slot);
@@ -65,8 +66,18 @@ impl Engine {
         let mut count = 0;
         while let Some(slot) = self.shared.lists.pop(List::Changed) {
             let entry = self.table.entry_mut(slot);
-            let was_there =
-                std::mem::replace(&mut entry.replicated, matches!(entry.flow, Flow::Connection(_)));
+            let is_kept = entry.is_kept();
+            let was_there = std::mem::replace(&mut entry.replicated, is_kept);
+            if let Flow::Opening(opening) = entry.flow {
+                if is_kept {
+                    writer.u32(slot);
+                    writer.u8(2);
+                    writer.u32(entry.generation);
+                    writer.opening(&entry.key, &opening);
+                    count += 1;
+                    continue;
+                }
+            }
             let Flow::Connection(connection) = &mut entry.flow else {
                 // The backup forgets what is not here any more.
                 if was_there {
@@ -132,13 +143,26 @@ impl Engine {
     pub fn restore(&mut self, now: Time, ledger: Ledger) {
         self.discard();
         for (slot, kept) in ledger.into_flows() {
-            let Kept { generation, record, bytes } = kept;
+            let Kept { generation, row, bytes } = kept;
+            let record = match row {
+                Row::Connection(record) => record,
+                Row::Opening(key, opening) => {
+                    if self.restore_opening(slot, generation, key, Opening { since: now, ..opening }) {
+                        self.shared.lists.push(List::Age, slot);
+                        self.shared.lists.push(List::Changed, slot);
+                    } else {
+                        self.shared.count(Event::FlowsUnplaced);
+                    }
+                    continue;
+                }
+            };
             let key = record.key;
             let connection = Connection::restored(&record, &mut self.shared);
             if !self.table.insert_at(slot, generation, key, Flow::Connection(connection)) {
                 self.shared.count(Event::FlowsUnplaced);
                 continue;
             }
+            self.count_restored(slot);
             let Some((_, connection)) = self.table.connection_mut(slot) else { continue };
             let mut missing = bytes.len() as u32;
             let (front, back) = bytes.as_slices();
@@ -210,6 +234,7 @@ impl Connection {
             fin: self.fin && self.is_taken() && self.streamed == self.queue.end(),
             mss: self.mss,
             forsaken: self.forsaken,
+            over: self.is_over(),
         }
     }
 
@@ -241,6 +266,8 @@ impl Connection {
             forsaken: record.forsaken,
             patience: None,
             challenged: false,
+            client_fin: None,
+            was_reset: record.over || record.phase == Phase::Resetting,
             keepalive: Keepalive::None,
             budget: record.held().max(shared.initial_window),
             peak: record.held(),

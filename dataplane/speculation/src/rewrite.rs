@@ -21,6 +21,11 @@ impl<'a> Rewriter<'a> {
         Self { frame, tcp_at: segment.tcp_at, options_at: segment.tcp_at + 20 }
     }
 
+    /// Rewrites the segment whose header is at `tcp_at`, in a first fragment that has its checksum.
+    pub(crate) fn of_fragment(frame: &'a mut [u8], tcp_at: usize) -> Self {
+        Self { frame, tcp_at, options_at: tcp_at + 20 }
+    }
+
     /// Sets the sequence number.
     pub(crate) fn seq(&mut self, seq: SeqNum) {
         self.put(self.tcp_at + 4, &seq.get().to_be_bytes());

@@ -80,8 +80,9 @@ impl Segment {
         })
     }
 
-    /// The flow of a TCP segment of which this is the first fragment; the others do not say.
-    pub(crate) fn flow_of_fragment(layout: &Layout, head: &[u8], sender: Side) -> Option<FlowKey> {
+    /// The flow of a TCP segment of which this is the first fragment, and where its TCP header begins; the
+    /// others do not say.
+    pub(crate) fn flow_of_fragment(layout: &Layout, head: &[u8], sender: Side) -> Option<(FlowKey, usize)> {
         // RFC 791 §3.1: the offset is in the low bits; RFC 8200 §4.5: in the high ones.
         let (transport, offset_at, mask, number, fragment) = match layout.network {
             Network::V4(ip) => (ip.offset + ip.header_len, ip.offset + 6, 0x1fff, ip.protocol, ip.fragment),
@@ -105,7 +106,7 @@ impl Segment {
             flags: 0,
             window: 0,
         };
-        FlowKey::of(&layout.link.tags, &layout.network, &tcp, sender)
+        FlowKey::of(&layout.link.tags, &layout.network, &tcp, sender).map(|key| (key, transport))
     }
 
     /// Whether all of these control bits are set.

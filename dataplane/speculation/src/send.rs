@@ -39,7 +39,7 @@ impl Connection {
             return Some(Outgoing::Reset);
         }
         // OC-1: no number that was not committed. Where bytes were given up, that is where they end.
-        let sayable = !self.next_to_client().after(self.cleared.end);
+        let sayable = !self.next_to_client().after(self.cleared.behind());
         (sayable && (self.challenged || self.ack_is_due())).then_some(Outgoing::Ack)
     }
 
@@ -51,7 +51,7 @@ impl Connection {
     /// Whether commits let the client know more of the guest's ACKs and window than it was told.
     pub(crate) fn ack_is_due(&self) -> bool {
         let Some(voice) = self.cleared.voice.filter(|_| self.is_taken()) else { return false };
-        let edge = voice.ack + self.negotiated.guest_scale.bytes(voice.window);
+        let edge = voice.ack + self.negotiated.scale_to_client().bytes(voice.window);
         self.client.said.is_none_or(|said| voice.ack.after(said.ack) || edge.after(said.edge))
     }
 
@@ -71,7 +71,7 @@ impl Connection {
         let frame_len = emission::frame_len(&pattern, key, &fields, len as usize);
         let Self { queue, cleared, .. } = self;
         // OC-1: nothing at or beyond what was committed leaves.
-        assert!(!(seq + len).after(cleared.end), "bytes leave before their commit");
+        assert!(!(seq + len).after(cleared.behind()), "bytes leave before their commit");
         let emitted = sink.emit(frame_len, cleared.epoch, &mut |out| {
             emission::write(out, &pattern, key, Side::Guest, &fields, |payload| {
                 shared.store.copy_out(queue, Reader::Leg, seq, payload);
@@ -95,7 +95,9 @@ impl Connection {
         let said = self.client.said;
         // An ACK that was told before goes with the window that was told with it.
         let window = match said {
-            Some(said) if voice.ack.before(said.ack) => scaled_for(said, self.negotiated.guest_scale.shift()),
+            Some(said) if voice.ack.before(said.ack) => {
+                scaled_for(said, self.negotiated.scale_to_client().shift())
+            }
             _ => voice.window,
         };
         let mut fields = Fields {
@@ -199,6 +201,7 @@ impl Connection {
             shared.lists.push(List::Changed, slot);
             return;
         }
+        self.was_reset = true;
         self.finish(slot, shared);
         self.owe_reset(slot, shared);
     }

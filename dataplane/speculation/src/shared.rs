@@ -76,7 +76,7 @@ impl Shared {
     }
 
     /// Whether a flow other than this one waits for room.
-    pub(crate) fn others_starve(&self, slot: u32) -> bool {
+    fn others_starve(&self, slot: u32) -> bool {
         let first = self.lists.first(List::Starved);
         first.is_some_and(|first| first != slot || self.lists.after(List::Starved, first).is_some())
     }

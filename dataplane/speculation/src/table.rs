@@ -38,6 +38,17 @@ pub(crate) struct Entry {
     next: u32,
 }
 
+impl Entry {
+    /// Whether the backup is to know of it: a handshake counts only for its lent scale.
+    pub(crate) const fn is_kept(&self) -> bool {
+        match &self.flow {
+            Flow::Connection(_) => true,
+            Flow::Opening(opening) => opening.loan.is_some(),
+            Flow::Vacant => false,
+        }
+    }
+}
+
 /// The flow table.
 #[derive(Debug)]
 pub(crate) struct Table {

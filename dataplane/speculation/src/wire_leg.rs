@@ -7,6 +7,7 @@ use crate::connection::{BEYOND_WINDOW, Connection, Due, GuestEnd, Keepalive, Pha
 use crate::counters::Event;
 use crate::emission::Pattern;
 use crate::key::Side;
+use crate::lent::{scale_for_guest, unscale_for_client};
 use crate::lists::List;
 use crate::rewrite::Rewriter;
 use crate::segment::Segment;
@@ -33,6 +34,12 @@ impl Connection {
         shared: &mut Shared,
     ) -> FromWire {
         let sound = segment.verifies(frame, Side::Client);
+        if let Some(lent) = self.negotiated.lent.filter(|_| sound) {
+            scale_for_guest(frame, segment, lent);
+        }
+        if sound && segment.has(flag::FIN) && self.is_in_window(segment) {
+            self.client_fin = Some(segment.end() + 1);
+        }
         if self.due == Due::Reset {
             // The guest is about to be reset, and its view is ahead of what the client says.
             shared.count(Event::WireAfterReset);
@@ -94,6 +101,7 @@ impl Connection {
         shared.lists.push(List::Changed, slot);
         if segment.has(flag::RST) {
             if self.is_exact_reset(segment) {
+                self.was_reset = true;
                 self.finish(slot, shared);
             }
             return;
@@ -118,10 +126,10 @@ impl Connection {
             return;
         }
         let real = ack + self.negotiated.client_scale.bytes(Scaled(segment.window));
-        let (window, edge) = self.negotiated.client_scale.offer(ack, self.guest.edge, real);
+        let (window, edge) = self.negotiated.scale_to_guest().offer(ack, self.guest.edge, real);
         self.guest.acked = ack;
         self.guest.edge = edge;
-        if window.0 != segment.window {
+        if window.0 != segment.window || self.negotiated.lent.is_some() {
             Rewriter::new(frame, segment).window(window);
             shared.count(Event::WireRewritten);
         }
@@ -174,6 +182,7 @@ impl Connection {
         }
         if self.is_exact_reset(segment) {
             shared.count(Event::ClientResets);
+            self.was_reset = true;
             self.finish(slot, shared);
         }
         match was_resetting {
@@ -331,7 +340,7 @@ impl Connection {
         }
         shared.lists.push(List::ToGuest, slot);
         let GuestEnd { acked, edge, .. } = self.guest;
-        let (window, edge) = self.negotiated.client_scale.offer(acked, edge, edge);
+        let (window, edge) = self.negotiated.scale_to_guest().offer(acked, edge, edge);
         if edge != self.guest.edge {
             // The window of a SYN, which is not scaled, was rounded up.
             self.guest.edge = edge;
@@ -377,8 +386,11 @@ impl Connection {
     /// are changed: their sequence number becomes the client leg's SND.NXT, as one ahead of the
     /// client's window would not be acceptable (RFC 9293 §3.10.7.4), and what they say never goes back.
     pub(crate) fn release(&mut self, segment: &Segment, frame: &mut [u8]) {
+        if self.negotiated.lent.is_some() {
+            unscale_for_client(frame, segment, self.negotiated.guest_scale);
+        }
         let mut ack = segment.ack;
-        let mut window = Scaled(segment.window);
+        let mut window = self.negotiated.told(segment.window);
         let mut tsval = segment.options.timestamps.map(|stamps| stamps.value);
         if !segment.has(flag::ACK) || segment.has(flag::SYN) {
             return;
@@ -416,7 +428,7 @@ impl Connection {
             if let Some(said) = self.client.said {
                 if ack.before(said.ack) {
                     ack = said.ack;
-                    window = scaled_for(said, self.negotiated.guest_scale.shift());
+                    window = scaled_for(said, self.negotiated.scale_to_client().shift());
                     rewriter.ack(ack);
                     rewriter.window(window);
                 }
@@ -439,7 +451,7 @@ impl Connection {
 
     /// Notes what the client was told.
     pub(crate) fn has_said(&mut self, ack: SeqNum, window: Scaled, tsval: u32) {
-        let edge = ack + self.negotiated.guest_scale.bytes(window);
+        let edge = ack + self.negotiated.scale_to_client().bytes(window);
         self.client.said = Some(match self.client.said {
             None => Said { ack, edge, tsval },
             Some(said) => Said {

@@ -1,6 +1,7 @@
 //! The dataplane node: one engine, and plain output commit for what it passes.
 
 use crate::breakage::Breakage;
+use crate::party::{EPHEMERAL, SERVICE};
 use crate::random::Random;
 use crate::scenario::{Mode, Offload, Scenario};
 use crate::segment::Segment;
@@ -8,7 +9,8 @@ use crate::surgery;
 use holdfast_epoch::EpochId;
 use holdfast_speculation::client_leg::Congestion;
 use holdfast_speculation::{
-    Engine, EngineConfig, FromGuest, FromWire, GuestFrame, Ledger, LedgerLimits, Sink, Speculation, Time,
+    Engine, EngineConfig, FromGuest, FromWire, GuestFrame, Ledger, LedgerLimits, Rule, Rules, Sink,
+    Speculation, Time,
 };
 use std::collections::VecDeque;
 
@@ -50,6 +52,20 @@ pub(crate) fn config(scenario: &Scenario, term: u64) -> EngineConfig {
         seed: crate::random::spread(scenario.seed.wrapping_add(term)),
         ..EngineConfig::default()
     }
+}
+
+/// Rules by which connections of this number and above do not speculate.
+pub(crate) fn rules(barred: Option<u16>) -> Rules {
+    let ports = |first: u16| barred.map(|number| first + number..=first + 99);
+    let rule = |first| {
+        ports(first).map(|ports| Rule {
+            guest_ports: Some(ports),
+            client_ports: None,
+            client: None,
+            speculate: false,
+        })
+    };
+    Rules::new([rule(SERVICE), rule(EPHEMERAL)].into_iter().flatten())
 }
 
 /// The limits of the backup in a scenario: those of the primary.
@@ -123,8 +139,8 @@ impl Host {
         self.escrow.drain(..count).collect()
     }
 
-    /// Streams everything that is to be streamed.
-    pub(crate) fn stream(&mut self, max: usize, broken: Option<Breakage>, random: &mut Random) {
+    /// Streams everything that is to be streamed, in chunks, or one chunk of it.
+    pub(crate) fn stream(&mut self, max: usize, all: bool, broken: Option<Breakage>, random: &mut Random) {
         loop {
             let mut chunk = Vec::with_capacity(max);
             if self.engine.stream(max, &mut chunk) == 0 {
@@ -134,6 +150,9 @@ impl Host {
                 breakage.to_backup(random, &mut chunk);
             }
             self.streamed.extend(chunk);
+            if !all {
+                return;
+            }
         }
     }
 

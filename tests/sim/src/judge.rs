@@ -7,6 +7,7 @@ use crate::content::History;
 use crate::party::{EPHEMERAL, SERVICE, stream};
 use crate::scenario::Side;
 use crate::segment::{Segment, adds_up, flag};
+use crate::surgery::{allows_marks, complete, set_window};
 use holdfast_speculation::SeqNum;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -57,6 +58,8 @@ struct Inside {
     scale: Option<u8>,
     acknowledged: Option<SeqNum>,
     edge: Option<SeqNum>,
+    /// The smallest window that it offered with each ACK, in bytes.
+    offers: BTreeMap<u32, u32>,
     stamp: Option<u32>,
     /// What it has been shown.
     shown: Shown,
@@ -87,6 +90,8 @@ struct Outside {
     told_edge: Option<SeqNum>,
     /// Beyond the last byte of the client that reached the dataplane.
     next: Option<SeqNum>,
+    /// Beyond its FIN.
+    fin: Option<SeqNum>,
     /// Timestamps of the client that reached the dataplane.
     stamps: HashSet<u32>,
     /// Beyond the last byte that went to the client.
@@ -126,6 +131,8 @@ pub(crate) struct Judge {
     gaps: bool,
     /// Nor does the client.
     pub(crate) strict_client: bool,
+    /// SYNs that the guest was shown with a window scale that their client did not have.
+    pub(crate) lent: u32,
 }
 
 impl Judge {
@@ -182,6 +189,14 @@ impl Judge {
         }
     }
 
+    /// A timestamp of the client has reached the dataplane.
+    pub(crate) fn heard_time(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame) else { return };
+        if let Some((value, _)) = segment.timestamp {
+            self.outside.entry((segment.ports.1, segment.ports.0)).or_default().stamps.insert(value);
+        }
+    }
+
     /// A frame of the client reaches the dataplane.
     pub(crate) fn delivered(&mut self, frame: &[u8]) {
         let Some(segment) = Segment::parse(frame) else { return };
@@ -202,22 +217,42 @@ impl Judge {
             view.told_edge = Some(view.told_edge.map_or(edge, |known| known.later(edge)));
         }
         view.next = Some(view.next.map_or(segment.end(), |next| next.later(segment.end())));
+        if segment.has(flag::FIN) {
+            view.fin = Some(segment.end());
+        }
         if let Some((value, _)) = segment.timestamp {
             view.stamps.insert(value);
+        }
+    }
+
+    /// Whether a frame is for the guest as it came, but for the scale of its window, where one was lent.
+    pub(crate) fn is_left_alone(&self, frame: &[u8], original: &[u8]) -> bool {
+        let lent = || {
+            let (client, guest) = Segment::parse(original)?.ports;
+            let key = (guest, client);
+            let unscaled = self.outside.get(&key)?.scale.is_none();
+            let live = self.live.get(&key)?;
+            // A flow that was reset is not known any more.
+            let scales = live.scale.is_some() && !live.reset && !self.outside.get(&key)?.reset;
+            Some((self.queued.get(&key)?.scale.filter(|_| unscaled)?, scales))
+        };
+        match lent().filter(|_| adds_up(original)) {
+            None => frame == original,
+            Some((scale, true)) => frame == rescaled(original, scale),
+            // The guest makes no use of it, or has not said so yet, or does not any more.
+            Some((scale, false)) => frame == original || frame == rescaled(original, scale),
         }
     }
 
     /// A frame is queued for the guest: `original` is what came from the wire, if it came from there.
     pub(crate) fn queued(&mut self, frame: &[u8], original: Option<&[u8]>) -> Verdict {
         let Some(segment) = Segment::parse(frame) else {
-            return if original == Some(frame) {
-                Ok(())
-            } else {
-                broken("format", "no segment was made for the guest")
-            };
+            // The window in a first fragment may be rescaled, in place.
+            let in_place = original.is_some_and(|original| original.len() == frame.len());
+            return if in_place { Ok(()) } else { broken("format", "no segment was made for the guest") };
         };
         let key = (segment.ports.1, segment.ports.0);
-        let untouched = original == Some(frame);
+        let untouched = original.is_some_and(|original| self.is_left_alone(frame, original));
         if !adds_up(frame) {
             // What the wire has broken, the guest will not look at.
             return if untouched {
@@ -232,6 +267,15 @@ impl Judge {
         if segment.has(flag::RST) {
             shown.reset = true;
             return Ok(());
+        }
+        if original.is_none() && segment.has(flag::SYN) && segment.scale.is_some() {
+            if outside.scale.is_some() {
+                return broken("RFC 7323", format!("a scale is lent to a client that has one: {segment}"));
+            }
+            self.lent += 1;
+        }
+        if original.is_none() && segment.has(flag::ECE) && !segment.has(flag::SYN) {
+            return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
         }
         check_ack(&segment, inside, outside, untouched || !self.strict)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
@@ -262,10 +306,24 @@ impl Judge {
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
         let scales = view.scale.is_some();
-        if !view.has(&segment) {
+        // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
+        let unsent = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        let strange = unsent || view.edge.is_some_and(|edge| segment.seq.after(edge));
+        if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
         }
         view.shown.forged |= forged;
+    }
+
+    /// A segment leaves the client leg: what was sent before must not be marked again (RFC 3168 §6.1.5).
+    pub(crate) fn left_leg(&mut self, frame: &[u8]) -> Verdict {
+        let Some(segment) = Segment::parse(frame) else { return Ok(()) };
+        let sent = self.outside.get(&segment.ports).and_then(|view| view.sent);
+        let again = sent.is_some_and(|sent| segment.len() == 0 || segment.seq.before(sent));
+        if again && allows_marks(frame, &segment.place) {
+            return broken("ECN", format!("something sent again may be marked: {segment}"));
+        }
+        Ok(())
     }
 
     /// A frame leaves for the client. `history` says what the guest wrote.
@@ -282,8 +340,16 @@ impl Judge {
         let outside = self.outside.entry(key).or_default();
         if segment.has(flag::SYN) {
             outside.sent_scale = segment.scale;
+            let asked = outside.scale.is_some() || outside.next.is_none();
+            if segment.ack.is_some() && segment.scale.is_some() && !asked {
+                return broken(
+                    "RFC 7323",
+                    format!("an answer with a scale that nobody asked for: {segment}"),
+                );
+            }
         }
         view.permits(&segment, outside.sent_scale.filter(|_| outside.scale.is_some()))?;
+        view.offers(&segment, outside)?;
         if let (Some((_, echo)), true) = (segment.timestamp, segment.ack.is_some()) {
             if self.strict_client && !outside.stamps.contains(&echo) {
                 return broken("SP-4", format!("an echo of a timestamp that never came: {segment}"));
@@ -377,6 +443,16 @@ impl Judge {
 fn scaled(segment: &Segment, scale: Option<u8>) -> u32 {
     let scale = if segment.has(flag::SYN) { 0 } else { scale.unwrap_or(0).min(14) };
     u32::from(segment.window) << scale
+}
+
+/// A frame of the client whose window is said in a scale.
+fn rescaled(original: &[u8], scale: u8) -> Vec<u8> {
+    let mut frame = original.to_vec();
+    if let Some(segment) = Segment::parse(original).filter(|segment| !segment.has(flag::SYN)) {
+        set_window(&mut frame, &segment.place, segment.window >> scale.min(14));
+        complete(&mut frame);
+    }
+    frame
 }
 
 fn check_ack(segment: &Segment, inside: &Inside, outside: &Outside, untouched: bool) -> Verdict {
@@ -496,19 +572,39 @@ impl Inside {
             self.fin = Some(segment.end() - 1);
         }
         if !keepalive && segment.len() > 0 {
-            self.islands.push((segment.data(), segment.data() + segment.len()));
+            let new = (segment.data(), segment.data() + segment.len());
+            let known = |island: &(SeqNum, SeqNum)| !new.0.before(island.0) && !new.1.after(island.1);
+            if !self.islands.iter().any(known) {
+                self.islands.push(new);
+            }
             while let Some(at) = self.islands.iter().position(|&(start, _)| !start.after(self.given)) {
                 self.given = self.given.later(self.islands.swap_remove(at).1);
             }
         }
         let Some(ack) = segment.ack else { return };
         self.acknowledged = Some(self.acknowledged.map_or(ack, |known| known.later(ack)));
-        let edge = ack + scaled(segment, self.scale.filter(|_| self.shown.scale.is_some()));
+        let window = scaled(segment, self.scale.filter(|_| self.shown.scale.is_some()));
+        let offer = self.offers.entry(ack.get()).or_insert(window);
+        *offer = window.min(*offer);
+        let edge = ack + window;
         self.edge = Some(self.edge.map_or(edge, |known| known.later(edge)));
         if let Some((value, _)) = segment.timestamp {
             let newer = self.stamp.is_none_or(|known| value.wrapping_sub(known) as i32 > 0);
             self.stamp = if newer { Some(value) } else { self.stamp };
         }
+    }
+
+    /// Whether a client without scaling that was lent one is offered as much as the guest has offered.
+    fn offers(&self, segment: &Segment, client: &Outside) -> Verdict {
+        let lent = client.scale.is_none() && self.scale.is_some() && self.shown.scale.is_some();
+        let Some(ack) = segment.ack.filter(|_| lent && !self.reset) else { return Ok(()) };
+        let offer = self.offers.get(&ack.get()).map_or(0, |&offer| offer.min(u32::from(u16::MAX)));
+        // Behind its FIN a client has nothing to send.
+        let closed = client.fin.is_some_and(|fin| !ack.before(fin));
+        if !closed && u32::from(segment.window) < offer {
+            return broken("RFC 7323", format!("the guest offered {offer} bytes: {segment}"));
+        }
+        Ok(())
     }
 
     /// OC-1: whether a guest that has done this, and no more, can have sent that.

@@ -160,6 +160,7 @@ struct Total {
     frames: u64,
     failovers: u64,
     forged: u64,
+    lent: u64,
     commits: u64,
     delivered: u64,
     virtual_s: f64,
@@ -171,6 +172,7 @@ impl Total {
         self.frames += other.frames;
         self.failovers += other.failovers;
         self.forged += other.forged;
+        self.lent += other.lent;
         self.commits += other.commits;
         self.delivered += other.delivered;
         self.virtual_s += other.virtual_s;
@@ -181,6 +183,7 @@ impl Total {
         self.frames += summary.frames;
         self.failovers += u64::from(summary.failovers);
         self.forged += u64::from(summary.forged);
+        self.lent += u64::from(summary.lent);
         self.commits += u64::from(summary.commits);
         self.delivered += summary.delivered;
         self.virtual_s += summary.lasted.as_secs_f64();
@@ -191,11 +194,13 @@ impl std::fmt::Display for Total {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} passed: {:.0} s of virtual time, {} frames, {} forged, {} commits, {} failovers, {} MB delivered",
+            "{} passed: {:.0} s of virtual time, {} frames, {} forged, {} scales lent, {} commits, {} failovers, {} MB \
+             delivered",
             self.runs,
             self.virtual_s,
             self.frames,
             self.forged,
+            self.lent,
             self.commits,
             self.failovers,
             self.delivered / 1_000_000

@@ -16,6 +16,12 @@ pub(crate) const fn spread(seed: u64) -> u64 {
     mixed ^ (mixed >> 31)
 }
 
+/// Whether this is one of those that come each so many, in no rhythm that anything could fall into;
+/// none, when it is zero.
+pub(crate) const fn is_one_in(number: u64, every: u64) -> bool {
+    every != 0 && spread(number) % every == 0
+}
+
 impl Random {
     /// The stream of this seed.
     pub(crate) fn new(seed: u64) -> Self {

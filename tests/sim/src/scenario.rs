@@ -44,6 +44,12 @@ pub struct Settings {
     pub keepalive_byte: bool,
     /// What is left to the card.
     pub offload: Offload,
+    /// Its sequence numbers and its timestamps begin shortly before they wrap.
+    pub wraps: bool,
+    /// Explicit congestion notification (RFC 3168), which smoltcp does not have: its card plays it.
+    pub ecn: bool,
+    /// Each so many frames, the window that is offered is smaller than it was; 0 for never.
+    pub shrink_every: u64,
     /// An option of this kind is in its SYNs.
     pub odd_option: Option<u8>,
     /// Each so many frames, data is marked urgent; 0 for never.
@@ -114,6 +120,10 @@ pub struct Impairment {
     pub late: Duration,
     /// One bit flipped.
     pub corrupt: u32,
+    /// Congestion is marked where a frame allows it (RFC 3168).
+    pub mark: u32,
+    /// A stranger sends something that looks like it, or an old one comes back.
+    pub stray: u32,
     /// Time that a byte takes, hence the rate.
     pub per_byte: Duration,
     /// Frames that wait at most where the rate is kept; more are lost.
@@ -180,6 +190,8 @@ pub enum Fault {
     CommitsNever,
     /// The port's mode changes.
     Mode(Mode),
+    /// Whether connections of this number and above may speculate, the others always do.
+    Rule(u16, bool),
     /// The wire carries nothing, both ways, for so long.
     Outage(Duration),
     /// The client is never heard again.
@@ -213,6 +225,12 @@ pub struct Scenario {
     pub guest_lag: Duration,
     /// Frames that the engine may send at once.
     pub burst: usize,
+    /// Bytes that are streamed to the backup at once.
+    pub chunk: usize,
+    /// Each turn streams one chunk, and a seal does not wait for the rest.
+    pub trickle: bool,
+    /// The primary learns of some commits by later ones, in thousandths.
+    pub silent_commits: u32,
     /// Frames that wait for the guest at most.
     pub inbound: usize,
     /// Budget of the port, in bytes.
@@ -273,8 +291,11 @@ impl Scenario {
             to_guest,
             epochs,
             guest_lag: random.span(us(5), us(200)),
-            burst: random.magnitude(4, 64) as usize,
-            inbound: random.magnitude(64, 1024) as usize,
+            burst: random.magnitude(1, 64) as usize,
+            chunk: random.magnitude(64, 64 << 10) as usize,
+            trickle: !calm && random.chance(200),
+            silent_commits: if !calm && random.chance(200) { random.between(1, 500) as u32 } else { 0 },
+            inbound: random.magnitude(8, 1024) as usize,
             held_bytes,
             flow_bytes: random.magnitude(16 << 10, 512 << 10).min(held_bytes as u64) as usize,
             max_flows: random.pick(&[64, 64, 8, 2]),
@@ -308,6 +329,9 @@ fn settings(random: &mut Random, calm: bool) -> Settings {
         ack_delay: random.pick(&[None, Some(ms(10)), Some(ms(1)), Some(ms(40))]),
         keepalive: random.span(ms(150), ms(2000)),
         keepalive_byte: odd(random, 500),
+        wraps: random.chance(400),
+        ecn: random.chance(300),
+        shrink_every: if odd(random, 50) { random.between(2, 40) } else { 0 },
         offload: random.pick(&[Offload::None, Offload::Checksum, Offload::Segmentation]),
         odd_option: odd(random, 40).then(|| random.pick(&[30, 34, 172, 253])),
         urgent_every: if odd(random, 30) { random.between(5, 40) } else { 0 },
@@ -317,7 +341,7 @@ fn settings(random: &mut Random, calm: bool) -> Settings {
 }
 
 fn flow(random: &mut Random, calm: bool) -> Flow {
-    let bytes = if random.chance(150) { 0 } else { random.magnitude(1, 128 << 10) };
+    let bytes = if random.chance(150) { 0 } else { random.magnitude(1, 192 << 10) };
     let slow = random.chance(250);
     let stalls = !calm && random.chance(200);
     Flow {
@@ -358,6 +382,7 @@ fn impairment(random: &mut Random, round_trip: Duration, calm: bool) -> Impairme
         jitter: if random.chance(500) { round_trip / random.between(2, 20) as u32 } else { Duration::ZERO },
         per_byte: if slow { Duration::from_nanos(random.magnitude(8, 400)) } else { Duration::from_nanos(1) },
         queue: random.magnitude(16, 512) as usize,
+        mark: if random.chance(300) { random.magnitude(1, 200) as u32 } else { 0 },
         ..Impairment::default()
     };
     if !calm {
@@ -367,6 +392,7 @@ fn impairment(random: &mut Random, round_trip: Duration, calm: bool) -> Impairme
         wire.duplicate = rate(200, 30);
         wire.reorder = rate(300, 60);
         wire.corrupt = rate(150, 15);
+        wire.stray = rate(150, 40);
         wire.late = random.span(us(50), ms(10));
     }
     wire
@@ -405,6 +431,11 @@ fn faults(random: &mut Random, scenario: &Scenario) -> Vec<(Moment, Fault)> {
             faults.push((at(random), Fault::Mode(mode)));
         }
         faults.push((at(random), Fault::Mode(Mode::Speculative)));
+    }
+    if random.chance(80) {
+        let number = random.below(3) as u16;
+        faults.push((at(random), Fault::Rule(number, false)));
+        faults.push((at(random), Fault::Rule(number, true)));
     }
     if random.chance(100) {
         faults.push((at(random), Fault::Outage(random.span(ms(5), ms(3000)))));

@@ -12,6 +12,8 @@ pub(crate) mod flag {
     pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
     pub(crate) const URG: u8 = 0x20;
+    pub(crate) const ECE: u8 = 0x40;
+    pub(crate) const CWR: u8 = 0x80;
 }
 
 /// Kinds of TCP options.
@@ -208,6 +210,8 @@ impl fmt::Display for Segment {
             (flag::PSH, "P"),
             (flag::ACK, "."),
             (flag::URG, "U"),
+            (flag::ECE, "E"),
+            (flag::CWR, "W"),
         ] {
             if self.has(bit) {
                 f.write_str(letter)?;

@@ -52,6 +52,9 @@ fn names(scenario: &Scenario) -> Vec<Cut> {
         "reorder",
         "duplicate",
         "corrupt",
+        "marks",
+        "strays",
+        "trickle",
         "jitter",
         "rate",
         "epoch-jitter",
@@ -142,6 +145,9 @@ fn cut_sided(scenario: &mut Scenario, name: &str, guest: bool) -> bool {
         "reorder" => cleared(&mut wire.reorder),
         "duplicate" => cleared(&mut wire.duplicate),
         "corrupt" => cleared(&mut wire.corrupt),
+        "marks" => cleared(&mut wire.mark),
+        "strays" => cleared(&mut wire.stray),
+        "trickle" => std::mem::take(&mut scenario.trickle) | cleared(&mut scenario.silent_commits),
         "jitter" => !std::mem::take(&mut wire.jitter).is_zero(),
         "rate" => std::mem::replace(&mut wire.per_byte, Duration::from_nanos(1)) > Duration::from_nanos(1),
         "epoch-jitter" => !std::mem::take(&mut scenario.epochs.jitter).is_zero(),
@@ -162,9 +168,16 @@ fn cut_sided(scenario: &mut Scenario, name: &str, guest: bool) -> bool {
 }
 
 fn cut_oddities(settings: &mut Settings) -> bool {
-    let option = settings.odd_option.take().is_some();
-    let mut any = option | std::mem::take(&mut settings.keepalive_byte);
-    for number in [&mut settings.urgent_every, &mut settings.fragment_every, &mut settings.broken_every] {
+    let mut any = settings.odd_option.take().is_some();
+    for flag in [&mut settings.keepalive_byte, &mut settings.wraps, &mut settings.ecn] {
+        any |= std::mem::take(flag);
+    }
+    for number in [
+        &mut settings.urgent_every,
+        &mut settings.fragment_every,
+        &mut settings.broken_every,
+        &mut settings.shrink_every,
+    ] {
         any |= std::mem::take(number) != 0;
     }
     any

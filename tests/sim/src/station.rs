@@ -1,5 +1,6 @@
 //! A host with a TCP that we did not write: smoltcp, its card, and the card's oddities.
 
+use crate::random::is_one_in;
 use crate::scenario::{Offload, Settings};
 use crate::segment::{Place, Segment, flag, option};
 use crate::surgery::{self, Link, Reassembly};
@@ -43,6 +44,9 @@ pub(crate) struct Station {
     clock_offset: u32,
 }
 
+/// Milliseconds before its wrap at which a clock may begin.
+const BEFORE_WRAP: u32 = 3000;
+
 impl Station {
     pub(crate) fn new(
         guest: bool,
@@ -75,6 +79,8 @@ impl Station {
             progress: HashMap::new(),
             reassembly: Reassembly::default(),
             sent: 0,
+            shifts: HashMap::new(),
+            first: settings.wraps.then(|| SeqNum::new(u32::MAX - (seed >> 32) as u32 % (64 << 10))),
         };
         Self {
             interface,
@@ -84,7 +90,7 @@ impl Station {
             address,
             peer,
             settings: settings.clone(),
-            clock_offset: seed as u32,
+            clock_offset: if settings.wraps { u32::MAX - seed as u32 % BEFORE_WRAP } else { seed as u32 },
         }
     }
 
@@ -170,11 +176,20 @@ fn instant(now: Time) -> Instant {
 }
 
 /// How far a flow has come, as its card sees it.
+#[derive(Default)]
 struct Progress {
     sent: SeqNum,
     confirmed: SeqNum,
+    /// The last ACK of its own.
+    said: SeqNum,
     /// ACKs in a row that did not advance.
     repeated: u64,
+    /// The other side asked for ECN.
+    peer_asks: bool,
+    /// Congestion was marked, and the other side has not answered.
+    marked: bool,
+    /// The other side has seen a mark.
+    reduce: bool,
 }
 
 /// What lies between the packets of a host and the frames of its link.
@@ -192,12 +207,17 @@ struct Card {
     progress: HashMap<(u16, u16), Progress>,
     reassembly: Reassembly,
     sent: u64,
+    /// What is added to the host's own sequence numbers, by the ports (own, other).
+    shifts: HashMap<(u16, u16), u32>,
+    /// The first sequence number, if they are shifted.
+    first: Option<SeqNum>,
 }
 
 impl Card {
     fn send(&mut self, packet: Vec<u8>, out: &mut Vec<Vec<u8>>) {
         let mut frame = self.out.frame(&packet);
         self.sent += 1;
+        self.shift_out(&mut frame);
         let Some(segment) = Segment::parse(&frame) else {
             out.push(frame);
             return;
@@ -208,20 +228,25 @@ impl Card {
         }
         if segment.has(flag::SYN) {
             let (sent, confirmed) = (segment.end(), segment.seq);
-            self.progress.insert(segment.ports, Progress { sent, confirmed, repeated: 0 });
+            let progress = self.progress.entry(segment.ports).or_default();
+            (progress.sent, progress.confirmed, progress.repeated) = (sent, confirmed, 0);
             self.dress_syn(&mut frame, &place);
         } else if let Some(confirmed) = self.is_keepalive(&segment, &frame) {
             surgery::trim(&mut frame, &place, 0);
             surgery::set_seq(&mut frame, &place, confirmed - 1);
-        } else if self.settings.urgent_every != 0
-            && !segment.payload.is_empty()
-            && self.sent % self.settings.urgent_every == 0
-        {
+        } else if !segment.payload.is_empty() && is_one_in(self.sent, self.settings.urgent_every) {
             frame[place.tcp + 13] |= flag::URG;
         }
-        surgery::complete(&mut frame);
+        self.notify(&mut frame, &segment);
         self.remember_edge(&frame);
-        if self.settings.fragment_every != 0 && self.sent % self.settings.fragment_every == 0 {
+        // Not where smoltcp counts repeated ACKs, which must be alike.
+        let progress = self.progress.entry(segment.ports).or_default();
+        let news = segment.ack.is_some_and(|ack| std::mem::replace(&mut progress.said, ack) != ack);
+        if is_one_in(self.sent, self.settings.shrink_every) && news && !segment.has(flag::SYN | flag::RST) {
+            surgery::set_window(&mut frame, &place, segment.window - segment.window / 4);
+        }
+        surgery::complete(&mut frame);
+        if is_one_in(self.sent, self.settings.fragment_every) {
             if let Some(pieces) = surgery::fragments(&frame) {
                 out.extend(pieces);
                 return;
@@ -244,6 +269,75 @@ impl Card {
             *sent = sent.later(segment.end());
         }
         (keepalive && !(self.settings.keepalive_byte && *sent == *confirmed)).then_some(*confirmed)
+    }
+
+    /// Shifts the host's sequence numbers to where they wrap soon.
+    fn shift_out(&mut self, frame: &mut [u8]) {
+        let (Some(first), Some(segment)) = (self.first, Segment::parse(frame)) else { return };
+        if segment.has(flag::SYN) {
+            self.shifts.insert(segment.ports, first.get().wrapping_sub(segment.seq.get()));
+        }
+        if let Some(&shift) = self.shifts.get(&segment.ports) {
+            surgery::set_seq(frame, &segment.place, segment.seq + shift);
+        }
+    }
+
+    /// Shifts what is said of them back.
+    fn shift_in(&self, frame: &mut [u8], segment: &Segment) {
+        let Some(&shift) = self.shifts.get(&(segment.ports.1, segment.ports.0)) else { return };
+        if let Some(ack) = segment.ack {
+            surgery::set_ack(frame, &segment.place, ack - shift);
+        }
+        if let Some(at) = surgery::find_option(frame, &segment.place, option::SACK) {
+            for (block, &(left, right)) in segment.sacks.iter().enumerate() {
+                surgery::put(frame, at + 8 * block, &(left - shift).get().to_be_bytes());
+                surgery::put(frame, at + 8 * block + 4, &(right - shift).get().to_be_bytes());
+            }
+        }
+        surgery::complete(frame);
+    }
+
+    /// Plays ECN (RFC 3168 §6.1): SYNs ask for it, new data allows marks, marks are echoed until CWR.
+    fn notify(&mut self, frame: &mut [u8], segment: &Segment) {
+        if !self.settings.ecn {
+            return;
+        }
+        let at = segment.place.tcp + 13;
+        let answer = segment.has(flag::SYN) && segment.ack.is_some();
+        let progress = self.progress.entry(segment.ports).or_default();
+        if segment.has(flag::SYN) {
+            match answer {
+                false => frame[at] |= flag::ECE | flag::CWR,
+                true if progress.peer_asks => frame[at] |= flag::ECE,
+                true => {}
+            }
+        } else if progress.peer_asks && !segment.has(flag::RST) {
+            if progress.marked {
+                frame[at] |= flag::ECE;
+            }
+            if !segment.payload.is_empty() {
+                if std::mem::take(&mut progress.reduce) {
+                    frame[at] |= flag::CWR;
+                }
+                surgery::allow_marks(frame, &segment.place);
+            }
+        }
+    }
+
+    /// Takes note of marks, and of what the other side says of them.
+    fn note_marks(&mut self, frame: &[u8], segment: &Segment) {
+        let progress = self.progress.entry((segment.ports.1, segment.ports.0)).or_default();
+        if segment.has(flag::SYN) {
+            progress.peer_asks = segment.has(flag::ECE);
+            return;
+        }
+        progress.reduce |= progress.peer_asks && segment.has(flag::ECE);
+        if segment.has(flag::CWR) {
+            progress.marked = false;
+        }
+        if progress.peer_asks && surgery::is_marked(frame, &segment.place) {
+            progress.marked = true;
+        }
     }
 
     fn dress_syn(&mut self, frame: &mut Vec<u8>, place: &Place) {
@@ -290,6 +384,7 @@ impl Card {
         if !crate::segment::adds_up(&frame) {
             return None;
         }
+        self.note_marks(&frame, &segment);
         if self.note_ack(&segment) && segment.window > 1 {
             surgery::set_window(&mut frame, &place, segment.window - 1);
             surgery::complete(&mut frame);
@@ -310,6 +405,9 @@ impl Card {
         } else if !segment.payload.is_empty() {
             self.keep_within_the_window(&mut frame, &segment);
         }
+        if let Some(segment) = Segment::parse(&frame) {
+            self.shift_in(&mut frame, &segment);
+        }
         self.home.packet(&frame)
     }
 
@@ -317,7 +415,8 @@ impl Card {
     /// well, it would never do so again. A window that changes lets it count anew: true each seventh time.
     fn note_ack(&mut self, segment: &Segment) -> bool {
         let Some(progress) = self.progress.get_mut(&(segment.ports.1, segment.ports.0)) else { return false };
-        let Some(ack) = segment.ack else { return false };
+        // A stranger may say anything.
+        let Some(ack) = segment.ack.filter(|ack| !ack.after(progress.sent)) else { return false };
         let repeats = ack == progress.confirmed && segment.end() == segment.seq;
         progress.repeated = if repeats { progress.repeated + 1 } else { 0 };
         progress.confirmed = progress.confirmed.later(ack);

@@ -72,6 +72,39 @@ pub(crate) fn put(frame: &mut [u8], at: usize, bytes: &[u8]) {
     frame[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
+/// Where the ECN bits of the IP header are, and how far they are shifted (RFC 3168 §5).
+fn marks(place: &Place) -> (usize, u8) {
+    if place.v6 { (place.ip + 1, 4) } else { (place.ip + 1, 0) }
+}
+
+/// Says that the frame may be marked: ECT(0).
+pub(crate) fn allow_marks(frame: &mut [u8], place: &Place) {
+    let (at, shift) = marks(place);
+    frame[at] = frame[at] & !(3 << shift) | 2 << shift;
+}
+
+/// Whether congestion was marked.
+pub(crate) fn is_marked(frame: &[u8], place: &Place) -> bool {
+    let (at, shift) = marks(place);
+    frame[at] >> shift & 3 == 3
+}
+
+/// Marks congestion, if the frame allows it.
+pub(crate) fn mark(frame: &mut [u8]) {
+    let Some(place) = Place::of(frame) else { return };
+    let (at, shift) = marks(&place);
+    if frame[at] >> shift & 3 != 0 {
+        frame[at] |= 3 << shift;
+        complete_ip(frame, &place);
+    }
+}
+
+/// Whether the frame may be marked, or is.
+pub(crate) fn allows_marks(frame: &[u8], place: &Place) -> bool {
+    let (at, shift) = marks(place);
+    frame[at] >> shift & 3 != 0
+}
+
 /// Writes a sequence number.
 pub(crate) fn set_seq(frame: &mut [u8], place: &Place, seq: SeqNum) {
     put(frame, place.tcp + 4, &seq.get().to_be_bytes());

@@ -2,6 +2,7 @@
 
 use crate::random::Random;
 use crate::scenario::Impairment;
+use crate::surgery;
 use holdfast_speculation::Time;
 use std::time::Duration;
 
@@ -50,6 +51,10 @@ impl Wire {
         } else {
             arrives = arrives.max(self.last);
             self.last = arrives;
+        }
+        let mut frame = frame;
+        if random.chance(wire.mark) {
+            surgery::mark(&mut frame);
         }
         let mut arrivals = Vec::new();
         if random.chance(wire.duplicate) {

@@ -23,13 +23,15 @@ fn a_seed_replays_exactly() {
 }
 
 #[test]
-fn the_seeds_fail_over_and_run_ahead() {
-    let (mut failovers, mut forged) = (0, 0);
+fn the_seeds_fail_over_run_ahead_and_lend_scales() {
+    let (mut failovers, mut forged, mut lent) = (0, 0, 0);
     for seed in 1..=200 {
         if let Ok(summary) = run(&Scenario::of(seed), None) {
             failovers += summary.failovers;
             forged += summary.forged;
+            lent += summary.lent;
         }
     }
-    assert!(failovers > 20 && forged > 2000, "{failovers} failovers, {forged} forged ACKs");
+    let text = format!("{failovers} failovers, {forged} forged ACKs, {lent} scales lent");
+    assert!(failovers > 20 && forged > 2000 && lent > 20, "{text}");
 }

@@ -361,8 +361,9 @@ impl History {
     fn check_ledger(&self) {
         let (_, guest) = &self.images[0];
         for kept in self.world.ledger.kept() {
-            let base = kept.record.base.get().wrapping_sub(G);
-            let end = kept.record.end.get().wrapping_sub(G);
+            let Some(record) = kept.row.record() else { continue };
+            let base = record.base.get().wrapping_sub(G);
+            let end = record.end.get().wrapping_sub(G);
             if kept.bytes.is_empty() {
                 continue;
             }

@@ -8,6 +8,7 @@ mod flows;
 mod guest_side;
 mod histories;
 mod icmp;
+mod lent;
 mod life;
 mod refuted;
 mod robustness;

@@ -131,8 +131,8 @@ fn bytes_without_room_at_a_failover_reset_their_flow() {
         let mut writer = Writer(&mut state);
         let count_at = writer.head(true);
         for (slot, kept) in (0..).zip(world.ledger.kept()) {
-            let Kept { generation, record, bytes } = kept.clone();
-            let mut record = record;
+            let Kept { generation, row, bytes } = kept.clone();
+            let mut record = row.record().expect("a connection").clone();
             if confirmed {
                 record.client.real = record.end;
             }

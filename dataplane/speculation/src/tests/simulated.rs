@@ -3,7 +3,7 @@
 use super::world::*;
 use crate::key::Side;
 use crate::*;
-use holdfast_packet::headers::flag::{ACK, FIN, PSH};
+use holdfast_packet::headers::flag::{ACK, FIN, PSH, RST};
 
 /// RFC 7323 §2.2: the window of a SYN is not scaled; OC-1: the client is not offered more than the guest
 /// has offered.
@@ -30,6 +30,22 @@ fn a_flow_whose_fin_waits_keeps_its_place() {
     world.epoch();
     let sent = world.client_got();
     assert!(sent.iter().any(|seen| seen.flags & FIN != 0), "{sent:?}");
+}
+
+/// RFC 5961 §3.2: a reset behind a FIN that the client has confirmed has the number behind the FIN, which is
+/// committed with it.
+#[test]
+fn a_reset_behind_a_confirmed_fin_leaves() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::ack(at(0), C).flags(FIN | ACK));
+    world.epoch();
+    world.guest_gives(&Seg::ack(at(0), 0).flags(RST));
+    world.client_sends(&Seg::ack(C, at(1)));
+    world.client_got();
+    world.epoch();
+    let sent = world.client_got();
+    assert!(sent.iter().any(|seen| seen.flags & RST != 0 && seen.seq == at(1)), "{sent:?}");
 }
 
 /// Retransmissions from before a flow was taken are passed; they have no new bytes to sum.

@@ -115,6 +115,7 @@ pub(super) struct Seen {
     pub(super) window: u16,
     pub(super) times: Option<(u32, u32)>,
     pub(super) sack: bool,
+    pub(super) scale: Option<u8>,
     pub(super) ect: bool,
     pub(super) payload: Vec<u8>,
     pub(super) ports: (u16, u16),
@@ -139,6 +140,7 @@ pub(super) fn see(frame: &[u8], sender: Side) -> Seen {
         window: found.window,
         times: found.options.timestamps.map(|stamps| (stamps.value, stamps.echo)),
         sack: found.options.sack_at.is_some(),
+        scale: found.options.window_scale,
         ect,
         payload: frame[found.payload_at..found.payload_at + found.len as usize].to_vec(),
         ports: (found.key.guest_port, found.key.client_port),
@@ -282,6 +284,13 @@ impl World {
         }
     }
 
+    /// The client sends a SYN; what the guest gets of it, perhaps made anew.
+    pub(super) fn client_begins(&mut self, segment: &Seg) -> Seen {
+        self.client_sends(segment);
+        self.speak();
+        self.guest.last().expect("a SYN is passed").clone()
+    }
+
     /// Streams all that is held, and lets the engine speak to the guest.
     pub(super) fn turn(&mut self) {
         while self.engine.stream(1000, &mut self.stream) > 0 {}
@@ -418,7 +427,7 @@ impl World {
     pub(super) fn open_with(&mut self, options: &[u8]) {
         let times = options.contains(&8);
         let syn = Seg::ack(CLIENT_ISS, 0).flags(SYN).window(60000).options(options);
-        self.client_sends(&syn).expect("a SYN is passed");
+        self.client_begins(&syn);
         let answer = Seg::ack(GUEST_ISS, C).flags(SYN | ACK).window(60000).options(options);
         self.guest_passes(&answer);
         self.epoch();

@@ -149,6 +149,7 @@ impl World {
             frames: self.frames,
             failovers: self.failovers,
             forged: self.counts.forged,
+            lent: self.judge.lent,
             commits: self.counts.committed,
             delivered: self.client.sessions.iter().map(|session| session.received.len() as u64).sum(),
         }

@@ -46,7 +46,9 @@ impl World {
             self.after(Duration::from_millis(1), Event::Seal(id));
             return;
         }
-        host.stream(self.stream_max, self.broken, &mut self.random);
+        if !self.scenario.trickle {
+            host.stream(self.scenario.chunk, true, self.broken, &mut self.random);
+        }
         let whole = !session.begun;
         session.begun = true;
         let (epoch, state) = host.cut(whole);
@@ -135,6 +137,10 @@ impl World {
         if !known || self.host.is_none() {
             return Ok(());
         }
+        if self.random.chance(self.scenario.silent_commits) {
+            // A later one says the same.
+            return Ok(());
+        }
         self.counts.committed += 1;
         if self.is_moment(Moment::Committed(self.counts.committed)) {
             return Ok(());
@@ -166,7 +172,9 @@ impl World {
         let alone = self.random.chance(400);
         let mode = if alone { Mode::Native } else { self.scenario.mode };
         self.trace.event(self.now, format_args!("host {} takes over, {mode:?}", self.term));
-        self.host = Some(Host::restored(&self.scenario, self.term, mode, self.now, kept.ledger));
+        let mut host = Host::restored(&self.scenario, self.term, mode, self.now, kept.ledger);
+        host.engine.set_rules(self.now, host::rules(self.barred));
+        self.host = Some(host);
         self.judge.failed_over();
         if alone {
             self.judge.go_native();

@@ -1,7 +1,7 @@
 //! What goes wrong, or changes.
 
 use super::{Event, World};
-use crate::host::speculation;
+use crate::host::{rules, speculation};
 use crate::judge::Verdict;
 use crate::scenario::{Fault, Mode, Moment};
 
@@ -34,6 +34,12 @@ impl World {
             Fault::CommitsLate(extra, lasts) => self.late = (self.now + lasts, extra),
             Fault::CommitsNever => self.never = true,
             Fault::Mode(mode) => return self.set_mode(mode),
+            Fault::Rule(number, speculates) => {
+                self.barred = (!speculates).then_some(number);
+                if let Some(host) = &mut self.host {
+                    host.engine.set_rules(self.now, rules(self.barred));
+                }
+            }
             Fault::Outage(lasts) => {
                 self.to_client.out_until = self.now + lasts;
                 self.to_guest.out_until = self.now + lasts;

@@ -25,7 +25,7 @@ use crate::trace::Trace;
 use crate::wire::Wire;
 use holdfast_speculation::{Ledger, Time};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 /// Something that happens at a time.
@@ -33,6 +33,7 @@ use std::time::Duration;
 enum Event {
     ToClient(Vec<u8>),
     ToHost(Vec<u8>),
+    Stray(Vec<u8>),
     GuestRuns,
     HostTurn,
     Seal(u64),
@@ -115,7 +116,10 @@ pub(crate) struct World {
     shut: BTreeMap<Key, Time>,
     /// Bytes of each stream that were found right.
     checked: BTreeMap<(usize, Side), usize>,
-    stream_max: usize,
+    /// Frames that the client sent last.
+    past: VecDeque<Vec<u8>>,
+    /// Connections of this number and above do not speculate.
+    barred: Option<u16>,
     frames: u64,
     failovers: u32,
 }
@@ -131,6 +135,8 @@ pub struct Summary {
     pub failovers: u32,
     /// Frames that the engine made for the guest.
     pub forged: u32,
+    /// SYNs that the guest was shown with a window scale that their client did not have.
+    pub lent: u32,
     /// Epochs that the backup confirmed.
     pub commits: u32,
     /// Bytes that the client read.
@@ -171,7 +177,8 @@ impl World {
             doomed: false,
             shut: BTreeMap::new(),
             checked: BTreeMap::new(),
-            stream_max: random.magnitude(2 << 10, 64 << 10) as usize,
+            past: VecDeque::new(),
+            barred: None,
             frames: 0,
             failovers: 0,
             random,
@@ -262,6 +269,7 @@ impl World {
                 self.run_client(vec![frame])?;
             }
             Event::ToHost(frame) => self.deliver(frame)?,
+            Event::Stray(frame) => self.deliver_stray(frame)?,
             Event::GuestRuns => {
                 self.guest_called = false;
                 if !self.guest.is_paused() && self.host.is_some() {

@@ -5,10 +5,15 @@ use crate::breakage::Breakage;
 use crate::content::History;
 use crate::host::{Collector, Waiting};
 use crate::judge::{Verdict, broken, connection};
+use crate::random::is_one_in;
 use crate::scenario::{Mode, Moment, Offload};
 use crate::segment::{Segment, flag};
-use holdfast_speculation::Time;
+use crate::surgery;
+use holdfast_speculation::{SeqNum, Time};
 use std::time::Duration;
+
+/// Frames of the client that may come back.
+const PAST: usize = 16;
 
 impl World {
     /// The guest runs, with what waits for it.
@@ -53,7 +58,7 @@ impl World {
     /// Breaks the checksum of a frame of data now and then.
     fn spoil(&self, frame: &mut [u8]) -> bool {
         let every = self.scenario.guest.broken_every;
-        let due = every != 0 && u64::from(self.counts.captured) % every == 0;
+        let due = is_one_in(u64::from(self.counts.captured), every);
         if !due || self.scenario.guest.offload != Offload::None {
             return false;
         }
@@ -93,11 +98,70 @@ impl World {
             self.frames += 1;
             self.trace.frame(self.now, "client", &frame);
             self.judge.client_sent(&frame);
+            self.stray(&frame);
             for (at, frame) in self.to_guest.send(self.now, frame) {
                 self.at(at, Event::ToHost(frame));
             }
         }
         self.check_client_streams()
+    }
+
+    /// Something strange is on its way, made after a frame of the client.
+    fn stray(&mut self, frame: &[u8]) {
+        let random = &mut self.random;
+        if self.past.len() == PAST {
+            self.past.pop_front();
+        }
+        self.past.push_back(frame.to_vec());
+        if !random.chance(self.scenario.to_guest.stray) {
+            return;
+        }
+        let late = random.span(Duration::from_micros(1), Duration::from_secs(2));
+        let kind = random.below(5);
+        if kind == 0 {
+            // Some old frame that a path had kept.
+            let old = random.below(self.past.len() as u64) as usize;
+            let frame = self.past[old].clone();
+            self.after(late, Event::ToHost(frame));
+            return;
+        }
+        let mut frame = frame.to_vec();
+        let far = SeqNum::new(random.between(1 << 28, (1 << 31) - 1) as u32).get();
+        if let Some(segment) = Segment::parse(&frame) {
+            if segment.has(flag::SYN) {
+                // Who knows the numbers of a SYN can take the connection over.
+                return;
+            }
+            match kind {
+                1 => {
+                    surgery::trim(&mut frame, &segment.place, 0);
+                    frame[segment.place.tcp + 13] = flag::RST;
+                    surgery::set_seq(&mut frame, &segment.place, segment.seq + far);
+                }
+                2 => surgery::set_ack(&mut frame, &segment.place, segment.ack.unwrap_or_default() + far),
+                3 => surgery::set_seq(&mut frame, &segment.place, segment.seq + far),
+                _ => frame.truncate(random.below(frame.len() as u64) as usize),
+            }
+            surgery::complete(&mut frame);
+        }
+        self.after(late, Event::Stray(frame));
+    }
+
+    /// A stranger's frame reaches the dataplane: the client has not said what it says.
+    pub(super) fn deliver_stray(&mut self, mut frame: Vec<u8>) -> Verdict {
+        self.trace.frame(self.now, "stray", &frame);
+        let Some(host) = &mut self.host else { return Ok(()) };
+        let original = frame.clone();
+        // It has its time from a frame of the client.
+        self.judge.heard_time(&frame);
+        let syn = Segment::parse(&frame).is_some_and(|segment| segment.has(flag::SYN));
+        if host.deliver(self.now, &mut frame) && host.inbound.len() < self.scenario.inbound {
+            if !syn && !self.judge.is_left_alone(&frame, &original) {
+                self.judge.queued(&frame, Some(&original))?;
+            }
+            host.inbound.push_back(frame);
+        }
+        Ok(())
     }
 
     /// A frame of the client reaches the dataplane.
@@ -123,7 +187,8 @@ impl World {
     pub(super) fn turn(&mut self) -> Verdict {
         for again in [true, false] {
             let Some(host) = &mut self.host else { return Ok(()) };
-            host.stream(self.stream_max, self.broken, &mut self.random);
+            let all = !self.scenario.trickle;
+            host.stream(self.scenario.chunk, all, self.broken, &mut self.random);
             self.poll_guest()?;
             if self.doomed {
                 return Ok(());
@@ -198,6 +263,7 @@ impl World {
                     format!("a segment of epoch {epoch} leaves, {} is committed", self.kept_epoch),
                 );
             }
+            self.judge.left_leg(&frame)?;
             self.transmit("leg", frame, false)?;
         }
         if more && !self.turn_called {
