@@ -211,6 +211,19 @@ impl Engine {
         }
     }
 
+    /// A frame for the guest that was passed found no room on its way: the guest did not hear what the
+    /// engine said in it, which is said again as soon as there is room. A client that has nothing more
+    /// to say would not repeat it.
+    ///
+    /// Bound: O(1). Allocations: none.
+    pub fn lost_to_guest(&mut self, frame: &[u8]) {
+        let Parsed::Tcp(segment) = Segment::parse(frame, frame.len(), Side::Client) else { return };
+        let Some(slot) = self.find(&segment.key) else { return };
+        if let Some((_, connection)) = self.table.connection_mut(slot) {
+            connection.repeat_to_guest(slot, &mut self.shared);
+        }
+    }
+
     /// A frame that was passed leaves the escrow for the wire; it is adapted to what the client has
     /// seen. Before [`Engine::commit`] of its epoch.
     ///

@@ -499,6 +499,14 @@ impl Connection {
         self.is_worth_an_update(edge)
     }
 
+    /// The guest did not hear what it was told last: it is told again.
+    pub(crate) fn repeat_to_guest(&mut self, slot: u32, shared: &mut Shared) {
+        if self.is_taken() && self.due == Due::Nothing {
+            self.due = Due::Acks(1);
+            shared.lists.push(List::ToGuest, slot);
+        }
+    }
+
     /// Says to the guest what there is to say; none when the sink has no room, else how many frames.
     ///
     /// Bound: three frames. Allocations: none.

@@ -239,13 +239,13 @@ impl<F: Frame> Inbound<F> {
         !self.away && self.queue.len() < self.limit
     }
 
-    /// Queues a frame, unless the queue is full or the guest away; then it is dropped, for a reason.
-    pub(super) fn push(&mut self, frame: F) -> Result<(), DropReason> {
+    /// Queues a frame, unless the queue is full or the guest away; then it is given back, with the reason.
+    pub(super) fn push(&mut self, frame: F) -> Result<(), (DropReason, F)> {
         if self.away {
-            return Err(DropReason::Stale);
+            return Err((DropReason::Stale, frame));
         }
         if self.queue.len() >= self.limit {
-            return Err(DropReason::InboundFull);
+            return Err((DropReason::InboundFull, frame));
         }
         self.queue.push_back(frame);
         Ok(())
@@ -274,8 +274,11 @@ impl<F: Frame> Port<F> {
                 return;
             }
         }
-        if let Err(reason) = self.inbound.push(frame) {
+        if let Err((reason, frame)) = self.inbound.push(frame) {
             self.counters.drops.add(reason, 1);
+            if let Some(speculating) = &mut self.speculating {
+                speculating.lost_to_guest(frame.bytes());
+            }
         }
     }
 

@@ -100,6 +100,13 @@ impl Speculating {
         self.engine.handle_wire(now, frame)
     }
 
+    /// A frame for the guest, which was received, found no room.
+    pub(super) fn lost_to_guest(&mut self, frame: &[u8]) {
+        if !self.is_dormant() {
+            self.engine.lost_to_guest(frame);
+        }
+    }
+
     /// Adapts a frame of the guest that was passed, as it leaves; returns whether it may have changed.
     pub(super) fn release(&mut self, now: Time, frame: &mut [u8]) -> bool {
         if self.engine.known_flows() == 0 {
@@ -266,7 +273,7 @@ impl<W: Wire> Sink for ToGuest<'_, W> {
             return false;
         };
         write(frame.bytes_mut());
-        if let Err(reason) = self.inbound.push(frame) {
+        if let Err((reason, _)) = self.inbound.push(frame) {
             self.counters.drops.add(reason, 1);
             return false;
         }

@@ -133,6 +133,11 @@ impl Host {
         self.engine.handle_wire(now, frame) == FromWire::Pass
     }
 
+    /// A frame for the guest found no room.
+    pub(crate) fn lost_to_guest(&mut self, frame: &[u8]) {
+        self.engine.lost_to_guest(frame);
+    }
+
     /// Frames of epochs up to `epoch` leave the escrow.
     pub(crate) fn take_released(&mut self, epoch: u64) -> Vec<Waiting> {
         let count = self.escrow.iter().take_while(|waiting| waiting.epoch <= epoch).count();

@@ -175,6 +175,7 @@ impl World {
         }
         if host.inbound.len() >= self.scenario.inbound {
             self.trace.frame(self.now, "no room", &frame);
+            host.lost_to_guest(&frame);
             return Ok(());
         }
         self.trace.frame(self.now, "for guest", &frame);
