@@ -35,8 +35,9 @@ pub(crate) const LENT_SHARE: usize = 4;
 /// Their handshakes take up to one of so many.
 pub(crate) const LENT_OPENING_SHARE: usize = 16;
 
-/// How long a handshake with a lent scale keeps its place (RFC 9293 §3.8.3: three minutes at least).
-const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a handshake with a lent scale keeps its place: longer than guests say their answer again
+/// (RFC 9293 §3.8.3: three minutes at least).
+const PATIENCE: Duration = Duration::from_secs(15 * 60);
 
 /// Bytes of a TCP header up to the end of its checksum.
 const THROUGH_CHECKSUM: usize = 18;

@@ -90,6 +90,8 @@ struct Outside {
     told_edge: Option<SeqNum>,
     /// Beyond the last byte of the client that reached the dataplane.
     next: Option<SeqNum>,
+    /// Its SYN has reached the dataplane, in one piece.
+    greeted: bool,
     /// Beyond its FIN.
     fin: Option<SeqNum>,
     /// Timestamps of the client that reached the dataplane.
@@ -206,6 +208,7 @@ impl Judge {
         let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
         view.reset |= segment.has(flag::RST);
         if segment.has(flag::SYN) {
+            view.greeted = true;
             view.scale = segment.scale;
         }
         if segment.has(flag::RST) {
@@ -340,7 +343,7 @@ impl Judge {
         let outside = self.outside.entry(key).or_default();
         if segment.has(flag::SYN) {
             outside.sent_scale = segment.scale;
-            let asked = outside.scale.is_some() || outside.next.is_none();
+            let asked = outside.scale.is_some() || !outside.greeted;
             if segment.ack.is_some() && segment.scale.is_some() && !asked {
                 return broken(
                     "RFC 7323",

@@ -80,7 +80,7 @@ fn strangers_are_lent_few_scales() {
     }
     world.epoch();
     assert!(world.client_got().iter().all(|seen| seen.scale.is_none()));
-    world.now = world.now + std::time::Duration::from_secs(181);
+    world.now = world.now + std::time::Duration::from_secs(901);
     for port in 1000..1200 {
         world.client_sends(&syn(port));
     }
