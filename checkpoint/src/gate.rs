@@ -61,8 +61,6 @@ pub struct CutReport {
     pub frames: u64,
     /// Bytes in these frames.
     pub bytes: u64,
-    /// Bytes that the guest said in the epoch, held or not.
-    pub said_bytes: u64,
     /// What the backup's gate needs to carry on.
     pub state: GateState,
 }
@@ -90,6 +88,14 @@ pub struct PortLimits {
     pub flows: u32,
     /// Bytes that were acknowledged to the guest.
     pub bytes: u64,
+}
+
+/// The guest's traffic, for who ends the epochs.
+pub struct Traffic {
+    /// Told when the guest says something for the first time since the last cut, while the gate holds.
+    pub output: Receiver<()>,
+    /// Bytes that the guest has sent and received so far; cheap, and never waits.
+    pub bytes: Box<dyn Fn() -> u64 + Send>,
 }
 
 /// Why the gate did not do what it was told; the host is at fault unless the text says otherwise.
@@ -134,9 +140,9 @@ pub trait OutputGate: Send {
     /// session, by the supervisor's thread; the replication thread takes from it.
     fn stream(&self) -> Option<Stream>;
 
-    /// Told when the guest says something for the first time since the last cut, while the gate holds;
-    /// none for a gate that cannot tell. Asked for once, by the supervisor's thread.
-    fn output(&self) -> Option<Receiver<()>> {
+    /// What the guest's traffic can be followed by; none for a gate that cannot tell. Asked for once, by the
+    /// supervisor's thread.
+    fn traffic(&self) -> Option<Traffic> {
         None
     }
 

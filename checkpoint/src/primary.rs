@@ -23,7 +23,7 @@ mod replicator;
 mod stats;
 mod stream;
 
-pub use policy::{EpochFacts, EpochPolicy, FixedLength, FollowOutput};
+pub use policy::{EpochFacts, EpochPolicy, FixedLength, FollowOutput, OnOutput};
 pub use stats::{SpreadUs, StatsSnapshot};
 
 pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};

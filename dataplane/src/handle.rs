@@ -66,8 +66,6 @@ pub struct CutReport {
     pub frames: u64,
     /// Bytes of those.
     pub bytes: u64,
-    /// Bytes that were captured since the cut before, whatever became of them.
-    pub captured_bytes: u64,
     /// Who the ports are and how their flows stand, for [`KeptPorts`] on the other host, in the order of
     /// the ports.
     pub port_state: Vec<u8>,

@@ -2,7 +2,8 @@
 
 use crate::treatment::{Output, Treatment};
 use crossbeam_channel::Receiver;
-use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, PortLimits, Stream};
+use holdfast_checkpoint::gate::{CutReport, GateError, GateState, OutputGate, PortLimits, Stream, Traffic};
+use holdfast_dataplane::counters::{PortCounter, PortCounters};
 use holdfast_dataplane::kept::KeptPorts;
 use holdfast_dataplane::{GateError as PortError, Handle, LedgerLimits, Mode, PortId};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
@@ -100,7 +101,7 @@ impl OutputGate for PortGate {
             Ok((report, bytes))
         })?;
         let state = GateState { bytes, self_contained: report.self_contained };
-        Ok(CutReport { frames: report.frames, bytes: report.bytes, said_bytes: report.captured_bytes, state })
+        Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
     }
 
     fn limits(&self) -> Vec<PortLimits> {
@@ -111,8 +112,16 @@ impl OutputGate for PortGate {
         self.stream.clone()
     }
 
-    fn output(&self) -> Option<Receiver<()>> {
-        Some(self.said.clone())
+    fn traffic(&self) -> Option<Traffic> {
+        let counters: Vec<_> =
+            self.ports.iter().filter_map(|&port| self.handle.port_counters(port)).collect();
+        let bytes = move || {
+            let sum = |port: &Arc<PortCounters>| {
+                port.events.get(PortCounter::CapturedBytes) + port.events.get(PortCounter::DeliveredBytes)
+            };
+            counters.iter().map(sum).sum()
+        };
+        Some(Traffic { output: self.said.clone(), bytes: Box::new(bytes) })
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {

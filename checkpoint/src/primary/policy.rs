@@ -9,8 +9,25 @@ pub struct EpochFacts {
     pub ran: Duration,
     /// The pause that ended it.
     pub pause: Duration,
-    /// Bytes that the guest said in it.
-    pub said_bytes: u64,
+    /// Bytes that the guest sent and received in it.
+    pub traffic_bytes: u64,
+}
+
+/// What ends an epoch in which there is output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnOutput {
+    /// Its length, as if there were none.
+    Nothing,
+    /// The guest runs for so long in all.
+    End(Duration),
+    /// It ends when the guest has neither sent nor received anything for `quiet`, and has run for `least` in
+    /// all.
+    EndWhenQuiet {
+        /// How long.
+        quiet: Duration,
+        /// How long it runs at least.
+        least: Duration,
+    },
 }
 
 /// Decides how long the guest runs before the next seal.
@@ -18,9 +35,9 @@ pub trait EpochPolicy: Send {
     /// An epoch has ended as `last` says: how long the guest runs in the next one at most.
     fn run_for(&mut self, last: &EpochFacts) -> Duration;
 
-    /// The guest has said something for the first time in this epoch: how long it runs in all, if that is
-    /// less than what was said at its beginning.
-    fn run_with_output(&self) -> Option<Duration>;
+    /// The guest has said something for the first time in this epoch: what ends the epoch, if not its
+    /// length.
+    fn on_output(&self) -> OnOutput;
 
     /// The operator wants epochs of this length, or of this length at most.
     fn set_length(&mut self, length: Duration);
@@ -44,8 +61,8 @@ impl EpochPolicy for FixedLength {
         self.0.saturating_sub(last.pause).max(self.0 / 4)
     }
 
-    fn run_with_output(&self) -> Option<Duration> {
-        None
+    fn on_output(&self) -> OnOutput {
+        OnOutput::Nothing
     }
 
     fn set_length(&mut self, length: Duration) {
@@ -53,15 +70,19 @@ impl EpochPolicy for FixedLength {
     }
 }
 
-/// An epoch in which the guest said more than this is one of bulk: with the output of many round trips in
-/// it, an early end would delay all that follows for the sake of its beginning.
+/// An epoch with more traffic than this is one of bulk, and the next one is taken to be: to end that at its
+/// first output would delay all that follows for the sake of its beginning.
 const BULK_BYTES: u64 = 256 << 10;
+
+/// Bulk that has paused for so long is over: its sender waits for an answer.
+const QUIET: Duration = Duration::from_millis(2);
 
 /// Weight of the last pause in the pause that is expected.
 const PAUSE_WEIGHT: f64 = 0.25;
 
 /// Epochs that follow the output: one ends as soon as the guest has said something, so that a request waits
-/// for a checkpoint and not for an epoch; one in which nothing waits runs to its full length.
+/// for a checkpoint and not for an epoch; in bulk, as soon as the guest falls silent. One in which nothing
+/// waits runs to its full length.
 ///
 /// The guest stands still for no more than a share of the time: each pause is paid for by running, before
 /// it or after. An idle guest saves up for one pause and no more, so that in any span the pauses take at
@@ -106,12 +127,13 @@ impl EpochPolicy for FollowOutput {
         }
         self.credit_s = (self.credit_s + self.share * ran).min(self.pause_s.max(pause));
         self.credit_s += self.share * pause - pause;
-        self.bulk = last.said_bytes > BULK_BYTES;
+        self.bulk = last.traffic_bytes > BULK_BYTES;
         self.longest.saturating_sub(last.pause).max(self.least())
     }
 
-    fn run_with_output(&self) -> Option<Duration> {
-        (!self.bulk).then(|| self.least())
+    fn on_output(&self) -> OnOutput {
+        let least = self.least();
+        if self.bulk { OnOutput::EndWhenQuiet { quiet: QUIET, least } } else { OnOutput::End(least) }
     }
 
     fn set_length(&mut self, length: Duration) {
@@ -127,8 +149,8 @@ mod tests {
         Duration::from_millis(count)
     }
 
-    fn facts(ran: u64, pause: u64, said_bytes: u64) -> EpochFacts {
-        EpochFacts { ran: ms(ran), pause: ms(pause), said_bytes }
+    fn facts(ran: u64, pause: u64, traffic_bytes: u64) -> EpochFacts {
+        EpochFacts { ran: ms(ran), pause: ms(pause), traffic_bytes }
     }
 
     #[test]
@@ -136,19 +158,22 @@ mod tests {
         let mut policy = FixedLength::new(ms(20));
         assert_eq!(policy.run_for(&facts(15, 5, 1)), ms(15));
         assert_eq!(policy.run_for(&facts(15, 100, 1)), ms(5));
-        assert_eq!(policy.run_with_output(), None);
+        assert_eq!(policy.on_output(), OnOutput::Nothing);
     }
 
-    /// Runs epochs that the guest's output ends as early as may be, `said` bytes in each, for a pause of
+    /// Runs epochs that the guest's output ends as early as may be, so many bytes in each, for a pause of
     /// `pause`; the share of the time that the guest stood still, without the first epoch.
-    fn paused_share(policy: &mut FollowOutput, pause: Duration, said_bytes: u64) -> f64 {
+    fn paused_share(policy: &mut FollowOutput, pause: Duration, traffic_bytes: u64) -> f64 {
         let (mut ran_s, mut paused_s) = (0.0, 0.0);
-        let mut last = EpochFacts { ran: ms(100), pause, said_bytes };
+        let mut last = EpochFacts { ran: ms(100), pause, traffic_bytes };
         for _ in 0..200 {
             let longest = policy.run_for(&last);
-            let ran = policy.run_with_output().map_or(longest, |with_output| with_output.min(longest));
+            let ran = match policy.on_output() {
+                OnOutput::End(run) => run.min(longest),
+                OnOutput::EndWhenQuiet { .. } | OnOutput::Nothing => longest,
+            };
             (ran_s, paused_s) = (ran_s + ran.as_secs_f64(), paused_s + pause.as_secs_f64());
-            last = EpochFacts { ran, pause, said_bytes };
+            last = EpochFacts { ran, pause, traffic_bytes };
         }
         paused_s / (ran_s + paused_s)
     }
@@ -176,19 +201,19 @@ mod tests {
         let longest = policy.run_for(&facts(95, 5, 0));
         assert_eq!(longest, ms(95), "nothing waits: as long as may be");
         // Idle time has paid for most of one pause, and for one only.
-        let first = policy.run_with_output().expect("soon");
+        let OnOutput::End(first) = policy.on_output() else { panic!("soon") };
         assert!(first < ms(12), "{first:?}");
         policy.run_for(&facts(95, 5, 0));
-        assert_eq!(policy.run_with_output(), Some(first), "longer idle times save up no more");
+        assert_eq!(policy.on_output(), OnOutput::End(first), "longer idle times save up no more");
     }
 
     #[test]
-    fn bulk_is_left_to_run() {
+    fn bulk_is_left_to_run_until_it_falls_silent() {
         let mut policy = FollowOutput::new(ms(50), 0.3);
         assert_eq!(policy.run_for(&facts(45, 5, BULK_BYTES + 1)), ms(45));
-        assert_eq!(policy.run_with_output(), None);
+        assert!(matches!(policy.on_output(), OnOutput::EndWhenQuiet { quiet: QUIET, .. }));
         policy.run_for(&facts(45, 5, 1));
-        assert!(policy.run_with_output().is_some());
+        assert!(matches!(policy.on_output(), OnOutput::End(_)));
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl Told {
 impl OutputGate for Told {
     fn cut(&mut self, _epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
         let state = self.speaker.lock().unwrap().spoken.state(whole);
-        Ok(CutReport { frames: 0, bytes: 0, said_bytes: 0, state })
+        Ok(CutReport { frames: 0, bytes: 0, state })
     }
     fn limits(&self) -> Vec<PortLimits> {
         Vec::new()

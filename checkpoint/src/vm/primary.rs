@@ -162,10 +162,10 @@ impl Primary<'_> {
                 recv(dialled) -> greeted => self.dialled(greeted.ok()),
                 recv(reports) -> report => self.report(report.ok()),
                 recv(round) -> end => self.round_ended(end.ok()),
-                recv(self.core.output) -> told => {
+                recv(self.core.traffic.output) -> told => {
                     match told {
                         Ok(()) => self.output_waits(),
-                        Err(_) => self.core.output = never(),
+                        Err(_) => self.core.traffic.output = never(),
                     }
                     Ok(())
                 }
@@ -191,6 +191,7 @@ impl Primary<'_> {
             self.dial();
         }
         self.give_up_silent_backup(now);
+        self.look_at_traffic(now);
         let outcome =
             if self.holding && now >= self.ask_time() { self.backup_lost() } else { self.seal_if_due(now) };
         match outcome {

@@ -2,8 +2,8 @@
 
 use crate::gate::CutReport;
 use crate::primary::{
-    CaptureError, Captured, Contents, Ending, EpochFacts, Report, Round, RoundEnd, SealTimes, Session,
-    SessionSettings, Work, begin,
+    CaptureError, Captured, Contents, Ending, EpochFacts, OnOutput, Report, Round, RoundEnd, SealTimes,
+    Session, SessionSettings, Work, begin,
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
@@ -52,12 +52,25 @@ pub(super) struct Active {
     started: Instant,
     /// When the guest is to be sealed next; none while pages are synchronised.
     next_seal: Option<Instant>,
-    /// When the guest began to run in the open epoch.
+    /// When the guest began to run in the open epoch, and its traffic until then.
     resumed: Instant,
+    traffic_then: u64,
+    /// In an epoch that ends when the guest falls silent: when to look, and what has to be the same then.
+    look: Option<Look>,
     /// Epochs sealed and not yet confirmed.
     outstanding: usize,
     /// Whether the backup has confirmed an epoch of this session, or continues a confirmed one.
     pub(super) committed: bool,
+}
+
+/// The next look at the traffic of a guest that may have fallen silent.
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    /// As it was at the look before.
+    traffic: u64,
+    quiet: Duration,
+    least: Duration,
 }
 
 impl Active {
@@ -69,7 +82,7 @@ impl Active {
     /// When the session needs the supervisor.
     pub(super) fn due(&self, in_flight: usize) -> Instant {
         match self.next_seal {
-            Some(next) if self.outstanding < in_flight => next,
+            Some(next) if self.outstanding < in_flight => self.look.map_or(next, |look| next.min(look.at)),
             _ => Instant::now() + Duration::from_secs(60),
         }
     }
@@ -176,6 +189,8 @@ impl Primary<'_> {
             started: Instant::now(),
             next_seal: None,
             resumed: Instant::now(),
+            traffic_then: (self.core.traffic.bytes)(),
+            look: None,
             outstanding: 0,
             committed: goes_on,
         }));
@@ -301,8 +316,27 @@ impl Primary<'_> {
     /// The guest has said something for the first time in the open epoch.
     pub(super) fn output_waits(&mut self) {
         let Way::Open(active) = &mut self.way else { return };
-        if let (Some(next), Some(run)) = (active.next_seal, self.core.policy.run_with_output()) {
-            active.next_seal = Some(next.min(active.resumed + run));
+        let Some(next) = active.next_seal else { return };
+        match self.core.policy.on_output() {
+            OnOutput::Nothing => {}
+            OnOutput::End(run) => active.next_seal = Some(next.min(active.resumed + run)),
+            OnOutput::EndWhenQuiet { quiet, least } => {
+                let traffic = (self.core.traffic.bytes)();
+                active.look = Some(Look { at: Instant::now() + quiet, traffic, quiet, least });
+            }
+        }
+    }
+
+    /// Looks whether a guest whose epoch ends with its silence has fallen silent.
+    pub(super) fn look_at_traffic(&mut self, now: Instant) {
+        let Way::Open(active) = &mut self.way else { return };
+        let Some(look) = active.look.filter(|look| now >= look.at) else { return };
+        let traffic = (self.core.traffic.bytes)();
+        if traffic == look.traffic {
+            active.look = None;
+            active.next_seal = active.next_seal.map(|next| next.min(active.resumed + look.least));
+        } else {
+            active.look = Some(Look { at: now + look.quiet, traffic, ..look });
         }
     }
 
@@ -364,7 +398,10 @@ impl Primary<'_> {
         self.open = Some(next);
         if let Way::Open(active) = &mut self.way {
             active.outstanding += 1;
-            let facts = EpochFacts { ran: times.ran, pause: times.pause, said_bytes: cut.said_bytes };
+            let traffic = (self.core.traffic.bytes)();
+            let traffic_bytes = traffic.saturating_sub(std::mem::replace(&mut active.traffic_then, traffic));
+            active.look = None;
+            let facts = EpochFacts { ran: times.ran, pause: times.pause, traffic_bytes };
             let run = self.core.policy.run_for(&facts);
             active.resumed = Instant::now();
             active.next_seal = Some(active.resumed + run);
@@ -409,7 +446,7 @@ impl Primary<'_> {
         let cut = gate.cut(id, whole).map_err(gate_fault)?;
         drop(gate);
         // What was said before the cut is in the epoch that ends.
-        while self.core.output.try_recv().is_ok() {}
+        while self.core.traffic.output.try_recv().is_ok() {}
         times.cut = at.elapsed();
         let copying = self.core.capture.first(id);
         let at = Instant::now();

@@ -1,6 +1,7 @@
 //! The thread of a supervisor: which role this host has, and what all roles share.
 
 use crate::arbiter::{CasError, Grant};
+use crate::gate::Traffic;
 use crate::primary::{Capture, EpochPolicy, FixedLength, FollowOutput, SharedGate, Stats};
 use crate::protocol::{Message, Refusal, RefusalCode};
 use crate::transport::{Incoming, Transport};
@@ -40,9 +41,9 @@ pub fn spawn(config: VmConfig, parts: Parts) -> Result<VmHandle, SpawnError> {
     let (ending, ended) = bounded(0);
     let status = Arc::new(Mutex::new(first_status(&config)));
     let stats = Arc::new(Mutex::new(Stats::new()));
-    let output = gate.output().unwrap_or_else(never);
+    let traffic = gate.traffic().unwrap_or_else(|| Traffic { output: never(), bytes: Box::new(|| 0) });
     let core = Core {
-        output,
+        traffic,
         gate: SharedGate::new(gate),
         capture,
         hypervisor,
@@ -163,8 +164,7 @@ pub(super) struct Core {
     pub(super) transport: Option<Arc<dyn Transport>>,
     pub(super) incoming: Receiver<Incoming>,
     pub(super) commands: Receiver<Command>,
-    /// Told of the guest's first output in each epoch.
-    pub(super) output: Receiver<()>,
+    pub(super) traffic: Traffic,
     pub(super) board: Board,
     pub(super) stats: Arc<Mutex<Stats>>,
     /// The newest term that is known here; terms only grow (FO-1).

@@ -425,6 +425,32 @@ fn output_ends_an_epoch_that_follows_it() {
     assert!((1..=700_000).contains(&stats.guest_clock_lag_ppm), "{}", stats.guest_clock_lag_ppm);
 }
 
+/// In bulk an epoch that follows the output goes on while there is traffic, and ends when that ends.
+#[test]
+fn bulk_is_not_cut_into_short_epochs() {
+    let Some(_turn) = can_run() else { return };
+    let follow = EpochRule::FollowOutput { paused_share: 0.9 };
+    let couple = Couple::start_with(
+        |config| (config.epoch, config.epoch_rule) = (Duration::from_secs(60), follow),
+        |_| {},
+    );
+    let busy = couple.lab.dir.path().join("busy");
+    fs::write(&busy, "").expect("a file");
+    wait_for(&couple.vm_a, Role::Primary, State::Protected);
+    let epochs = || couple.vm_a.status().stats.epochs_committed;
+    // Those that are open and on their way when the bulk begins end as they would have.
+    let mut before = epochs();
+    eventually("the end of short epochs", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let last = std::mem::replace(&mut before, epochs());
+        (last == before).then_some(())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(epochs(), before, "an epoch ended in the middle of the bulk");
+    fs::remove_file(&busy).expect("a file");
+    wait_for_commits(&couple.vm_a, 3);
+}
+
 /// A backup without room says so, and the guest does not stand still for it.
 #[test]
 fn a_backup_without_room_refuses_with_the_reason() {

@@ -190,10 +190,9 @@ impl<W: Wire> Core<W> {
             port.egress.escrow.may_cut(epoch).map_err(|error| port_error(port.id, error))?;
         }
         let mut total = Amount::default();
-        let mut captured_bytes = 0;
         for &slot in slots {
             let port = &mut self.ports[slot];
-            captured_bytes += port.bell.silence(port.counters.events.get(PortCounter::CapturedBytes));
+            port.bell.silence();
             let amount = port.egress.escrow.cut(epoch).map_err(|error| port_error(port.id, error))?;
             total.frames += amount.frames;
             total.bytes += amount.bytes;
@@ -212,7 +211,7 @@ impl<W: Wire> Core<W> {
             });
         }
         let Amount { frames, bytes } = total;
-        Ok(Answer::Cut(CutReport { frames, bytes, captured_bytes, port_state: state, self_contained }))
+        Ok(Answer::Cut(CutReport { frames, bytes, port_state: state, self_contained }))
     }
 
     fn release(&mut self, slots: &[Slot], token: &ReleaseToken) -> Result<Answer, GateError> {

@@ -5,6 +5,7 @@ use crate::arbiter::{Arbiter, FileArbiter, Grant};
 use crate::gate::spoken::{Speaker, Spoken, seeded};
 use crate::gate::{
     CutReport, GateError, GuestMemorySource, MemoryError, MemoryFacts, OutputGate, PortLimits, Stream,
+    Traffic,
 };
 use crate::keys::{Identity, make_pair};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
@@ -22,6 +23,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -183,6 +185,7 @@ impl Site {
             last_cut: Arc::clone(&last_cut),
             term: Term::NONE,
             bell: bounded(1),
+            busy: self.root.join("busy"),
         };
         let inspect = InspectSettings::default();
         let settings = QemuSettings {
@@ -311,6 +314,8 @@ struct WrittenGate {
     term: Term,
     /// Rung at each release, as if the guest answered what it heard by it.
     bell: (Sender<()>, Receiver<()>),
+    /// While this file is there, there was more traffic at each look.
+    busy: PathBuf,
 }
 
 impl WrittenGate {
@@ -341,7 +346,7 @@ impl OutputGate for WrittenGate {
         let line = format!("{epoch} {}\n", self.speaker.spoken.digest());
         self.sealed.write_all(line.as_bytes()).expect("the list of what was said");
         (0..2).for_each(|part| self.say(epoch.next(), part));
-        Ok(CutReport { frames: 1, bytes: 2, said_bytes: 2, state })
+        Ok(CutReport { frames: 1, bytes: 2, state })
     }
 
     fn limits(&self) -> Vec<PortLimits> {
@@ -353,8 +358,10 @@ impl OutputGate for WrittenGate {
         self.speaks.then(|| self.speaker.stream.clone())
     }
 
-    fn output(&self) -> Option<Receiver<()>> {
-        Some(self.bell.1.clone())
+    fn traffic(&self) -> Option<Traffic> {
+        let (busy, bytes) = (self.busy.clone(), AtomicU64::new(0));
+        let bytes = move || bytes.fetch_add(if busy.exists() { 1 << 20 } else { 0 }, Ordering::Relaxed);
+        Some(Traffic { output: self.bell.1.clone(), bytes: Box::new(bytes) })
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {
