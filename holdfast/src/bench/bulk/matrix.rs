@@ -66,6 +66,9 @@ impl<'a> Matrix<'a> {
         };
         let mut plan = PairOptions::new(&program, qemu, mode.name());
         plan.epoch_ms = *epoch;
+        if options.adaptive {
+            plan.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
+        }
         plan.audit = false;
         plan.memory_mib = MEMORY_MIB;
         plan.wire = options.wire.clone();

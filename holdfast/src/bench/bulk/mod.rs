@@ -32,6 +32,9 @@ pub(crate) struct BulkOptions {
     /// Lengths of an epoch, in milliseconds.
     #[arg(long, value_delimiter = ',', default_value = "10,25,50,100,200")]
     epochs: Vec<u64>,
+    /// Let the guest's output end epochs early (`epoch_policy = "adaptive"`); their lengths are the longest then.
+    #[arg(long)]
+    adaptive: bool,
     /// Sizes of transfers, each on an open connection and with the connection's set-up; "0" for none.
     #[arg(long, value_delimiter = ',', default_value = "64KiB,1MiB,16MiB")]
     sizes: Vec<Size>,
@@ -143,6 +146,7 @@ fn machine(options: &BulkOptions, qemu: &Qemu) -> serde_json::Value {
         "guest_kernel": Artifacts::locate().ok().map(|found| found.kernel_version().to_owned()),
         "cpu": cpu,
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "adaptive": options.adaptive,
         "seed": options.seed,
         "wire": options.wire.to_string(),
         "guest_settings": "net.ipv4.tcp_no_metrics_save=1",
