@@ -78,9 +78,11 @@ pub(crate) fn table(document: &Value) -> String {
             line(
                 &mut out,
                 format_args!(
-                    "  pause p50 {} p99 {}  commit latency p50 {}  dirty pages p50 {}  replicated {} MiB",
+                    "  pause p50 {} p99 {}  guest's clock slow by {:.1} %  commit latency p50 {}  dirty pages p50 {}  \
+                     replicated {} MiB",
                     milliseconds(&stats["pause"]["p50_us"]),
                     milliseconds(&stats["pause"]["p99_us"]),
+                    stats["guest_clock_lag_ppm"].as_f64().unwrap_or(0.0) / 1e4,
                     milliseconds(&stats["commit_latency"]["p50_us"]),
                     text(&stats["dirty_pages_p50"]),
                     stats["replicated_bytes"].as_u64().unwrap_or(0) >> 20,
