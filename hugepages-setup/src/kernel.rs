@@ -76,7 +76,7 @@ pub(crate) fn devices(root: &Root) -> [Row; 2] {
         Row::ok("vfio", "VFIO", note, NEEDED)
     } else {
         Row::ok("vfio", "VFIO", "no /dev/vfio/vfio", NEEDED)
-            .lacking(State::Limited, "modprobe vfio-pci; tap, af_packet, af_xdp and memif wires do without")
+            .lacking(State::Limited, "modprobe vfio-pci; all other wires do without")
     };
     [iommu, vfio]
 }

@@ -47,7 +47,7 @@ pub(crate) fn af_xdp() -> Row {
         Err(fault) => {
             let mend = match fault.raw_os_error() {
                 Some(libc::EPERM | libc::EACCES) => "run as root or with CAP_NET_RAW",
-                _ => "a kernel with CONFIG_XDP_SOCKETS; af_packet wires do without",
+                _ => "a kernel with CONFIG_XDP_SOCKETS; kernel and af_packet wires do without",
             };
             Row::ok("af_xdp", "AF_XDP", format!("no socket: {fault}"), NEEDED).lacking(State::Limited, mend)
         }
