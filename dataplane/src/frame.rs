@@ -17,6 +17,15 @@ pub trait Frame: Send {
 
     /// All bytes of the frame, to be written.
     fn bytes_mut(&mut self) -> &mut [u8];
+
+    /// Whether all its checksums are known to be right, as they were made here.
+    fn is_sound(&self) -> bool {
+        false
+    }
+
+    /// Its checksums were made here, and are kept right by whoever writes to it from now on. A frame that does
+    /// not keep this in mind has its checksums verified where they matter.
+    fn set_sound(&mut self) {}
 }
 
 /// A port to the world, as one polling core sees it.

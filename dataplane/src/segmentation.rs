@@ -112,6 +112,12 @@ impl Plan {
         }
     }
 
+    /// Whether all checksums of the frames are made here, from the first byte; else some are the guest's word.
+    #[must_use]
+    pub const fn makes_checksums(&self) -> bool {
+        matches!(self.kind, Kind::Segments(_))
+    }
+
     /// Length of the frame `index`, in bytes.
     #[must_use]
     pub fn frame_len(&self, index: usize) -> usize {

@@ -97,13 +97,14 @@ impl Segment {
     }
 }
 
-/// Looks at a frame: verifies its checksum and finds out whether it may be merged.
+/// Looks at a frame: verifies its checksum, unless it is known to be `sound`, and finds out whether it may be
+/// merged.
 ///
-/// Bound: the frame is read once. Allocations: none. Cost: about 0.1 ns a byte and 30 ns.
-pub(super) fn judge(bytes: &[u8]) -> Judgement {
+/// Bound: the frame is read once. Allocations: none. Cost: 30 ns, and about 0.1 ns a byte that is verified.
+pub(super) fn judge(bytes: &[u8], sound: bool) -> Judgement {
     let mut found = Judgement::default();
     let Some(layout) = Layout::parse(bytes) else { return found };
-    let Some(packet) = Packet::new(bytes, &layout) else { return found };
+    let Some(packet) = Packet::new(bytes, &layout, sound) else { return found };
     let ports = match layout.transport {
         Transport::Tcp(tcp) => Some((tcp.source_port, tcp.destination_port)),
         _ => None,
@@ -123,8 +124,8 @@ pub(super) fn judge(bytes: &[u8]) -> Judgement {
         _ => return found,
     };
     let Some(body) = bytes.get(offset..packet.end) else { return found };
-    let sum = Sum::ZERO.pseudo(packet.source(), packet.destination(), packet.protocol, body.len());
-    found.verified = sum.bytes(body).verifies();
+    let sum = || Sum::ZERO.pseudo(packet.source(), packet.destination(), packet.protocol, body.len());
+    found.verified = sound || sum().bytes(body).verifies();
     if let (true, Some(flow)) = (found.verified, found.flow) {
         found.segment = segment(bytes, &layout, &packet, flow);
     }
@@ -187,7 +188,7 @@ struct Packet {
 }
 
 impl Packet {
-    fn new(bytes: &[u8], layout: &Layout) -> Option<Self> {
+    fn new(bytes: &[u8], layout: &Layout, sound: bool) -> Option<Self> {
         match layout.network {
             Network::V4(ip) => {
                 let header = ip.offset..ip.offset + ip.header_len;
@@ -197,7 +198,7 @@ impl Packet {
                     destination: [0; 16],
                     end: ip.offset + ip.total_len,
                     plain_header: (ip.header_len == 20).then_some(header.end),
-                    header_verified: Sum::ZERO.bytes(&bytes[header]).verifies(),
+                    header_verified: sound || Sum::ZERO.bytes(&bytes[header]).verifies(),
                     protocol: ip.protocol,
                     fragment: ip.fragment,
                     traffic: u32::from(ip.service),

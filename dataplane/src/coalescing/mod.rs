@@ -160,7 +160,8 @@ impl<F: Frame> Burst<F> {
     fn add(&mut self, frame: F) {
         let place = self.frames.len();
         let bytes = frame.bytes();
-        let frame_is = if self.offloads.checksum { judge(bytes) } else { Judgement::default() };
+        let frame_is =
+            if self.offloads.checksum { judge(bytes, frame.is_sound()) } else { Judgement::default() };
         let segment = frame_is.segment.filter(|segment| match segment.key.flow.v6 {
             false => self.offloads.tso4,
             true => self.offloads.tso6,

@@ -270,6 +270,44 @@ proptest! {
     }
 }
 
+struct Sound(Vec<u8>);
+
+impl Frame for Sound {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    fn is_sound(&self) -> bool {
+        true
+    }
+}
+
+/// A frame whose checksums were made here is not verified again; any other is.
+#[test]
+fn only_frames_that_are_known_to_be_sound_are_taken_at_their_word() {
+    let mut segments = bytes(&train(false, 3, 100));
+    segments[1][80] ^= 1;
+    let count = |count: &mut usize| *count += 1;
+    let (mut trusted, mut verified) = (0, 0);
+    let mut burst = Burst::for_wire();
+    burst.fill(ALL, &mut segments.clone().into_iter().map(Sound));
+    burst.deliver(&mut |_, _, _| {
+        count(&mut trusted);
+        true
+    });
+    let mut burst = Burst::for_wire();
+    burst.fill(ALL, &mut segments.into_iter().map(Owned));
+    burst.deliver(&mut |_, _, _| {
+        count(&mut verified);
+        true
+    });
+    assert_eq!((trusted, verified), (1, 3));
+}
+
 /// A frame merged for a wire is cut again, with identifications that count up: others must not be merged.
 #[test]
 fn a_wire_gets_only_frames_merged_that_become_the_same_when_cut() {

@@ -159,6 +159,9 @@ fn cut<W: Wire>(
             });
         };
         plan.write(index, frame, piece.bytes_mut());
+        if plan.makes_checksums() {
+            piece.set_sound();
+        }
         out.push(piece);
     }
     Ok(())

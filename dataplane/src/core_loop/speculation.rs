@@ -296,6 +296,7 @@ impl<W: Wire> Sink for ToWire<'_, W> {
     fn emit(&mut self, len: usize, epoch: Option<EpochId>, write: &mut dyn FnMut(&mut [u8])) -> bool {
         let Some(mut frame) = self.wire.alloc(len) else { return false };
         write(frame.bytes_mut());
+        frame.set_sound();
         record(&mut self.audit, self.core, self.id, epoch, frame.bytes());
         self.egress.send(frame);
         self.counters.events.add(PortCounter::Speculated, 1);

@@ -21,7 +21,7 @@ impl Wire for DpdkWire {
     type Frame = MbufFrame;
 
     fn alloc(&mut self, len: usize) -> Option<MbufFrame> {
-        self.pool.alloc(len).map(MbufFrame)
+        self.pool.alloc(len).map(MbufFrame::from)
     }
 
     fn rx_burst(&mut self, out: &mut Vec<MbufFrame>, max: usize) -> usize {
@@ -30,11 +30,11 @@ impl Wire for DpdkWire {
 
     fn tx_burst(&mut self, frames: &mut VecDeque<MbufFrame>, max: usize) -> usize {
         let burst = max.min(holdfast_dpdk::BURST).min(frames.len());
-        self.outgoing.extend(frames.drain(..burst).map(|frame| frame.0));
+        self.outgoing.extend(frames.drain(..burst).map(|frame| frame.mbuf));
         let sent = self.tx.burst(&mut self.outgoing, burst);
         // What the port had no room for goes back to the front, in order (OC-2).
         while let Some(frame) = self.outgoing.pop_back() {
-            frames.push_front(MbufFrame(frame));
+            frames.push_front(frame.into());
         }
         sent
     }
@@ -69,6 +69,6 @@ struct Frames<'a>(&'a mut Vec<MbufFrame>);
 
 impl Extend<Mbuf> for Frames<'_> {
     fn extend<T: IntoIterator<Item = Mbuf>>(&mut self, mbufs: T) {
-        self.0.extend(mbufs.into_iter().map(MbufFrame));
+        self.0.extend(mbufs.into_iter().map(MbufFrame::from));
     }
 }

@@ -69,7 +69,7 @@ impl KernelWire {
     fn receive(&mut self, max: usize) {
         while self.spare.len() < max {
             let Some(frame) = self.pool.alloc(self.frame_max()) else { break };
-            self.spare.push(MbufFrame(frame));
+            self.spare.push(frame.into());
         }
         let count = self.spare.len().min(max);
         let mut told = ArrayVec::<Received, BURST>::new();
@@ -78,14 +78,14 @@ impl KernelWire {
         let Self { spare, received, receiver, pool, mtu, broken, .. } = self;
         for (place, mut frame) in spare.drain(..used).enumerate() {
             let Some(found) = told.next_if(|found| found.place == place) else { continue };
-            let room = frame.0.len();
+            let room = frame.mbuf.len();
             let rest = receiver.overflow(&found, room);
             let header = offload_header_of(&found.header);
             let whole = header.flags & VirtioNetHdr::NEEDS_CSUM == 0
                 && header.gso_type == VirtioNetHdr::GSO_NONE
                 && rest.is_empty();
             if !whole {
-                let pieces = Pieces(&frame.0.bytes()[..found.len.min(room)], rest);
+                let pieces = Pieces(&frame.mbuf.bytes()[..found.len.min(room)], rest);
                 cut(&header, &pieces, found.tag, *mtu, pool, received).unwrap_or_else(|Broken| *broken += 1);
             } else if finish(&mut frame, found.len, found.tag) {
                 received.push_back(frame);
@@ -100,7 +100,7 @@ impl Wire for KernelWire {
     type Frame = MbufFrame;
 
     fn alloc(&mut self, len: usize) -> Option<MbufFrame> {
-        self.pool.alloc(len).map(MbufFrame)
+        self.pool.alloc(len).map(MbufFrame::from)
     }
 
     fn rx_burst(&mut self, out: &mut Vec<MbufFrame>, max: usize) -> usize {
@@ -171,8 +171,8 @@ fn cut(
     for index in 0..plan.frames() {
         let len = plan.frame_len(index);
         let room = if tag.is_some() { TAG_LEN } else { 0 };
-        let mut made = MbufFrame(pool.alloc(len + room).ok_or(Broken)?);
-        plan.write(index, frame, &mut made.0.bytes_mut()[..len]);
+        let mut made = MbufFrame::from(pool.alloc(len + room).ok_or(Broken)?);
+        plan.write(index, frame, &mut made.mbuf.bytes_mut()[..len]);
         if !finish(&mut made, len, tag) {
             return Err(Broken);
         }
@@ -184,11 +184,11 @@ fn cut(
 /// Gives a received frame its length, and the tag that the kernel took out; false when there is no room
 /// for it.
 fn finish(frame: &mut MbufFrame, len: usize, tag: Option<Tag>) -> bool {
-    let Some(tag) = tag.filter(|_| len >= ADDRESSES_LEN) else { return frame.0.set_len(len) };
-    if !frame.0.set_len(len + TAG_LEN) {
+    let Some(tag) = tag.filter(|_| len >= ADDRESSES_LEN) else { return frame.mbuf.set_len(len) };
+    if !frame.mbuf.set_len(len + TAG_LEN) {
         return false;
     }
-    insert(tag, frame.0.bytes_mut(), len);
+    insert(tag, frame.mbuf.bytes_mut(), len);
     true
 }
 

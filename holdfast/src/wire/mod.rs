@@ -14,20 +14,37 @@ use holdfast_dpdk::Mbuf;
 pub(crate) type AnyWire = Box<dyn Wire<Frame = MbufFrame> + Send>;
 
 /// A frame in an mbuf.
-pub(crate) struct MbufFrame(Mbuf);
+pub(crate) struct MbufFrame {
+    mbuf: Mbuf,
+    sound: bool,
+}
+
+impl From<Mbuf> for MbufFrame {
+    fn from(mbuf: Mbuf) -> Self {
+        Self { mbuf, sound: false }
+    }
+}
 
 impl Frame for MbufFrame {
     fn bytes(&self) -> &[u8] {
-        self.0.bytes()
+        self.mbuf.bytes()
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
+        self.mbuf.bytes_mut()
+    }
+
+    fn is_sound(&self) -> bool {
+        self.sound
+    }
+
+    fn set_sound(&mut self) {
+        self.sound = true;
     }
 }
 
 impl AsMut<[u8]> for MbufFrame {
     fn as_mut(&mut self) -> &mut [u8] {
-        self.0.bytes_mut()
+        self.mbuf.bytes_mut()
     }
 }
