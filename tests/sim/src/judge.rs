@@ -554,7 +554,11 @@ impl Shown {
         self.next = Some(self.next.map_or(segment.end(), |next| next.later(segment.end())));
         let Some(ack) = segment.ack else { return };
         self.forged |= !untouched || acknowledged.is_none_or(|real| ack.after(real));
-        self.ack = Some(self.ack.map_or(ack, |shown| shown.later(ack)));
+        if self.ack.is_some_and(|shown| ack.before(shown)) {
+            // RFC 9293 §3.10.7.4: SND.WND is updated only if SND.UNA =< SEG.ACK.
+            return;
+        }
+        self.ack = Some(ack);
         let edge = ack + self.window(segment, scales);
         self.edge = Some(self.edge.map_or(edge, |shown| shown.later(edge)));
     }
