@@ -372,9 +372,11 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
+            // A FIN is sent again until the client takes it, as bytes are, and says the ACK with it anew.
             if self.strict
                 && !self.gaps
                 && segment.len() == 0
+                && !segment.has(flag::FIN)
                 && unsent
                 && outside.edge.is_some_and(|edge| segment.seq.after(edge))
             {
