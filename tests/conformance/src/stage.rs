@@ -155,8 +155,12 @@ impl Stage {
         let mut frame = frame.to_vec();
         let readable = Seen::read(&frame).is_ok();
         // What is broken may be passed on, and is the guest's to judge.
-        if self.engine.handle_wire(self.now, &mut frame) == FromWire::Pass && readable {
-            self.arrive(Side::Guest, &frame)?;
+        if self.engine.handle_wire(self.now, &mut frame) == FromWire::Pass {
+            if !self.guest_takes {
+                self.engine.lost_to_guest(&frame);
+            } else if readable {
+                self.arrive(Side::Guest, &frame)?;
+            }
         }
         self.poll()
     }

@@ -372,9 +372,11 @@ impl Judge {
         }
         if !segment.has(flag::RST) {
             let unsent = outside.sent.is_some_and(|sent| segment.seq.after(sent));
+            // A FIN is sent again until the client takes it, as bytes are, and says the ACK with it anew.
             if self.strict
                 && !self.gaps
                 && segment.len() == 0
+                && !segment.has(flag::FIN)
                 && unsent
                 && outside.edge.is_some_and(|edge| segment.seq.after(edge))
             {
@@ -554,7 +556,11 @@ impl Shown {
         self.next = Some(self.next.map_or(segment.end(), |next| next.later(segment.end())));
         let Some(ack) = segment.ack else { return };
         self.forged |= !untouched || acknowledged.is_none_or(|real| ack.after(real));
-        self.ack = Some(self.ack.map_or(ack, |shown| shown.later(ack)));
+        if self.ack.is_some_and(|shown| ack.before(shown)) {
+            // RFC 9293 §3.10.7.4: SND.WND is updated only if SND.UNA =< SEG.ACK.
+            return;
+        }
+        self.ack = Some(ack);
         let edge = ack + self.window(segment, scales);
         self.edge = Some(self.edge.map_or(edge, |shown| shown.later(edge)));
     }

@@ -417,10 +417,15 @@ impl Card {
         let Some(progress) = self.progress.get_mut(&(segment.ports.1, segment.ports.0)) else { return false };
         // A stranger may say anything.
         let Some(ack) = segment.ack.filter(|ack| !ack.after(progress.sent)) else { return false };
-        let repeats = ack == progress.confirmed && segment.end() == segment.seq;
-        progress.repeated = if repeats { progress.repeated + 1 } else { 0 };
-        progress.confirmed = progress.confirmed.later(ack);
-        progress.repeated % 7 == 6
+        if ack != progress.confirmed {
+            progress.repeated = 0;
+            progress.confirmed = progress.confirmed.later(ack);
+            return false;
+        }
+        // A probe in between is no repeated ACK to smoltcp, and must not keep the seventh from coming.
+        let repeats = segment.end() == segment.seq;
+        progress.repeated += u64::from(repeats);
+        repeats && progress.repeated % 7 == 6
     }
 
     /// smoltcp 0.12 panics when it accepts bytes beyond the edge that it offered last, which its

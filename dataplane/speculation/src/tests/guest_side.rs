@@ -330,3 +330,67 @@ fn bytes_behind_a_fin_are_not_held() {
     world.turn();
     assert_eq!((world.engine.held_bytes(), last_ack(&mut world).ack), (3, at(3)));
 }
+
+/// A segment of the client that is passed, and finds no room in the guest's queue.
+fn client_loses(world: &mut World, segment: &Seg) {
+    let mut frame = segment.frame(Side::Client);
+    assert_eq!(world.engine.handle_wire(world.now, &mut frame), FromWire::Pass);
+    world.engine.lost_to_guest(&frame);
+}
+
+/// SP-4, RFC 9293 §3.10.7.4: what rode on a segment that found no room is said again, once: the client does
+/// not know of it.
+#[test]
+fn what_was_said_on_a_segment_that_found_no_room_is_said_again() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    while world.engine.stream(1000, &mut world.stream) > 0 {}
+    let data = Seg::data(C, at(0), b"data");
+    client_loses(&mut world, &data);
+    assert!(world.engine.waits_for_guest());
+    world.speak();
+    let said = world.guest_got();
+    assert_eq!((said.len(), said[0].ack, said[0].seq), (1, at(100), C + 4));
+    world.speak();
+    assert_eq!((world.guest_got(), world.engine.waits_for_guest()), (vec![], false), "once");
+    let again = world.client_sends(&data).expect("the client sends it again");
+    assert_eq!((again.ack, again.window), (said[0].ack, said[0].window), "nothing moves left");
+}
+
+/// SP-1: what is said again covers no byte that the stream has not taken.
+#[test]
+fn what_is_said_again_covers_no_more_than_was_streamed() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.turn();
+    world.guest_gives(&Seg::data(at(100), C, &pattern(100, 100)));
+    client_loses(&mut world, &Seg::data(C, at(0), b"data"));
+    world.speak();
+    assert_eq!(last_ack(&mut world).ack, at(100));
+}
+
+/// A guest that is passed through has only the client's words, which the client says again itself; a reset
+/// that is owed stays one.
+#[test]
+fn nothing_is_said_again_that_is_not_the_engines_to_say() {
+    let mut world = World::new();
+    world.open();
+    world.engine.set_mode(world.now, Speculation::Hold);
+    client_loses(&mut world, &Seg::data(C, at(0), b"data"));
+    world.speak();
+    assert_eq!(world.guest_got(), []);
+    world.engine.set_mode(world.now, Speculation::On);
+
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.turn();
+    world.guest_got();
+    let mut passed = Seg::data(C + 4, at(0), b"more").frame(Side::Client);
+    assert_eq!(world.engine.handle_wire(world.now, &mut passed), FromWire::Pass);
+    world.guest_gives(&Seg::data(at(0), C, &pattern(1, 100)));
+    world.engine.lost_to_guest(&passed);
+    world.speak();
+    let said = world.guest_got();
+    assert_eq!((said.len(), said[0].flags & RST), (1, RST), "{said:?}");
+}

@@ -155,12 +155,18 @@ impl World {
         // It has its time from a frame of the client.
         self.judge.heard_time(&frame);
         let syn = Segment::parse(&frame).is_some_and(|segment| segment.has(flag::SYN));
-        if host.deliver(self.now, &mut frame) && host.inbound.len() < self.scenario.inbound {
-            if !syn && !self.judge.is_left_alone(&frame, &original) {
-                self.judge.queued(&frame, Some(&original))?;
-            }
-            host.inbound.push_back(frame);
+        if !host.deliver(self.now, &mut frame) {
+            return Ok(());
         }
+        if host.inbound.len() >= self.scenario.inbound {
+            self.trace.frame(self.now, "no room", &frame);
+            host.lost_to_guest(&frame);
+            return Ok(());
+        }
+        if !syn && !self.judge.is_left_alone(&frame, &original) {
+            self.judge.queued(&frame, Some(&original))?;
+        }
+        host.inbound.push_back(frame);
         Ok(())
     }
 
