@@ -1,3 +1,4 @@
+mod guest_channel;
 mod speculation;
 
 use super::*;
