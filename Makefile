@@ -32,7 +32,7 @@ guest: guest-agent ## fetch the guest's kernel and build its init and agent, und
 		--target x86_64-unknown-linux-gnu --target-dir target/guest -p holdfast-guest-init
 
 guest-agent: packages ## build the guest's agent, one static program: target/guest/.../holdfast-guest
-	@RUSTFLAGS='-C target-feature=+crt-static' LIBBPF_SYS_LIBRARY_PATH="$$(dirname "$$(gcc -print-file-name=libelf.a)")" \
+	@RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_STRIP=symbols LIBBPF_SYS_LIBRARY_PATH="$$(dirname "$$(gcc -print-file-name=libelf.a)")" \
 		$(CARGO) build --quiet --release --locked --target x86_64-unknown-linux-gnu --target-dir target/guest \
 		-p holdfast-guest-agent --features static
 	@echo $(GUEST_AGENT)
@@ -64,6 +64,7 @@ sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtu
 
 guests: build guest
 	scripts/qemu-backports
+	scripts/guest-kernel --newer
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
 
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers
