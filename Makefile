@@ -6,6 +6,7 @@ SHELL := /bin/bash
 CARGO ?= cargo
 HOLDFAST := target/release/holdfast
 GUEST_INIT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init
+GUEST_AGENT := target/guest/x86_64-unknown-linux-gnu/release/holdfast-guest
 PREFIX ?= /usr
 DESTDIR ?=
 RUNS ?= 20
@@ -17,7 +18,7 @@ SEEDS ?= 10000
 FIRST ?= 1
 FUZZ_SEED ?= 1
 
-.PHONY: help packages guest build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
+.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,10 +26,16 @@ help: ## show this list
 packages: ## install what building and running need (apt; skips what is there)
 	@scripts/packages
 
-guest: packages ## fetch the guest's kernel and build its init, under target/
+guest: guest-agent ## fetch the guest's kernel and build its init and agent, under target/
 	@scripts/guest-kernel
 	@RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --quiet --release --locked \
 		--target x86_64-unknown-linux-gnu --target-dir target/guest -p holdfast-guest-init
+
+guest-agent: packages ## build the guest's agent, one static program: target/guest/.../holdfast-guest
+	@RUSTFLAGS='-C target-feature=+crt-static' CARGO_PROFILE_RELEASE_STRIP=symbols LIBBPF_SYS_LIBRARY_PATH="$$(dirname "$$(gcc -print-file-name=libelf.a)")" \
+		$(CARGO) build --quiet --release --locked --target x86_64-unknown-linux-gnu --target-dir target/guest \
+		-p holdfast-guest-agent --features static
+	@echo $(GUEST_AGENT)
 
 build: packages ## build target/release/holdfast
 	$(CARGO) build --release --locked -p holdfast
@@ -57,6 +64,7 @@ sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtu
 
 guests: build guest
 	scripts/qemu-backports
+	scripts/guest-kernel --newer
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
 
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers

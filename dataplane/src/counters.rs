@@ -90,6 +90,8 @@ counted! {
         Speculated => "speculated_frames",
         /// Frames of clients that ended here, as the guest has heard what they say already.
         Consumed => "consumed_frames",
+        /// Questions of the agent in the guest.
+        Asked => "agent_question_frames",
     }
 }
 
@@ -104,6 +106,8 @@ counted! {
         Offload => "bad_offload_frames",
         /// Guest: more segments than one frame may become.
         Segments => "too_many_segments_frames",
+        /// Guest: sent to Holdfast itself, and no question that it knows.
+        Channel => "bad_agent_frames",
         /// Guest: its source address belongs to another port, or is no station's.
         Spoofed => "spoofed_frames",
         /// Host: no memory for frames, and none held that could come back.

@@ -199,7 +199,7 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Bench { bench } => bench::run(&bench),
         Command::WireEmulator(options) => wire_emulator::run(&options),
         Command::GuestImage { file } => holdfast_lab::artifacts::Artifacts::locate()
-            .and_then(|artifacts| artifacts.write_initramfs(&file))
+            .and_then(|artifacts| artifacts.write_initramfs(&file, &[]))
             .map_err(|fault| Failure::HostLacks(fault.to_string())),
         Command::Keys { first, second } => keys::run(&first, &second),
     }

@@ -10,6 +10,7 @@ use thiserror::Error;
 
 /// Set by the operator: the folder `target` in which to look first.
 pub const TARGET_VARIABLE: &str = "HOLDFAST_TARGET";
+const GUEST_AGENT: &str = "guest/x86_64-unknown-linux-gnu/release/holdfast-guest";
 const GUEST_INIT: &str = "guest/x86_64-unknown-linux-gnu/release/holdfast-guest-init";
 
 /// Something must be fetched or built first.
@@ -20,6 +21,12 @@ pub enum ArtifactsError {
     NoKernel {
         /// The folders looked in.
         looked: String,
+    },
+    /// The newer kernel is not fetched.
+    #[error("{} is not there; mend: scripts/guest-kernel --newer", path.display())]
+    NoNewerKernel {
+        /// Where it should be.
+        path: PathBuf,
     },
     /// The guest's init is not built.
     #[error("{} is not there; mend: make guest", path.display())]
@@ -74,9 +81,22 @@ impl Artifacts {
         Err(ArtifactsError::NoKernel { looked: looked.join(", ") })
     }
 
+    /// The same with Linux 6.12, as `scripts/guest-kernel --newer` provides it; on Debian 13 that is the
+    /// kernel as it is.
+    pub fn newer_kernel(&self) -> Result<Self, ArtifactsError> {
+        if self.version.starts_with("6.12.") {
+            return Ok(self.clone());
+        }
+        let link = self.target.join("lab/kernel/newer");
+        Self::with_kernel(&self.target, &link).ok_or(ArtifactsError::NoNewerKernel { path: link })
+    }
+
     fn in_target(target: &Path) -> Option<Self> {
-        let current = target.join("lab/kernel/current");
-        let version = fs::read_link(&current).ok()?.to_str()?.to_owned();
+        Self::with_kernel(target, &target.join("lab/kernel/current"))
+    }
+
+    fn with_kernel(target: &Path, current: &Path) -> Option<Self> {
+        let version = fs::read_link(current).ok()?.to_str()?.to_owned();
         let kernel = current.join(format!("boot/vmlinuz-{version}"));
         let modules = current.join(format!("lib/modules/{version}"));
         (kernel.exists() && modules.join("modules.dep").exists()).then(|| Self {
@@ -108,9 +128,19 @@ impl Artifacts {
         &self.init
     }
 
-    /// Writes the usual initramfs: init and the modules of a virtio network card.
-    pub fn write_initramfs(&self, path: &Path) -> Result<(), ArtifactsError> {
-        Ok(Initramfs::new(&self.init)?.modules(&self.modules, VIRTIO_NET)?.write(path)?)
+    /// The guest's agent.
+    pub fn agent(&self) -> PathBuf {
+        self.target.join(GUEST_AGENT)
+    }
+
+    /// Writes an initramfs: init, the modules of a virtio network card, and programs of the host, each with
+    /// its place inside.
+    pub fn write_initramfs(&self, path: &Path, programs: &[(PathBuf, String)]) -> Result<(), ArtifactsError> {
+        let mut made = Initramfs::new(&self.init)?.modules(&self.modules, VIRTIO_NET)?;
+        for (program, inside) in programs {
+            made = made.program(program, inside)?;
+        }
+        Ok(made.write(path)?)
     }
 
     /// QEMU 10.0 beside the system's, if `scripts/qemu-backports` has put it there.

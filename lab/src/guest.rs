@@ -76,6 +76,9 @@ pub struct GuestSpec {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
+    /// Programs that are in it, each with its place there.
+    programs: Vec<(PathBuf, String)>,
+    artifacts: Artifacts,
     /// The file that backs its memory, on tmpfs or hugetlbfs.
     pub memory_file: PathBuf,
     /// Its memory, in MiB.
@@ -115,13 +118,15 @@ impl GuestSpec {
     ) -> Result<Self, ArtifactsError> {
         let initramfs = scratch.file("initramfs");
         if !initramfs.exists() {
-            artifacts.write_initramfs(&initramfs)?;
+            artifacts.write_initramfs(&initramfs, &[])?;
         }
         Ok(Self {
             name: name.into(),
             qemu: qemu.clone(),
             kernel: artifacts.kernel().into(),
             initramfs,
+            programs: Vec::new(),
+            artifacts: artifacts.clone(),
             memory_file: scratch.memory(&format!("{name}.ram")),
             memory_mib: 256,
             vcpus: 1,
@@ -136,6 +141,38 @@ impl GuestSpec {
             incoming: false,
             folder: scratch.files().into(),
         })
+    }
+
+    /// Puts a program of the host into the initramfs at `inside`, and has init start it with these arguments.
+    pub fn start_program(
+        &mut self,
+        program: &Path,
+        inside: &str,
+        arguments: &[&str],
+    ) -> Result<(), ArtifactsError> {
+        let words: Vec<&str> = [inside].into_iter().chain(arguments.iter().copied()).collect();
+        self.kernel_words.push(format!("holdfast.exec={}", words.join(",")));
+        self.add_program(program, inside)
+    }
+
+    /// Puts a program of the host into the initramfs at `inside`.
+    pub fn add_program(&mut self, program: &Path, inside: &str) -> Result<(), ArtifactsError> {
+        if !self.programs.iter().any(|(_, known)| known == inside) {
+            self.programs.push((program.into(), inside.into()));
+        }
+        self.own_initramfs()
+    }
+
+    /// Boots Linux 6.12 instead.
+    pub fn newer_kernel(&mut self) -> Result<(), ArtifactsError> {
+        self.artifacts = self.artifacts.newer_kernel()?;
+        self.kernel = self.artifacts.kernel().into();
+        self.own_initramfs()
+    }
+
+    fn own_initramfs(&mut self) -> Result<(), ArtifactsError> {
+        self.initramfs = self.folder.join(format!("{}.initramfs", self.name));
+        self.artifacts.write_initramfs(&self.initramfs, &self.programs)
     }
 
     /// Adds a network card.

@@ -3,10 +3,8 @@
 //!
 //! The client receives, so the rate is by the client's clock. iperf3 checks no bytes.
 
-use crate::artifacts::{Artifacts, ArtifactsError};
+use crate::artifacts::ArtifactsError;
 use crate::guest::GuestSpec;
-use crate::initramfs::Initramfs;
-use crate::modules::VIRTIO_NET;
 use crate::netns::Namespace;
 use crate::process::{ProcessError, run_tool};
 use serde_json::Value;
@@ -27,15 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// # Errors
 /// When iperf3 is not installed, or the initramfs cannot be written.
 pub fn serve(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
-    let artifacts = Artifacts::locate()?;
-    let path = spec.folder.join("initramfs-iperf3");
-    Initramfs::new(artifacts.init())?
-        .modules(artifacts.modules(), VIRTIO_NET)?
-        .program(Path::new(PROGRAM), INSIDE)?
-        .write(&path)?;
-    spec.initramfs = path;
-    spec.kernel_words.push(format!("holdfast.exec={INSIDE},-s"));
-    Ok(())
+    spec.start_program(Path::new(PROGRAM), INSIDE, &["-s"])
 }
 
 /// What the guest sends to the client on so many connections, in 10^6 bits a second; the first second does

@@ -16,6 +16,10 @@ pub enum Need {
     Kvm,
     /// The guest's kernel and init, and QEMU.
     Guest,
+    /// The guest's agent.
+    Agent,
+    /// Linux 6.12 for the guest.
+    NewerKernel,
     /// QEMU 10.0 as `scripts/qemu-backports` provides it.
     Qemu10,
 }
@@ -36,6 +40,14 @@ impl Need {
                 Err(error) => Some(error.to_string()),
                 Ok(_) => crate::artifacts::Qemu::system().err().map(|error| error.to_string()),
             },
+            Self::Agent => {
+                let there = Artifacts::locate().is_ok_and(|artifacts| artifacts.agent().exists());
+                lack(there, "the guest's agent is not built; mend: make guest-agent")
+            }
+            Self::NewerKernel => {
+                let found = Artifacts::locate().and_then(|artifacts| artifacts.newer_kernel());
+                found.err().map(|error| error.to_string())
+            }
             Self::Qemu10 => {
                 let found = Artifacts::locate().and_then(|artifacts| artifacts.qemu_10());
                 found.err().map(|_| "no QEMU 10.0; mend: scripts/qemu-backports".to_owned())

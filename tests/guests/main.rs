@@ -4,6 +4,7 @@
 //! `make guest` provides.
 
 mod attachment;
+mod aware;
 mod memory;
 mod modes;
 mod native;

@@ -6,5 +6,6 @@
 #![deny(clippy::disallowed_methods)]
 
 pub mod checksum;
+pub mod guest_channel;
 pub mod headers;
 pub mod sample;

@@ -4,6 +4,7 @@
 //! left in the ring as a whole. It stays in the ring when the port's bound is reached, or the memory
 //! for frames runs low: the guest waits, nothing is lost.
 
+use super::guest_channel;
 use super::port::Port;
 use super::record;
 use super::{Attached, Core, monotonic_ns};
@@ -58,13 +59,19 @@ fn capture_port<W: Wire>(
         return 0;
     }
     let mtu = wire.mtu();
-    let Port { id, guest, egress, identity, last, counters, starved, bell, speculating, .. } = port;
+    let mode = port.mode_for_guest();
+    let Port {
+        id, guest, egress, inbound, identity, last, counters, starved, bell, speculating, beat, ..
+    } = port;
     let now = Time::from_ns(if speculating.is_some() { monotonic_ns() } else { 0 });
     *starved = false;
     let mut made = 0;
     // Asked once a burst, and only when there is one: wires may have to count.
     let mut memory = None;
     let taken = guest.capture(GUEST_BURST, &mut |header, frame| {
+        if guest_channel::take(frame, mode, beat, wire, inbound, counters) {
+            return Verdict::Taken;
+        }
         *starved |= !*memory.get_or_insert_with(|| wire.free_frames() >= RESERVED_FRAMES);
         if made >= SEGMENT_BUDGET || *starved || !egress.has_room() {
             counters.events.add(PortCounter::Refusals, 1);

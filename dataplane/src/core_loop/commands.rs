@@ -5,6 +5,7 @@
 //! knows that nothing is transmitted any more. Commands may allocate; they are few.
 
 use super::capture::RESERVED_FRAMES;
+use super::guest_channel::Beat;
 use super::port::{Announcing, Bell, Egress, Inbound, Port};
 use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns, record};
@@ -166,6 +167,7 @@ impl<W: Wire> Core<W> {
             starved: false,
             bell: Bell::default(),
             speculating: speculation.map(|config| Speculating::new(*config)),
+            beat: Beat::default(),
         });
         Ok(())
     }
@@ -197,6 +199,7 @@ impl<W: Wire> Core<W> {
             total.frames += amount.frames;
             total.bytes += amount.bytes;
             port.counters.events.add(PortCounter::Cuts, 1);
+            port.beat.cut(monotonic_ns());
         }
         begin_states(slots.len(), &mut state);
         let mut self_contained = true;
@@ -263,6 +266,7 @@ impl<W: Wire> Core<W> {
                     drop(leaving);
                     port.egress.released(amount);
                     port.counters.events.add(PortCounter::Released, amount.frames);
+                    port.beat.stop();
                 }
                 Mode::Commit { first } => {
                     port.egress.escrow.protect(first).map_err(|error| port_error(port.id, error))?;

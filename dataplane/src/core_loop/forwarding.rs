@@ -8,6 +8,7 @@ use crate::counters::{CoreCounter, DropReason, PortCounter};
 use crate::frame::{Frame, Wire};
 use crate::headers::Link;
 use crate::switch::{Destination, Slot};
+use holdfast_packet::guest_channel::is_ours;
 
 /// Bursts to the wire for one port in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 16;
@@ -36,6 +37,8 @@ impl<W: Wire> Core<W> {
                 };
                 match switch.destination(link.destination) {
                     Destination::Port(slot) => ports[slot].receive(frame),
+                    // Nobody out there speaks to an agent in Holdfast's name.
+                    Destination::All if is_ours(frame.bytes()) => counters.add(CoreCounter::WireUnknown, 1),
                     Destination::All => flood(wire, ports, frame, |port| port.wire == place),
                     // A guest that has not spoken yet may be the one.
                     Destination::Unknown => {

@@ -17,6 +17,7 @@
 mod capture;
 mod commands;
 mod forwarding;
+mod guest_channel;
 mod idle;
 mod port;
 mod speculation;

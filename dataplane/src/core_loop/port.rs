@@ -5,6 +5,7 @@
 //!
 //! Owned by the polling core.
 
+use super::guest_channel::Beat;
 use super::speculation::Speculating;
 use super::{PortId, monotonic_ns};
 use crate::announcement::REPETITIONS;
@@ -17,6 +18,7 @@ use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
 use crate::segmentation::MAX_SEGMENTS;
 use crossbeam_channel::Sender;
+use holdfast_packet::guest_channel::PortMode;
 use holdfast_speculation::{FromWire, Time};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,6 +57,8 @@ pub(super) struct Port<F> {
     pub(super) bell: Bell,
     /// None for a port that never speculates.
     pub(super) speculating: Option<Speculating>,
+    /// For the guest that asks.
+    pub(super) beat: Beat,
 }
 
 /// Repetitions of an announcement that are still to come.
@@ -257,6 +261,15 @@ impl<F: Frame> Inbound<F> {
 }
 
 impl<F: Frame> Port<F> {
+    /// What is done with the guest's output, in the words of the guest's channel.
+    pub(super) fn mode_for_guest(&self) -> PortMode {
+        match (self.egress.escrow.open_epoch(), &self.speculating) {
+            (None, _) => PortMode::Native,
+            (Some(_), Some(speculating)) if speculating.is_wanted() => PortMode::Speculative,
+            (Some(_), _) => PortMode::Commit,
+        }
+    }
+
     /// A frame for the guest has come.
     pub(super) fn receive(&mut self, mut frame: F) {
         self.counters.events.add(PortCounter::Received, 1);
@@ -426,6 +439,7 @@ mod tests {
             starved: false,
             bell: Bell::default(),
             speculating: None,
+            beat: Beat::default(),
         };
         port.guest.poll_control();
         driver.set_room(Some(0));

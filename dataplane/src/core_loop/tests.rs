@@ -1,4 +1,5 @@
 mod ends;
+mod guest_channel;
 mod idle;
 mod neighbours;
 mod speculation;

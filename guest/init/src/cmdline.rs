@@ -18,7 +18,8 @@ pub(crate) struct CommandLine {
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) mtu: Option<u32>,
     pub(crate) sysctls: Vec<(String, String)>,
-    pub(crate) exec: Vec<String>,
+    /// Programs with their arguments.
+    pub(crate) exec: Vec<Vec<String>>,
 }
 
 impl CommandLine {
@@ -51,7 +52,7 @@ impl CommandLine {
                         found.sysctls.push((name.into(), setting.into()));
                     }
                 }
-                "exec" => found.exec = value.split(',').map(String::from).collect(),
+                "exec" => found.exec.push(value.split(',').map(String::from).collect()),
                 _ => return Err(bad()),
             }
         }
@@ -79,12 +80,14 @@ mod tests {
     #[test]
     fn addresses_of_several_cards_are_read_and_other_words_ignored() {
         let line = "console=ttyS0 quiet holdfast.ip=eth0,10.0.0.2/24;eth1,fd00::2/64 holdfast.mtu=9000 \
-                    holdfast.gateway=10.0.0.1 holdfast.sysctl=net/ipv4/tcp_sack=0 panic=-1";
+                    holdfast.gateway=10.0.0.1 holdfast.sysctl=net/ipv4/tcp_sack=0 panic=-1 \
+                    holdfast.exec=/bin/a,-s holdfast.exec=/bin/b";
         let found = CommandLine::parse(line).expect("a good line");
         assert_eq!(found.addresses.len(), 2);
         assert_eq!(found.addresses[1].interface, "eth1");
         assert_eq!(found.addresses[1].prefix, 64);
         assert_eq!(found.mtu, Some(9000));
+        assert_eq!(found.exec, [vec!["/bin/a", "-s"], vec!["/bin/b"]]);
         assert_eq!(found.sysctls, [("net/ipv4/tcp_sack".to_owned(), "0".to_owned())]);
     }
 

@@ -12,7 +12,7 @@
 //! holdfast.gateway=10.99.0.1                        default route (IPv4)
 //! holdfast.mtu=1500                                 of all cards
 //! holdfast.sysctl=net/ipv4/tcp_timestamps=0;...     written below /proc/sys
-//! holdfast.exec=/bin/iperf3,-s                      a further program, started last
+//! holdfast.exec=/bin/iperf3,-s                      a further program, started last; there may be several
 //! ```
 //!
 //! It must be linked statically, as the initramfs has no C library; glibc's static library comes with
@@ -44,7 +44,8 @@ fn run() -> Result<(), boot::BootError> {
     boot::write_sysctls(&command_line.sysctls)?;
     services::start()?;
     println!("{}", holdfast_guest_init::protocol::READY_LINE);
-    if let [program, arguments @ ..] = &command_line.exec[..] {
+    for words in &command_line.exec {
+        let [program, arguments @ ..] = &words[..] else { continue };
         match Command::new(program).args(arguments).spawn() {
             Ok(child) => println!("holdfast-guest: {program} runs as process {}", child.id()),
             Err(error) => println!("holdfast-guest: {program} does not start: {error}"),

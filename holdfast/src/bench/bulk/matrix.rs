@@ -1,10 +1,11 @@
 //! The guest on its pair of hosts, and the cells of the matrix: an epoch and a mode each.
 
 use super::complaints::Listened;
+use super::mode::Mode;
 use super::row::Row;
 use super::{BulkOptions, Found};
 use crate::cli::Failure;
-use crate::config::Mode;
+use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
 use holdfast_lab::capture::{Capture, Flow};
@@ -50,8 +51,25 @@ fn forgetful(spec: &mut GuestSpec) {
     spec.sysctls.push((GUEST_SETTING.0.into(), GUEST_SETTING.1.into()));
 }
 
+/// With the agent, which is started where it is measured.
+fn with_agent(spec: &mut GuestSpec) {
+    forgetful(spec);
+    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::carry(spec)) {
+        tracing::error!("no agent in the guest: {fault}");
+    }
+}
+
+fn with_agent_and_iperf3(spec: &mut GuestSpec) {
+    with_agent(spec);
+    add_iperf3(spec);
+}
+
 fn with_iperf3(spec: &mut GuestSpec) {
     forgetful(spec);
+    add_iperf3(spec);
+}
+
+fn add_iperf3(spec: &mut GuestSpec) {
     if let Err(fault) = iperf::serve(spec) {
         tracing::warn!("no iperf3 in the guest: {fault}");
     }
@@ -64,7 +82,7 @@ impl<'a> Matrix<'a> {
         let (Some(mode), Some(epoch)) = (options.modes.first(), options.epochs.first()) else {
             return Err(Failure::Usage("no mode or no epoch is named".into()));
         };
-        let mut plan = PairOptions::new(&program, qemu, mode.name());
+        let mut plan = PairOptions::new(&program, qemu, mode.output().name());
         plan.epoch_ms = *epoch;
         if options.adaptive {
             plan.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
@@ -73,12 +91,17 @@ impl<'a> Matrix<'a> {
         plan.memory_mib = MEMORY_MIB;
         plan.wire = options.wire.clone();
         plan.wire_seed = options.seed;
-        plan.shape = if options.without_iperf3 { forgetful } else { with_iperf3 };
+        plan.shape = match (options.modes.contains(&Mode::Aware), options.without_iperf3) {
+            (false, false) => with_iperf3,
+            (false, true) => forgetful,
+            (true, false) => with_agent_and_iperf3,
+            (true, true) => with_agent,
+        };
         let mut pair = Pair::start(plan).map_err(Failure::failed)?;
         pair.wait_ready(READY).map_err(Failure::failed)?;
         let client = Client::new(&pair.topology.client);
         let words = &pair.guests[0].spec.kernel_words;
-        let iperf3 = words.iter().any(|word| word.starts_with("holdfast.exec="));
+        let iperf3 = words.iter().any(|word| word.starts_with("holdfast.exec=/bin/iperf3"));
         Ok(Self { options, pair, client, iperf3, reference: Complaints::default() })
     }
 
@@ -124,12 +147,20 @@ impl<'a> Matrix<'a> {
     fn change(&self, epoch_ms: u64, mode: Mode) -> Result<(), Failure> {
         let host = &self.pair.a;
         let ask = |request: Value| host.ask(&request).map_err(Failure::failed);
-        ask(json!({"command": "setmode", "vm": VM, "mode": mode}))?;
+        if self.options.modes.contains(&Mode::Aware) {
+            agent::stop(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        }
+        ask(json!({"command": "setmode", "vm": VM, "mode": mode.output()}))?;
         ask(json!({"command": "epoch", "vm": VM, "epoch_ms": epoch_ms}))?;
         let wanted = if mode.protects() { "protected" } else { "native" };
-        host.wait_for(VM, wanted, CHANGE, |status| status["state"] == wanted && status["mode"] == mode.name())
-            .map(drop)
-            .map_err(Failure::failed)
+        host.wait_for(VM, wanted, CHANGE, |status| {
+            status["state"] == wanted && status["mode"] == mode.output().name()
+        })
+        .map_err(Failure::failed)?;
+        if mode == Mode::Aware {
+            agent::start(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        }
+        Ok(())
     }
 
     /// Takes a row, again if the protection was lost meanwhile; what was lost if that does not help.

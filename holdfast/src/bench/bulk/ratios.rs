@@ -1,7 +1,7 @@
 //! Rows of one kind and epoch, mode against mode; and how that stands to what was aimed at.
 
+use super::mode::Mode;
 use super::row::Row;
-use crate::config::Mode;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -14,6 +14,8 @@ pub(super) struct Ratio {
     speculative_to_native: Option<f64>,
     speculative_to_commit: Option<f64>,
     commit_to_native: Option<f64>,
+    aware_to_native: Option<f64>,
+    aware_to_speculative: Option<f64>,
 }
 
 /// What was aimed at, and what was found.
@@ -48,6 +50,8 @@ pub(super) fn all(rows: &[Row]) -> Vec<Ratio> {
                 speculative_to_native: over(Mode::Speculative, Mode::Native),
                 speculative_to_commit: over(Mode::Speculative, Mode::Commit),
                 commit_to_native: over(Mode::Commit, Mode::Native),
+                aware_to_native: over(Mode::Aware, Mode::Native),
+                aware_to_speculative: over(Mode::Aware, Mode::Speculative),
                 epoch_ms,
                 kind,
             }
@@ -103,21 +107,36 @@ pub(super) fn table(rows: &[Row], long_wire: bool) -> String {
         ratio.commit_to_native.is_none()
             && ratio.speculative_to_native.is_none()
             && ratio.speculative_to_commit.is_none()
+            && ratio.aware_to_native.is_none()
+            && ratio.aware_to_speculative.is_none()
     }) {
         return out;
     }
     let shown = |ratio: Option<f64>| ratio.map_or_else(|| "-".into(), |ratio| format!("{ratio:.2}"));
-    writeln!(out, "\nepoch    what                         spec / native   spec / commit   commit / native")
-        .expect("a string takes all text");
+    let aware = rows.iter().any(|row| row.mode == Mode::Aware);
+    let more = if aware { "   aware / native   aware / spec" } else { "" };
+    writeln!(
+        out,
+        "\nepoch    what                         spec / native   spec / commit   commit / native{more}"
+    )
+    .expect("a string takes all text");
     for ratio in &ratios {
         writeln!(
             out,
-            "{:>4} ms  {:<26} {:>15} {:>15} {:>17}",
+            "{:>4} ms  {:<26} {:>15} {:>15} {:>17}{}",
             ratio.epoch_ms,
             ratio.kind,
             shown(ratio.speculative_to_native),
             shown(ratio.speculative_to_commit),
-            shown(ratio.commit_to_native)
+            shown(ratio.commit_to_native),
+            match aware {
+                true => format!(
+                    " {:>16} {:>14}",
+                    shown(ratio.aware_to_native),
+                    shown(ratio.aware_to_speculative)
+                ),
+                false => String::new(),
+            }
         )
         .expect("a string takes all text");
     }
@@ -156,6 +175,10 @@ mod tests {
         assert_eq!(found[0].speculative_to_native, Some(0.5));
         assert_eq!(found[0].speculative_to_commit, Some(4.0));
         assert_eq!(found[1].speculative_to_native, None);
+        let aware = [rows[2].clone(), row(Mode::Aware, 100, Some(10), 600.0)];
+        assert_eq!(all(&aware)[0].aware_to_speculative, Some(1.5));
+        assert!(table(&aware, false).contains("1.50") && table(&aware, false).contains("aware / spec"));
+        assert!(!table(&rows, false).contains("aware"));
         let found = aims(&rows, false);
         let shown: Vec<_> = found.iter().map(|aim| (aim.at_least, aim.found)).collect();
         assert_eq!(shown, [(3.0, 4.0), (6.0, 7.0)]);

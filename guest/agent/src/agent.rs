@@ -1,0 +1,204 @@
+//! The running agent: asks, listens, and lets the congestion control follow.
+
+use crate::Failure;
+use crate::channel::Channel;
+use crate::congestion::{self, Congestion};
+use crate::control::{Counters, Settings};
+use crate::interfaces::{self, Interface, Interfaces};
+use crate::presence::{ASK_EVERY, PATIENCE, Presence, State};
+use crate::status::{FOLDER, Status};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::time::{ClockId, clock_gettime};
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::Duration;
+
+/// So long after the agent's last word the programs let no flow be open: a few of its rounds.
+const VALID: Duration = Duration::from_secs(5);
+/// The least time in which a flow proves what it is; so long also while no epoch is known.
+const LEAST_PROOF_US: u32 = 50_000;
+
+/// What runs.
+struct Agent {
+    channel: Channel,
+    interfaces: Interfaces,
+    presence: Presence,
+    congestion: Option<Congestion>,
+    /// Ports and epoch as the programs have them.
+    told: (Vec<i32>, u32),
+    fast_us: u32,
+    /// The guest's own.
+    previous: String,
+    /// Of attachments that are over.
+    counted: Counters,
+    /// Cards that could not be asked by, to be told once each.
+    deaf: Vec<String>,
+}
+
+/// Runs until it is told to end.
+pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
+    let folder = Path::new(FOLDER);
+    let left = Status::read(folder).ok().flatten();
+    if let Some(other) =
+        left.as_ref().filter(|other| other.is_of_running() && other.pid != std::process::id())
+    {
+        return Err(Failure::Failed(format!("an agent runs already, as process {}", other.pid)));
+    }
+    let previous = left.as_ref().map(|left| left.own_congestion_control.as_str());
+    if congestion::undo(previous).map_err(Failure::failed)? {
+        println!("holdfast-guest: undid what an agent left that was killed");
+    }
+    // Said now, not when Holdfast appears.
+    congestion::try_load().map_err(Failure::lacks)?;
+    let mut signals = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
+    signals.thread_block().map_err(Failure::failed)?;
+    let ends = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::failed)?;
+    let mut agent = Agent {
+        channel: Channel::open().map_err(|fault| Failure::Lacks(format!(
+            "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs CONFIG_PACKET"
+        )))?,
+        interfaces: Interfaces::new(Path::new("/")),
+        presence: Presence::default(),
+        congestion: None,
+        told: Default::default(),
+        fast_us,
+        previous: congestion::default_name().map_err(Failure::failed)?,
+        counted: Counters::default(),
+        deaf: Vec::new(),
+    };
+    let served = agent.serve(&ends, folder);
+    let undone = agent.detach();
+    drop(Status::remove(folder));
+    println!("holdfast-guest: ends; the guest's congestion control is {} again", agent.previous);
+    served.and(undone)
+}
+
+impl Agent {
+    fn serve(&mut self, ends: &SignalFd, folder: &Path) -> Result<(), Failure> {
+        let mut next_ask = Duration::ZERO;
+        loop {
+            let now = monotonic();
+            if now >= next_ask {
+                next_ask = now + ASK_EVERY;
+                let all = self.interfaces.all();
+                self.ask(&all);
+                self.follow(now, &all)?;
+                self.tell(&all, folder)?;
+            }
+            let wait = next_ask.saturating_sub(monotonic()).as_millis() as u16;
+            let mut watched = [
+                PollFd::new(ends.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut watched, PollTimeout::from(wait.saturating_add(1))) {
+                Ok(_) | Err(nix::Error::EINTR) => {}
+                Err(fault) => return Err(Failure::failed(fault)),
+            }
+            if watched[0].any().unwrap_or(false) {
+                return Ok(());
+            }
+            if watched[1].any().unwrap_or(false) && self.listen()? {
+                let all = self.interfaces.all();
+                self.follow(monotonic(), &all)?;
+                self.tell(&all, folder)?;
+            }
+        }
+    }
+
+    fn ask(&mut self, all: &[Interface]) {
+        for card in interfaces::cards(all) {
+            match self.channel.ask(card.index) {
+                Ok(()) => self.deaf.retain(|name| *name != card.name),
+                Err(fault) if !self.deaf.contains(&card.name) => {
+                    println!("holdfast-guest: cannot ask by {}: {fault}", card.name);
+                    self.deaf.push(card.name.clone());
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Takes the answers that have come; whether there were any.
+    fn listen(&mut self) -> Result<bool, Failure> {
+        let mut heard = false;
+        while let Some((ifindex, answer)) = self.channel.answer().map_err(Failure::failed)? {
+            self.presence.handle_answer(monotonic(), ifindex, answer);
+            heard = true;
+        }
+        Ok(heard)
+    }
+
+    /// Lets the congestion control be what the presence of Holdfast asks for.
+    fn follow(&mut self, now: Duration, all: &[Interface]) -> Result<(), Failure> {
+        let (state, changed) = self.presence.poll(now);
+        if changed {
+            let (name, reason) = Status::explain(state, self.presence.newest());
+            println!("holdfast-guest: {name}: {reason}");
+        }
+        if state == State::Absent {
+            return self.detach();
+        }
+        let ports = interfaces::with_those_above(all, &self.presence.ports());
+        let ports = if state == State::Present { ports } else { Vec::new() };
+        let proof_us = self.presence.epoch_us().saturating_mul(2).max(LEAST_PROOF_US);
+        let valid_until_us = (now + VALID).as_micros() as u64;
+        self.told = (ports.clone(), self.presence.epoch_us());
+        match &mut self.congestion {
+            Some(congestion) => congestion.set(ports, proof_us, valid_until_us).map_err(Failure::failed),
+            None => {
+                self.previous = congestion::default_name().map_err(Failure::failed)?;
+                let settings = Settings {
+                    ports,
+                    fast_us: self.fast_us,
+                    proof_us,
+                    valid_until_us,
+                    ..Settings::default()
+                };
+                self.congestion =
+                    Some(Congestion::attach(&self.previous, settings).map_err(Failure::failed)?);
+                println!("holdfast-guest: attached; before: {}", self.previous);
+                Ok(())
+            }
+        }
+    }
+
+    fn detach(&mut self) -> Result<(), Failure> {
+        let Some(congestion) = self.congestion.take() else { return Ok(()) };
+        self.counted = self.counted.plus(&congestion.counters());
+        self.told = Default::default();
+        congestion.detach().map_err(Failure::failed)?;
+        println!("holdfast-guest: detached; {} again", self.previous);
+        Ok(())
+    }
+
+    fn tell(&self, all: &[Interface], folder: &Path) -> Result<(), Failure> {
+        let state = match &self.congestion {
+            None => State::Absent,
+            Some(_) if self.told.0.is_empty() => State::Paused,
+            Some(_) => State::Present,
+        };
+        let (state, reason) = Status::explain(state, self.presence.newest());
+        let counters = self.congestion.as_ref().map(Congestion::counters).unwrap_or_default();
+        let ports = all.iter().filter(|interface| self.told.0.contains(&interface.index));
+        let status = Status {
+            pid: std::process::id(),
+            state: state.into(),
+            reason: reason.into(),
+            interfaces: ports.map(|interface| interface.name.clone()).collect(),
+            epoch_us: self.told.1,
+            own_congestion_control: self.previous.clone(),
+            counters: self.counted.plus(&counters),
+        };
+        status.write(folder).map_err(|fault| Failure::Failed(format!("{}: {fault}", folder.display())))
+    }
+}
+
+/// The clock that the programs see: it stands still while the guest does.
+fn monotonic() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
+}
+
+const _: () = assert!(VALID.as_secs() > PATIENCE.as_secs());

@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0 OR MIT
+/*
+ * "holdfast": TCP congestion control of a guest whose ACKs Holdfast gives.
+ *
+ * The other end of such a flow is not the network but Holdfast's escrow, on the same host: a ring of memory that
+ * loses nothing, and that keeps back what it has no room for. What there is room for is said by the window in
+ * each ACK. Congestion of the network is the affair of Holdfast's own sender behind the escrow. So a flow that
+ * is held this way (OPEN) does nothing but what the window says:
+ *
+ *   window       the congestion window is the offered window, in segments, and the initial ten on top, which
+ *                windows that are not whole segments need. It is set with every ACK, which brings the window.
+ *   slow start   none: the first window of a connection is open as soon as it is established.
+ *   idle         none: where the kernel cuts the window after a pause (RFC 2861), the first segment after the
+ *                pause (CA_EVENT_TX_START) opens it again, before the second one is looked at.
+ *   pacing       none of its own. The kernel's limit of what a socket may have in queues below TCP follows from
+ *                window and round trip; with the whole window open it never keeps the escrow waiting.
+ *   fairness     by the windows: Holdfast gives each flow its share of the escrow. A full local queue makes the
+ *                kernel halve a flow (CWR), as with every congestion control; it opens when that is over.
+ *   back off     when the window shrinks, by the same rule as it grows.
+ *
+ * Not every flow is held. Some have options that Holdfast passes through, some are excepted by its operator,
+ * some do not go by it at all (other interfaces, loopback). A window opened to the whole network would harm it,
+ * so a flow is OPEN only while all of this is true, and otherwise PLAIN, which is the kernel's Reno:
+ *
+ *   port         its segments come in by an interface behind which Holdfast has said, within seconds, that it
+ *                speculates (`ports`, kept by the agent as long as it lives);
+ *   ACK in time  forged ACKs come at once, those of clients after the commit. The first ACK that is timed has to
+ *                come within `fast_us`, and later on no eight in a row over two epochs may take longer;
+ *   no loss      no segment is lost on the way to the escrow, and no forged ACK speaks of congestion: whoever
+ *                sees a loss or ECE sees the network.
+ *
+ * A flow that was OPEN goes on from ten segments, as a new one; one that has halved for a loss, from half of what
+ * was on its way (RFC 5681 §3.1). A PLAIN flow is OPEN again when every ACK within two epochs came in time, or
+ * when the kernel finds that there was no loss after all.
+ */
+#include "kernel.h"
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+char _license[] SEC("license") = "Dual MIT/GPL";
+
+#define INITIAL_WINDOW 10
+#define MAX_PORTS 32
+#define SLOW_IN_A_ROW 8
+
+/* What the agent says; src/control.rs has the same. */
+struct settings {
+	__u32 generation; /* counts the changes: each flow begins anew after one */
+	__u32 port_count; /* none: all flows are PLAIN */
+	__u32 fast_us; /* an ACK that comes within this was forged */
+	__u32 proof_us; /* two epochs */
+	__u64 valid_until_us; /* of the monotonic clock; an agent that lives extends it */
+	__s32 ports[MAX_PORTS]; /* indices of interfaces */
+	char from[TCP_CA_NAME_MAX]; /* sockets with this are given */
+	char to[TCP_CA_NAME_MAX]; /* that, by the iterator */
+};
+
+/* What happened; src/control.rs has the same. */
+struct counters {
+	__u64 opened;
+	__u64 left_late;
+	__u64 left_loss;
+	__u64 left_ecn;
+	__u64 opened_again;
+	__u64 moved;
+};
+
+struct settings settings SEC(".data") = {};
+struct counters counters SEC(".bss") = {};
+
+/* What is known of a flow, in the kernel's room for it. */
+struct flow {
+	__u32 generation;
+	__u8 open;
+	__u8 lossy; /* it was left for a loss that may turn out to be none */
+	__u8 timed; /* an ACK came in time */
+	__u8 late; /* ACKs in a row that did not */
+	__u64 late_since_us;
+	__u64 good_since_us; /* since when all did, of a PLAIN flow */
+};
+
+_Static_assert(sizeof(struct flow) <= 13 * sizeof(__u64), "the kernel has room for a flow");
+
+extern void tcp_reno_cong_avoid(struct sock *sk, __u32 ack, __u32 acked) __ksym;
+extern __u32 tcp_reno_ssthresh(struct sock *sk) __ksym;
+extern __u32 tcp_reno_undo_cwnd(struct sock *sk) __ksym;
+
+#define COUNT(name) __sync_fetch_and_add(&counters.name, 1)
+
+static __always_inline struct tcp_sock *tcp(struct sock *sk)
+{
+	return (struct tcp_sock *)sk;
+}
+
+static __always_inline struct flow *flow_of(struct sock *sk)
+{
+	return (struct flow *)((struct inet_connection_sock *)sk)->icsk_ca_priv;
+}
+
+static __always_inline int is_at_port(struct sock *sk)
+{
+	int ifindex = sk->sk_rx_dst_ifindex;
+
+	if (tcp(sk)->tcp_mstamp > settings.valid_until_us)
+		return 0;
+	for (__u32 place = 0; place < MAX_PORTS; place++) {
+		if (place >= settings.port_count)
+			return 0;
+		if (settings.ports[place] == ifindex)
+			return 1;
+	}
+	return 0;
+}
+
+/* As wide as the offered window. */
+static __always_inline void widen(struct sock *sk)
+{
+	struct tcp_sock *tp = tcp(sk);
+	__u32 mss = tp->mss_cache;
+	__u32 window = tp->snd_wnd;
+
+	if (mss)
+		tp->snd_cwnd = window / mss + INITIAL_WINDOW;
+}
+
+static __always_inline void open(struct sock *sk, struct flow *flow)
+{
+	flow->open = 1;
+	flow->lossy = 0;
+	flow->late = 0;
+	flow->good_since_us = 0;
+	tcp(sk)->snd_ssthresh = TCP_INFINITE_SSTHRESH;
+	widen(sk);
+}
+
+static __always_inline void leave(struct sock *sk, struct flow *flow)
+{
+	struct tcp_sock *tp = tcp(sk);
+
+	flow->open = 0;
+	flow->good_since_us = 0;
+	if (tp->snd_cwnd > INITIAL_WINDOW)
+		tp->snd_cwnd = INITIAL_WINDOW;
+}
+
+static __always_inline void begin(struct sock *sk, struct flow *flow)
+{
+	__u8 was_open = flow->open;
+
+	flow->generation = settings.generation;
+	flow->timed = 0;
+	flow->lossy = 0;
+	if (is_at_port(sk)) {
+		open(sk, flow);
+		COUNT(opened);
+	} else if (was_open) {
+		leave(sk, flow);
+	}
+}
+
+/* The flow, as the settings of now have it. */
+static __always_inline struct flow *current_flow(struct sock *sk)
+{
+	struct flow *flow = flow_of(sk);
+
+	if (flow->generation != settings.generation)
+		begin(sk, flow);
+	else if (flow->open && tcp(sk)->tcp_mstamp > settings.valid_until_us)
+		leave(sk, flow);
+	return flow;
+}
+
+SEC("struct_ops/holdfast_init")
+void BPF_PROG(holdfast_init, struct sock *sk)
+{
+	struct flow *flow = flow_of(sk);
+
+	flow->open = 0;
+	begin(sk, flow);
+}
+
+/* Called with each ACK, after its window was noted. */
+SEC("struct_ops/holdfast_in_ack_event")
+void BPF_PROG(holdfast_in_ack_event, struct sock *sk, __u32 flags)
+{
+	struct flow *flow = current_flow(sk);
+	__u8 state = BPF_CORE_READ_BITFIELD((struct inet_connection_sock *)sk, icsk_ca_state);
+
+	if (!flow->open)
+		return;
+	if (flags & CA_ACK_ECE) {
+		COUNT(left_ecn);
+		leave(sk, flow);
+		return;
+	}
+	/* While the kernel reduces the window, it is the kernel's. */
+	if (state <= TCP_CA_Disorder)
+		widen(sk);
+}
+
+SEC("struct_ops/holdfast_pkts_acked")
+void BPF_PROG(holdfast_pkts_acked, struct sock *sk, const struct ack_sample *sample)
+{
+	struct flow *flow = current_flow(sk);
+	struct tcp_sock *tp = tcp(sk);
+	__s32 rtt_us = sample->rtt_us;
+	__u64 now_us = tp->tcp_mstamp;
+
+	if (rtt_us < 0 || !settings.port_count)
+		return;
+	if ((__u32)rtt_us <= settings.fast_us) {
+		flow->timed = 1;
+		flow->late = 0;
+		if (flow->open)
+			return;
+		if (!flow->good_since_us) {
+			flow->good_since_us = now_us;
+		} else if (now_us - flow->good_since_us > settings.proof_us && is_at_port(sk)) {
+			COUNT(opened_again);
+			open(sk, flow);
+		}
+		return;
+	}
+	flow->good_since_us = 0;
+	if (!flow->open)
+		return;
+	if (!flow->late)
+		flow->late_since_us = now_us;
+	if (flow->late < 255)
+		flow->late++;
+	if (!flow->timed ||
+	    (flow->late >= SLOW_IN_A_ROW && now_us - flow->late_since_us > settings.proof_us)) {
+		COUNT(left_late);
+		/* As a new connection on an unknown path, but to no more than half of what is on its way. */
+		tp->snd_ssthresh = tp->packets_out / 2 > INITIAL_WINDOW ? tp->packets_out / 2 : INITIAL_WINDOW;
+		leave(sk, flow);
+	}
+}
+
+SEC("struct_ops/holdfast_cong_avoid")
+void BPF_PROG(holdfast_cong_avoid, struct sock *sk, __u32 ack, __u32 acked)
+{
+	if (!current_flow(sk)->open)
+		tcp_reno_cong_avoid(sk, ack, acked);
+}
+
+SEC("struct_ops/holdfast_cwnd_event")
+void BPF_PROG(holdfast_cwnd_event, struct sock *sk, enum tcp_ca_event event)
+{
+	if (event == CA_EVENT_TX_START && current_flow(sk)->open)
+		widen(sk);
+}
+
+SEC("struct_ops/holdfast_set_state")
+void BPF_PROG(holdfast_set_state, struct sock *sk, __u8 state)
+{
+	struct flow *flow = current_flow(sk);
+
+	if (state < TCP_CA_Recovery)
+		return;
+	flow->good_since_us = 0;
+	if (flow->open) {
+		COUNT(left_loss);
+		flow->open = 0;
+		flow->lossy = 1;
+	}
+}
+
+SEC("struct_ops/holdfast_ssthresh")
+__u32 BPF_PROG(holdfast_ssthresh, struct sock *sk)
+{
+	__u32 on_the_way;
+
+	if (!flow_of(sk)->open)
+		return tcp_reno_ssthresh(sk);
+	on_the_way = tcp(sk)->packets_out;
+	return on_the_way / 2 > 2 ? on_the_way / 2 : 2;
+}
+
+SEC("struct_ops/holdfast_undo_cwnd")
+__u32 BPF_PROG(holdfast_undo_cwnd, struct sock *sk)
+{
+	struct flow *flow = current_flow(sk);
+
+	if (flow->lossy && is_at_port(sk)) {
+		COUNT(opened_again);
+		open(sk, flow);
+	}
+	return tcp_reno_undo_cwnd(sk);
+}
+
+SEC(".struct_ops")
+struct tcp_congestion_ops holdfast = {
+	.init = (void *)holdfast_init,
+	.in_ack_event = (void *)holdfast_in_ack_event,
+	.pkts_acked = (void *)holdfast_pkts_acked,
+	.cong_avoid = (void *)holdfast_cong_avoid,
+	.cwnd_event = (void *)holdfast_cwnd_event,
+	.set_state = (void *)holdfast_set_state,
+	.ssthresh = (void *)holdfast_ssthresh,
+	.undo_cwnd = (void *)holdfast_undo_cwnd,
+	.flags = TCP_CONG_NON_RESTRICTED,
+	.name = "holdfast",
+};
+
+static __always_inline int same_name(const char *a, const char *b)
+{
+	for (int place = 0; place < TCP_CA_NAME_MAX; place++) {
+		if (a[place] != b[place])
+			return 0;
+		if (!a[place])
+			return 1;
+	}
+	return 1;
+}
+
+/* Gives the sockets that are there another congestion control: `from` to `to`. */
+SEC("iter/tcp")
+int holdfast_move(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *skc = ctx->sk_common;
+	char name[TCP_CA_NAME_MAX] = {};
+	struct tcp_sock *tp;
+
+	if (!skc)
+		return 0;
+	tp = bpf_skc_to_tcp_sock(skc);
+	if (!tp || bpf_getsockopt(tp, SOL_TCP, TCP_CONGESTION, name, sizeof(name)))
+		return 0;
+	if (same_name(name, settings.from) &&
+	    !bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, settings.to, sizeof(settings.to)))
+		COUNT(moved);
+	return 0;
+}

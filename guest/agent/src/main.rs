@@ -1,0 +1,157 @@
+//! Holdfast's agent in a guest: congestion control that knows of replication.
+//!
+//! It asks on the link whether Holdfast is there and speculates ([`holdfast_packet::guest_channel`]). While it
+//! does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to what
+//! the escrow offers (`bpf/aware.bpf.c`); otherwise the guest has its own. One process, one thread.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 the guest lacks something, which is named.
+
+mod agent;
+mod channel;
+mod congestion;
+mod control;
+mod install;
+mod interfaces;
+mod presence;
+mod probe;
+mod status;
+
+use clap::{Parser, Subcommand};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Holdfast's agent in a guest.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Say what this guest has and lacks, what mends each lack, and who answers on the link.
+    Probe {
+        /// Look at the files of another system, and at nothing else.
+        #[arg(long, value_name = "FOLDER", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Run until told to end: `holdfast` is the default congestion control while Holdfast speculates.
+    Run {
+        /// An ACK that comes within this was given by Holdfast, not by the client.
+        #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
+        fast_us: u32,
+    },
+    /// Say how the running agent is.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Undo what an agent left that was killed.
+    Undo,
+    /// Install the program and its systemd unit, and start it.
+    Install {
+        /// Into a system that does not run, such as an image that is mounted there.
+        #[arg(long, value_name = "FOLDER", default_value = "/")]
+        root: PathBuf,
+    },
+    /// Remove what `install` made.
+    Uninstall {
+        /// From a system that does not run.
+        #[arg(long, value_name = "FOLDER", default_value = "/")]
+        root: PathBuf,
+    },
+}
+
+const FAST_US: u32 = 2000;
+
+/// Why a command ended without success.
+#[derive(Debug)]
+enum Failure {
+    /// It failed.
+    Failed(String),
+    /// The guest lacks something.
+    Lacks(String),
+}
+
+impl Failure {
+    fn failed(fault: impl Display) -> Self {
+        Self::Failed(fault.to_string())
+    }
+
+    fn lacks(fault: impl Display) -> Self {
+        Self::Lacks(fault.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Probe { root } => run_probe(&root),
+        Command::Run { fast_us } => agent::run(fast_us),
+        Command::Status { json } => tell_status(json),
+        Command::Undo => undo(),
+        Command::Install { root } => install::install(&root),
+        Command::Uninstall { root } => install::uninstall(&root),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Failed(text)) => {
+            eprintln!("holdfast-guest: {text}");
+            ExitCode::from(1)
+        }
+        Err(Failure::Lacks(text)) => {
+            eprintln!("holdfast-guest: {text}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn run_probe(root: &Path) -> Result<(), Failure> {
+    let mut found = probe::look(root);
+    if root == Path::new("/") && found.iter().all(|finding| finding.mend.is_none()) {
+        found.push(probe::try_programs());
+        found.extend(probe::ask());
+    }
+    for finding in &found {
+        match finding.mend {
+            None => println!("good  {}", finding.text),
+            Some(mend) => println!("LACK  {}\n      mend: {mend}", finding.text),
+        }
+    }
+    match found.iter().filter(|finding| finding.mend.is_some()).count() {
+        0 => Ok(()),
+        count => Err(Failure::Lacks(format!("{count} of what the agent needs is missing here"))),
+    }
+}
+
+fn tell_status(json: bool) -> Result<(), Failure> {
+    let folder = Path::new(status::FOLDER);
+    let status = status::Status::read(folder).map_err(Failure::failed)?;
+    let Some(status) = status.filter(status::Status::is_of_running) else {
+        return Err(Failure::Failed(
+            "no agent runs; mend: systemctl start holdfast-guest, or holdfast-guest run".into(),
+        ));
+    };
+    match json {
+        true => println!("{}", serde_json::to_string(&status).map_err(Failure::failed)?),
+        false => print!("{status}"),
+    }
+    Ok(())
+}
+
+fn undo() -> Result<(), Failure> {
+    let folder = Path::new(status::FOLDER);
+    let left = status::Status::read(folder).map_err(Failure::failed)?;
+    if let Some(running) = left.as_ref().filter(|left| left.is_of_running()) {
+        return Err(Failure::Failed(format!("the agent runs, as process {}; end it first", running.pid)));
+    }
+    let previous = left.as_ref().map(|left| left.own_congestion_control.as_str());
+    let undone = congestion::undo(previous).map_err(Failure::failed)?;
+    if left.is_some() {
+        status::Status::remove(folder).map_err(Failure::failed)?;
+    }
+    println!("{}", if undone { "undone" } else { "nothing to undo" });
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! The agent in a guest of the laboratory, and a shell there to look after it.
+//!
+//! The shell is busybox's, behind a port that takes whoever comes: it is for guests of the laboratory, whose
+//! network is a namespace, and for no other.
+
+use crate::artifacts::ArtifactsError;
+use crate::client::{Client, ClientError};
+use crate::guest::GuestSpec;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const AGENT: &str = "/bin/holdfast-guest";
+const BUSYBOX: &str = "/bin/busybox";
+const SHELL_PORT: u16 = 7090;
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Gives a guest the shell.
+///
+/// # Errors
+/// When busybox is not installed, or the initramfs cannot be written.
+pub fn serve_shell(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
+    let port = SHELL_PORT.to_string();
+    spec.start_program(Path::new(BUSYBOX), BUSYBOX, &["nc", "-ll", "-p", &port, "-e", BUSYBOX, "sh"])
+}
+
+/// Gives a guest the agent, which runs from the boot on.
+///
+/// # Errors
+/// When it is not built, or the initramfs cannot be written.
+pub fn serve(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
+    let agent = crate::artifacts::Artifacts::locate()?.agent();
+    spec.start_program(&agent, AGENT, &["run"])
+}
+
+/// Gives a guest the agent, which [`start`] starts.
+///
+/// # Errors
+/// When it is not built, or the initramfs cannot be written.
+pub fn carry(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
+    let agent = crate::artifacts::Artifacts::locate()?.agent();
+    spec.add_program(&agent, AGENT)
+}
+
+/// Starts the agent of a guest that has the shell, and waits until it has attached.
+///
+/// # Errors
+/// When the guest does not answer, or the agent does not attach in time.
+pub fn start(client: &Client, guest: IpAddr, patience: Duration) -> Result<(), ClientError> {
+    shell(client, guest, &format!("{AGENT} run </dev/null >/dev/console 2>&1 &"))?;
+    wait_default(client, guest, patience, |name| name == "holdfast")
+}
+
+/// Ends the agent of a guest that has the shell, if it runs, and waits until it is gone.
+///
+/// # Errors
+/// When the guest does not answer, or the agent does not end in time.
+pub fn stop(client: &Client, guest: IpAddr, patience: Duration) -> Result<(), ClientError> {
+    shell(client, guest, "killall holdfast-guest 2>/dev/null")?;
+    wait_default(client, guest, patience, |name| name != "holdfast")
+}
+
+fn wait_default(
+    client: &Client,
+    guest: IpAddr,
+    patience: Duration,
+    done: impl Fn(&str) -> bool,
+) -> Result<(), ClientError> {
+    let until = Instant::now() + patience;
+    loop {
+        let name = shell(client, guest, "cat /proc/sys/net/ipv4/tcp_congestion_control")?;
+        if done(name.trim()) {
+            return Ok(());
+        }
+        if Instant::now() > until {
+            let target = SocketAddr::new(guest, SHELL_PORT);
+            let source = io::Error::other(format!("the guest's congestion control stays {}", name.trim()));
+            return Err(ClientError::Exchange { what: "the agent's start or end", target, source });
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Has the guest's shell run these commands; what they printed. Names of busybox's tools are known there.
+///
+/// # Errors
+/// When the guest does not answer.
+pub fn shell(client: &Client, guest: IpAddr, commands: &str) -> Result<String, ClientError> {
+    let target = SocketAddr::new(guest, SHELL_PORT);
+    let failed = |source| ClientError::Exchange { what: "shell", target, source };
+    let mut connection = client.connect(target, PATIENCE)?;
+    connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    connection.write_all(format!("{commands}\n").as_bytes()).map_err(failed)?;
+    connection.shutdown(Shutdown::Write).map_err(failed)?;
+    let mut said = String::new();
+    connection.read_to_string(&mut said).map_err(failed)?;
+    Ok(said)
+}

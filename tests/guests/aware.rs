@@ -1,0 +1,176 @@
+//! The agent in a guest: its congestion control is there while Holdfast speculates, and at no other time.
+
+use crate::can;
+use holdfast_lab::agent::{serve, serve_shell, shell};
+use holdfast_lab::guest::GuestSpec;
+use holdfast_lab::pair::{PairOptions, Victim};
+use holdfast_lab::requirements::{Need, can_run};
+use holdfast_lab::topology::{guest_ip, guest_mac};
+use holdfast_tests::oracles::{GAP_BUDGET, all_is_well, nothing_left_early, one_transmitter};
+use holdfast_tests::program::seed;
+use holdfast_tests::scene::{SOON, Scene, VM, options, wait_until};
+use serde_json::{Value, json};
+
+/// Bytes that flow each way before and after something happens.
+const SOME: u64 = 1 << 20;
+
+/// The agent runs from the boot on; what the kernel compiled of BPF is seen by name.
+fn aware(spec: &mut GuestSpec) {
+    spec.sysctls.push(("net/core/bpf_jit_kallsyms".into(), "1".into()));
+    serve_shell(spec).expect("busybox");
+    serve(spec).expect("the agent");
+}
+
+fn aware_on_newer_kernel(spec: &mut GuestSpec) {
+    spec.newer_kernel().expect("Linux 6.12");
+    aware(spec);
+}
+
+fn aware_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
+    let mut options = options(mode);
+    options.shape = shape;
+    options
+}
+
+/// The guest's own shell.
+fn ask(scene: &Scene, commands: &str) -> String {
+    shell(&scene.client(), guest_ip(1).into(), commands).expect("the guest's shell").trim().to_owned()
+}
+
+fn congestion_control(scene: &Scene) -> String {
+    ask(scene, "cat /proc/sys/net/ipv4/tcp_congestion_control")
+}
+
+fn wait_congestion_control(scene: &Scene, wanted: &str) {
+    wait_until(&format!("congestion control {wanted}"), SOON, || congestion_control(scene) == wanted);
+}
+
+fn status(scene: &Scene) -> Value {
+    let said = ask(scene, "/bin/holdfast-guest status --json 2>&1");
+    serde_json::from_str(&said).unwrap_or_else(|fault| panic!("{fault}: {said}"))
+}
+
+fn set_mode(scene: &Scene, mode: &str) {
+    let request = json!({"command": "setmode", "vm": VM, "mode": mode});
+    scene.pair.a.ask(&request).expect("another mode");
+}
+
+/// Neither the name of the congestion control nor a program is left in the guest's kernel.
+fn wait_no_trace(scene: &Scene) {
+    wait_until("no trace of the agent", SOON, || {
+        let said = ask(
+            scene,
+            "cat /proc/sys/net/ipv4/tcp_available_congestion_control /proc/sys/net/ipv4/tcp_congestion_control; \
+             grep -c _holdfast_ /proc/kallsyms; ls /run/holdfast-guest 2>&1",
+        );
+        said == "reno cubic\ncubic\n0\nls: /run/holdfast-guest: No such file or directory"
+    });
+}
+
+fn survives(options: PairOptions, seed: u64) {
+    let mut scene = Scene::ready(options, seed);
+    wait_congestion_control(&scene, "holdfast");
+    let before = status(&scene);
+    assert_eq!((&before["state"], &before["interfaces"]), (&json!("present"), &json!(["eth0"])), "{before}");
+    let streams = scene.streams(guest_ip(1), 0);
+    streams.flow(SOME);
+    let flowing = status(&scene);
+    println!("{}: {flowing}", ask(&scene, "uname -r"));
+    let opened = |status: &Value| status["counters"]["opened_flows"].as_u64().expect("a number");
+    assert!(opened(&flowing) >= opened(&before) + 2, "{flowing}");
+
+    scene.pair.kill(Victim::Host, 0).expect("killed");
+    println!("{}", scene.taken_over(VM));
+    streams.flow(SOME);
+    // The same agent, in the guest that moved; alone, host B does not speculate, and the agent gives way.
+    wait_congestion_control(&scene, "cubic");
+    let after = status(&scene);
+    assert_eq!((&after["pid"], &after["state"]), (&before["pid"], &json!("absent")), "{after}");
+    assert!(after["reason"].as_str().is_some_and(|reason| reason.contains("not protected")), "{after}");
+    streams.flow(SOME);
+    assert!(streams.finish_exact() < GAP_BUDGET);
+
+    let (a, b) = scene.wires();
+    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
+    one_transmitter(guest_mac(1), &a, &b, 0);
+    all_is_well(&mut scene);
+}
+
+/// SP-3: the stream of a guest with the agent stays exact across a failover, which the agent survives with its
+/// guest.
+#[test]
+fn an_aware_guest_survives_the_loss_of_its_host() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    survives(aware_options("speculative", aware), seed(401));
+}
+
+/// SP-3: as above, on Linux 6.12.
+#[test]
+fn an_aware_guest_of_linux_6_12_survives_the_loss_of_its_host() {
+    if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
+        return;
+    }
+    survives(aware_options("speculative", aware_on_newer_kernel), seed(402));
+}
+
+/// The agent comes and goes with speculation, by itself.
+#[test]
+fn the_agent_attaches_only_while_holdfast_speculates() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    let mut scene = Scene::ready(aware_options("commit", aware), seed(403));
+    wait_until("the agent has asked", SOON, || status(&scene)["reason"].to_string().contains("mode commit"));
+    assert_eq!(congestion_control(&scene), "cubic");
+    let streams = scene.streams(guest_ip(1), 0);
+    streams.flow(SOME);
+    for _ in 0..2 {
+        set_mode(&scene, "speculative");
+        wait_congestion_control(&scene, "holdfast");
+        streams.flow(SOME);
+        set_mode(&scene, "commit");
+        wait_congestion_control(&scene, "cubic");
+        streams.flow(SOME);
+    }
+    let counters = &status(&scene)["counters"];
+    assert!(counters["moved_sockets"].as_u64() >= Some(8), "two streams, there and back, twice: {counters}");
+    streams.finish_exact();
+    all_is_well(&mut scene);
+}
+
+/// Ended or killed, the agent leaves nothing behind in the guest, whose connections go on.
+#[test]
+fn the_agent_leaves_no_trace() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    let mut scene = Scene::ready(aware_options("speculative", aware), seed(404));
+    wait_congestion_control(&scene, "holdfast");
+    let probed = ask(&scene, "/bin/holdfast-guest probe; echo exit $?");
+    assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode speculative"), "{probed}");
+    let refused =
+        ask(&scene, "mkdir -p /tmp/old/sys/kernel; /bin/holdfast-guest probe --root /tmp/old; echo exit $?");
+    assert!(refused.ends_with("exit 3") && refused.contains("CONFIG_DEBUG_INFO_BTF=y"), "{refused}");
+    let streams = scene.streams(guest_ip(1), 0);
+    streams.flow(SOME);
+    let programs: u32 = ask(&scene, "grep -c _holdfast_ /proc/kallsyms").parse().expect("a number");
+    assert!(programs >= 8, "{programs} programs");
+    ask(&scene, &format!("kill {}", status(&scene)["pid"]));
+    wait_no_trace(&scene);
+    streams.flow(SOME);
+
+    let start = "/bin/holdfast-guest run >/dev/console 2>&1 </dev/null &";
+    ask(&scene, start);
+    wait_congestion_control(&scene, "holdfast");
+    streams.flow(SOME);
+    ask(&scene, &format!("kill -9 {}", status(&scene)["pid"]));
+    assert_eq!(congestion_control(&scene), "holdfast", "nobody was there to undo it");
+    streams.flow(SOME);
+    assert_eq!(ask(&scene, "/bin/holdfast-guest undo"), "undone");
+    wait_no_trace(&scene);
+    streams.flow(SOME);
+    streams.finish_exact();
+    all_is_well(&mut scene);
+}
