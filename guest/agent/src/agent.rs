@@ -58,7 +58,8 @@ pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
     let ends = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::failed)?;
     let mut agent = Agent {
         channel: Channel::open().map_err(|fault| Failure::Lacks(format!(
-            "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs CONFIG_PACKET"
+            "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs \
+             CONFIG_PACKET"
         )))?,
         interfaces: Interfaces::new(Path::new("/")),
         presence: Presence::default(),

@@ -9,7 +9,8 @@
  *
  *   window       the congestion window is the offered window, in segments, and the initial ten on top, which
  *                windows that are not whole segments need. It is set with every ACK, which brings the window.
- *   slow start   none: the first window of a connection is open as soon as it is established.
+ *   slow start   none: the window is open from the connection's first segment on that follows one of the
+ *                client's. (A server that speaks first sends ten segments, and opens with their first ACK.)
  *   idle         none: where the kernel cuts the window after a pause (RFC 2861), the first segment after the
  *                pause (CA_EVENT_TX_START) opens it again, before the second one is looked at.
  *   pacing       none of its own. The kernel's limit of what a socket may have in queues below TCP follows from
@@ -64,6 +65,8 @@ struct counters {
 	__u64 left_ecn;
 	__u64 opened_again;
 	__u64 moved;
+	__u64 in_time; /* ACKs that were timed */
+	__u64 late;
 };
 
 struct settings settings SEC(".data") = {};
@@ -148,7 +151,8 @@ static __always_inline void begin(struct sock *sk, struct flow *flow)
 {
 	__u8 was_open = flow->open;
 
-	flow->generation = settings.generation;
+	/* A connection that was accepted has no interface before it hears its first segment: it is asked again. */
+	flow->generation = settings.generation - !sk->sk_rx_dst_ifindex;
 	flow->timed = 0;
 	flow->lossy = 0;
 	if (is_at_port(sk)) {
@@ -207,9 +211,13 @@ void BPF_PROG(holdfast_pkts_acked, struct sock *sk, const struct ack_sample *sam
 	__s32 rtt_us = sample->rtt_us;
 	__u64 now_us = tp->tcp_mstamp;
 
-	if (rtt_us < 0 || !settings.port_count)
+	__u8 state = sk->__sk_common.skc_state;
+
+	/* SYN and FIN are the client's own to acknowledge, in every flow. */
+	if (rtt_us < 0 || !settings.port_count || (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT))
 		return;
 	if ((__u32)rtt_us <= settings.fast_us) {
+		COUNT(in_time);
 		flow->timed = 1;
 		flow->late = 0;
 		if (flow->open)
@@ -222,6 +230,7 @@ void BPF_PROG(holdfast_pkts_acked, struct sock *sk, const struct ack_sample *sam
 		}
 		return;
 	}
+	COUNT(late);
 	flow->good_since_us = 0;
 	if (!flow->open)
 		return;
