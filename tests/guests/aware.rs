@@ -81,9 +81,12 @@ fn survives(options: PairOptions, seed: u64) {
     });
     let flowing = status(&scene);
     println!("{}: {flowing}", ask(&scene, "uname -r"));
-    for left in ["left_late_flows", "left_loss_flows", "left_ecn_flows"] {
+    // A busy machine makes some ACKs late, and a flow may be left for that and opened again; losses there are none.
+    for left in ["left_loss_flows", "left_ecn_flows"] {
         assert_eq!(count(&flowing, left), 0, "{flowing}");
     }
+    assert!(count(&flowing, "opened_flows") >= 2, "{flowing}");
+    assert!(count(&flowing, "in_time_acks") > count(&flowing, "late_acks"), "{flowing}");
 
     scene.pair.kill(Victim::Host, 0).expect("killed");
     println!("{}", scene.taken_over(VM));
