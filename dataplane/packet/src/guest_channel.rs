@@ -232,7 +232,8 @@ mod tests {
                 prop_assert_eq!(&ask.encode()[8..], &bytes[8..16]);
             }
             prop_assert!(Answer::decode(&bytes).is_err() || bytes.len() >= ANSWER_LEN);
-            prop_assert_eq!(is_ours(&bytes), bytes.len() >= 14 && bytes[..6] == LINK.0 && bytes[12..14] == [0x88, 0xb5]);
+            let ours = bytes.len() >= 14 && bytes[..6] == LINK.0 && bytes[12..14] == [0x88, 0xb5];
+            prop_assert_eq!(is_ours(&bytes), ours);
         }
     }
 }

@@ -58,7 +58,8 @@ pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
     let ends = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::failed)?;
     let mut agent = Agent {
         channel: Channel::open().map_err(|fault| Failure::Lacks(format!(
-            "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs CONFIG_PACKET"
+            "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs \
+             CONFIG_PACKET"
         )))?,
         interfaces: Interfaces::new(Path::new("/")),
         presence: Presence::default(),
@@ -143,20 +144,18 @@ impl Agent {
         }
         let ports = interfaces::with_those_above(all, &self.presence.ports());
         let ports = if state == State::Present { ports } else { Vec::new() };
+        // Of what a flow that is held hears, no more than a quarter comes as fast.
+        let fast_us = self.fast_us.max(self.presence.epoch_us() / 4);
         let proof_us = self.presence.epoch_us().saturating_mul(2).max(LEAST_PROOF_US);
         let valid_until_us = (now + VALID).as_micros() as u64;
         self.told = (ports.clone(), self.presence.epoch_us());
         match &mut self.congestion {
-            Some(congestion) => congestion.set(ports, proof_us, valid_until_us).map_err(Failure::failed),
+            Some(congestion) => {
+                congestion.set(ports, fast_us, proof_us, valid_until_us).map_err(Failure::failed)
+            }
             None => {
                 self.previous = congestion::default_name().map_err(Failure::failed)?;
-                let settings = Settings {
-                    ports,
-                    fast_us: self.fast_us,
-                    proof_us,
-                    valid_until_us,
-                    ..Settings::default()
-                };
+                let settings = Settings { ports, fast_us, proof_us, valid_until_us, ..Settings::default() };
                 self.congestion =
                     Some(Congestion::attach(&self.previous, settings).map_err(Failure::failed)?);
                 println!("holdfast-guest: attached; before: {}", self.previous);

@@ -167,13 +167,14 @@ impl Congestion {
     pub(crate) fn set(
         &mut self,
         ports: Vec<i32>,
+        fast_us: u32,
         proof_us: u32,
         valid_until_us: u64,
     ) -> Result<(), CongestionError> {
         if ports != self.settings.ports {
             self.settings.generation = self.settings.generation.wrapping_add(1);
         }
-        self.settings = Settings { ports, proof_us, valid_until_us, ..self.settings.clone() };
+        self.settings = Settings { ports, fast_us, proof_us, valid_until_us, ..self.settings.clone() };
         self.programs.set(&self.settings)
     }
 

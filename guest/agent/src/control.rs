@@ -64,6 +64,10 @@ pub(crate) struct Counters {
     pub(crate) opened_again_flows: u64,
     /// Sockets whose congestion control was changed while they were there.
     pub(crate) moved_sockets: u64,
+    /// ACKs that were timed and came at once.
+    pub(crate) in_time_acks: u64,
+    /// That did not.
+    pub(crate) late_acks: u64,
 }
 
 impl Counters {
@@ -76,6 +80,8 @@ impl Counters {
             left_ecn_flows: self.left_ecn_flows + other.left_ecn_flows,
             opened_again_flows: self.opened_again_flows + other.opened_again_flows,
             moved_sockets: self.moved_sockets + other.moved_sockets,
+            in_time_acks: self.in_time_acks + other.in_time_acks,
+            late_acks: self.late_acks + other.late_acks,
         }
     }
 
@@ -92,6 +98,8 @@ impl Counters {
             left_ecn_flows: word(3),
             opened_again_flows: word(4),
             moved_sockets: word(5),
+            in_time_acks: word(6),
+            late_acks: word(7),
         }
     }
 }

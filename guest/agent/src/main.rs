@@ -39,7 +39,7 @@ enum Command {
     },
     /// Run until told to end: `holdfast` is the default congestion control while Holdfast speculates.
     Run {
-        /// An ACK that comes within this was given by Holdfast, not by the client.
+        /// The least that the limit is by which ACKs of Holdfast are told from those of clients.
         #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
         fast_us: u32,
     },

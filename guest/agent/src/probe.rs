@@ -54,7 +54,8 @@ pub(crate) fn look(root: &Path) -> Vec<Finding> {
         good("the kernel describes its types (BTF)")
     } else if root.join("sys/kernel").exists() {
         lack(
-            "the kernel does not describe its types: /sys/kernel/btf/vmlinux is missing, and no BPF program can be fitted to it",
+            "the kernel does not describe its types: /sys/kernel/btf/vmlinux is missing, and no BPF program can \
+             be fitted to it",
             "boot a kernel built with CONFIG_DEBUG_INFO_BTF=y, as Debian's are (linux-image-cloud-amd64)",
         )
     } else {

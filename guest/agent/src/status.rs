@@ -102,11 +102,13 @@ impl fmt::Display for Status {
             left_ecn_flows,
             opened_again_flows,
             moved_sockets,
+            in_time_acks,
+            late_acks,
         } = self.counters;
         writeln!(
             f,
             "flows opened {opened_flows}, again {opened_again_flows}; left to Reno for late ACKs \
-             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}"
+             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}; ACKs in time {in_time_acks}, late {late_acks}"
         )
     }
 }

@@ -27,6 +27,8 @@ typedef __u32 __wsum;
 #define SOL_TCP 6
 #define TCP_CONGESTION 13
 
+enum tcp_state { TCP_ESTABLISHED = 1, TCP_CLOSE_WAIT = 8 };
+
 enum tcp_ca_state { TCP_CA_Open, TCP_CA_Disorder, TCP_CA_CWR, TCP_CA_Recovery, TCP_CA_Loss };
 
 enum tcp_ca_event {
