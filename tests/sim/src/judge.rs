@@ -174,6 +174,7 @@ impl Judge {
         if segment.has(flag::SYN) {
             view.scale = segment.scale;
         }
+        view.shown.learn_scale(&segment, self.outside.get(&key));
         view.note(&segment);
     }
 
@@ -280,6 +281,7 @@ impl Judge {
         if original.is_none() && segment.has(flag::ECE) && !segment.has(flag::SYN) {
             return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
         }
+        shown.learn_scale(&segment, Some(outside));
         check_ack(&segment, inside, outside, untouched || !self.strict)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
@@ -308,6 +310,7 @@ impl Judge {
         let acknowledged = self.outside.get(&key).and_then(|view| view.acknowledged);
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
+        view.shown.learn_scale(&segment, self.outside.get(&key));
         let scales = view.scale.is_some();
         // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
         let unsent = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
@@ -539,6 +542,13 @@ impl Shown {
             return broken("SP-4", text);
         }
         Ok(())
+    }
+
+    /// Behind the client's SYN the guest knows the scale in it, though it may have seen that in fragments.
+    fn learn_scale(&mut self, segment: &Segment, outside: Option<&Outside>) {
+        if !segment.has(flag::SYN) {
+            self.scale = self.scale.or(outside.and_then(|view| view.scale));
+        }
     }
 
     fn note(&mut self, segment: &Segment, acknowledged: Option<SeqNum>, untouched: bool, scales: bool) {
