@@ -236,8 +236,13 @@ impl Judge {
             let key = (guest, client);
             let unscaled = self.outside.get(&key)?.scale.is_none();
             let live = self.live.get(&key)?;
-            // A flow that was reset is not known any more.
-            let scales = live.scale.is_some() && !live.reset && !self.outside.get(&key)?.reset;
+            // A flow that was reset is not known any more, nor one whose sides have closed, though the guest
+            // may not have heard so.
+            let outside = self.outside.get(&key)?;
+            let has_clients = outside.fin.zip(live.acknowledged).is_some_and(|(fin, has)| !has.before(fin));
+            let has_guests = live.fin.zip(outside.acknowledged).is_some_and(|(fin, has)| has.after(fin));
+            let over = live.reset || outside.reset || has_clients && has_guests;
+            let scales = live.scale.is_some() && !over;
             Some((self.queued.get(&key)?.scale.filter(|_| unscaled)?, scales))
         };
         match lent().filter(|_| adds_up(original)) {
