@@ -209,3 +209,20 @@ fn a_segment_beyond_the_window_that_was_heard_moves_no_edge_left() {
     let larger = world.client_sends(&Seg::data(C + 100_000, at(100), b"x").window(60_000)).expect("passed");
     assert_eq!(larger.window, 60_000);
 }
+
+/// A flow is taken up only if all of the window that its guest was shown can be filled, to the block.
+#[test]
+fn a_window_that_there_is_no_room_for_is_not_taken_up() {
+    let most = 65_536;
+    let mut world = World::of(EngineConfig { max_flows: 1, held_bytes: most, flow_bytes: most, ..config() });
+    world.engine.set_mode(world.now, Speculation::Hold);
+    world.open();
+    world.client_sends(&Seg::ack(C, G).window(512)).expect("the client's own window");
+    world.engine.set_mode(world.now, Speculation::On);
+    for from in (0..most as u32).step_by(8192) {
+        let frame = Seg::data(at(from), C, &pattern(from, 8192)).frame(crate::key::Side::Guest);
+        let taken = world.guest_sends_frame(&frame, true) == FromGuest::Taken;
+        assert!(!taken || from > 0, "the whole window lies in one block more than there are");
+    }
+    assert_eq!(world.count(Event::GuestNoRoom), 0);
+}
