@@ -208,6 +208,10 @@ impl Judge {
         }
         let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
         view.reset |= segment.has(flag::RST);
+        // A guest may echo the time of a reset that it did not follow.
+        if let Some((value, _)) = segment.timestamp {
+            view.stamps.insert(value);
+        }
         if segment.has(flag::SYN) {
             view.greeted = true;
             view.scale = segment.scale;
@@ -223,9 +227,6 @@ impl Judge {
         view.next = Some(view.next.map_or(segment.end(), |next| next.later(segment.end())));
         if segment.has(flag::FIN) {
             view.fin = Some(segment.end());
-        }
-        if let Some((value, _)) = segment.timestamp {
-            view.stamps.insert(value);
         }
     }
 
