@@ -319,7 +319,9 @@ impl Judge {
         view.shown.learn_scale(&segment, self.outside.get(&key));
         let scales = view.scale.is_some();
         // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
-        let unsent = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        // Of a guest whose SYN left in fragments that is not known; its client confirms no more than it got.
+        let most = if view.first.is_some() { Some(view.sent) } else { acknowledged };
+        let unsent = segment.ack.is_some_and(|ack| most.is_none_or(|most| ack.after(most)));
         let strange = unsent || view.edge.is_some_and(|edge| segment.seq.after(edge));
         if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
