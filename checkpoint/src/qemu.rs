@@ -147,6 +147,21 @@ impl Qemu {
         Ok(RunState::parse(status["status"].as_str().unwrap_or_default()))
     }
 
+    /// Threads of QEMU, by their kernel ids, that do not run the guest's processors: the main one and that
+    /// of the monitor among them.
+    ///
+    /// # Errors
+    /// When the monitor does not answer.
+    pub fn serving_threads(&mut self) -> Result<Vec<i32>, QemuError> {
+        let processors = self.qmp.execute("query-cpus-fast", Value::Null)?;
+        let runs_guest = |thread: i32| {
+            processors.as_array().is_some_and(|list| list.iter().any(|one| one["thread-id"] == thread))
+        };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let threads = tasks.filter_map(|task| task.file_name().to_str()?.parse().ok());
+        Ok(threads.filter(|&thread| !runs_guest(thread)).collect())
+    }
+
     /// Events that QEMU reported since the last call and that say that the guest ended, was reset or
     /// stopped by somebody else.
     ///

@@ -5,13 +5,13 @@
 //! stands still meanwhile. For the length of the pause these threads get the lowest real-time priority:
 //! they run at once, and for that time only, so that nothing is starved by them.
 //!
-//! A thread that has a real-time policy of its own keeps it. Without the privilege (`CAP_SYS_NICE`) nothing is
+//! A thread that has a real-time policy of its own keeps it, but for the one that is given here, which is taken
+//! for what a Holdfast that was killed in a pause has left. Without the privilege (`CAP_SYS_NICE`) nothing is
 //! changed, and pauses take what they take.
 //!
 //! Source: sched(7).
 #![expect(unsafe_code, reason = "scheduling calls that nix does not wrap")]
 
-use std::fs;
 use std::sync::Once;
 
 /// The lowest real-time priority.
@@ -59,20 +59,8 @@ pub(crate) fn own_thread() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 
-/// Threads of a process that have one of these names.
-pub(crate) fn threads_named(pid: i32, names: &[&str]) -> Vec<i32> {
-    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    tasks
-        .flatten()
-        .filter_map(|task| task.file_name().to_str()?.parse().ok())
-        .filter(|thread| {
-            fs::read_to_string(format!("/proc/{pid}/task/{thread}/comm"))
-                .is_ok_and(|name| names.contains(&name.trim_end()))
-        })
-        .collect()
-}
-
-fn is_ordinary(thread: i32) -> bool {
+/// Whether a thread has no real-time policy.
+pub(crate) fn is_ordinary(thread: i32) -> bool {
     // SAFETY: a call without pointers.
     unsafe { libc::sched_getscheduler(thread) == libc::SCHED_OTHER }
 }
@@ -120,20 +108,5 @@ mod tests {
         assert!(!is_ordinary(own), "as a process that is killed leaves it");
         settle(&[own]);
         assert!(is_ordinary(own));
-    }
-
-    #[test]
-    fn threads_are_found_by_their_names() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let (end, ended) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::Builder::new().name("hf-found".into()).spawn(move || {
-            tell.send(own_thread()).expect("heard");
-            ended.recv().unwrap_or_default();
-        });
-        let there = told.recv().expect("told");
-        let pid = i32::try_from(std::process::id()).expect("a process id");
-        assert_eq!(threads_named(pid, &["hf-found", "hf-nobody"]), [there]);
-        drop(end);
-        thread.expect("a thread").join().expect("it ends");
     }
 }

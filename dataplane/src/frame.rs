@@ -7,6 +7,7 @@
 //! Threading: a wire belongs to one polling core and is used by `&mut self`; frames may be held for
 //! long (the escrow does) and dropped anywhere, which gives their memory back.
 
+use crate::guest::VirtioNetHdr;
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
@@ -44,6 +45,17 @@ pub trait Wire {
     /// Sends up to `max` frames from the front of `frames` and removes those it took, in order;
     /// returns how many. Frames after the first that does not go now stay where they are.
     fn tx_burst(&mut self, frames: &mut VecDeque<Self::Frame>, max: usize) -> usize;
+
+    /// Whether [`Wire::tx_large`] does anything.
+    fn takes_large(&self) -> bool {
+        false
+    }
+
+    /// Sends a large frame of TCP, which the wire cuts into frames of its MTU as a card does, by its offload
+    /// header; behind everything taken before. False when there is no room for it now.
+    fn tx_large(&mut self, _header: &VirtioNetHdr, _frame: &[u8]) -> bool {
+        false
+    }
 
     /// Makes sure that everything taken by [`Wire::tx_burst`] is on its way; once a turn of the core.
     fn flush(&mut self);
@@ -88,6 +100,14 @@ impl<W: Wire + ?Sized> Wire for Box<W> {
 
     fn tx_burst(&mut self, frames: &mut VecDeque<Self::Frame>, max: usize) -> usize {
         (**self).tx_burst(frames, max)
+    }
+
+    fn takes_large(&self) -> bool {
+        (**self).takes_large()
+    }
+
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
+        (**self).tx_large(header, frame)
     }
 
     fn flush(&mut self) {

@@ -22,6 +22,19 @@ pub trait GuestFrame {
     fn copy_to(&self, offset: usize, out: &mut [u8]);
 }
 
+impl GuestFrame for &[u8] {
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn copy_to(&self, offset: usize, out: &mut [u8]) {
+        let there = self.get(offset..).unwrap_or_default();
+        let (copied, beyond) = out.split_at_mut(there.len().min(out.len()));
+        copied.copy_from_slice(&there[..copied.len()]);
+        beyond.fill(0);
+    }
+}
+
 /// What the guest's driver negotiated for frames that it receives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offloads {

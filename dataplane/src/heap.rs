@@ -88,6 +88,8 @@ struct Between {
     from_core: VecDeque<HeapFrame>,
     /// Frames that the wire takes before it is full; none: any number.
     room: Option<usize>,
+    takes_large: bool,
+    large: Vec<(VirtioNetHdr, Vec<u8>)>,
     flushes: usize,
     largest_burst: usize,
 }
@@ -122,6 +124,8 @@ impl HeapWire {
             to_core: VecDeque::with_capacity(frames),
             from_core: VecDeque::with_capacity(frames),
             room: None,
+            takes_large: false,
+            large: Vec::new(),
             flushes: 0,
             largest_burst: 0,
         }));
@@ -161,6 +165,19 @@ impl Wire for HeapWire {
         count
     }
 
+    fn takes_large(&self) -> bool {
+        lock(&self.between).takes_large
+    }
+
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
+        let mut between = lock(&self.between);
+        if between.room == Some(0) {
+            return false;
+        }
+        between.large.push((*header, frame.to_vec()));
+        true
+    }
+
     fn flush(&mut self) {
         lock(&self.between).flushes += 1;
     }
@@ -196,6 +213,17 @@ impl HeapPeer {
     #[must_use]
     pub fn take(&self) -> Vec<Vec<u8>> {
         lock(&self.between).from_core.drain(..).map(|frame| frame.bytes().to_vec()).collect()
+    }
+
+    /// From now on the wire takes large frames of TCP as they are.
+    pub fn accept_large(&self) {
+        lock(&self.between).takes_large = true;
+    }
+
+    /// Takes the large frames that the core has sent.
+    #[must_use]
+    pub fn take_large(&self) -> Vec<(VirtioNetHdr, Vec<u8>)> {
+        std::mem::take(&mut lock(&self.between).large)
     }
 
     /// Drops everything that the core has sent, without allocating; returns how many frames.

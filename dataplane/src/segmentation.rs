@@ -61,6 +61,8 @@ struct Segments {
     v6: bool,
     size: usize,
     count: usize,
+    /// [`GSO_ECN`], if the guest said so.
+    ecn: u8,
     /// Sum of what all segments' TCP checksums share: addresses and protocol.
     shared: Sum,
 }
@@ -116,6 +118,21 @@ impl Plan {
     #[must_use]
     pub const fn makes_checksums(&self) -> bool {
         matches!(self.kind, Kind::Segments(_))
+    }
+
+    /// The offload header of a frame that is to be cut, with nothing in it that was not judged.
+    #[must_use]
+    pub fn offload_header(&self) -> Option<VirtioNetHdr> {
+        let Kind::Segments(segments) = &self.kind else { return None };
+        Some(VirtioNetHdr {
+            flags: NEEDS_CHECKSUM,
+            gso_type: if segments.v6 { GSO_TCPV6 } else { GSO_TCPV4 } | segments.ecn,
+            hdr_len: segments.headers.len() as u16,
+            gso_size: segments.size as u16,
+            csum_start: segments.transport as u16,
+            csum_offset: TCP_CHECKSUM_AT as u16,
+            num_buffers: 0,
+        })
     }
 
     /// Length of the frame `index`, in bytes.
@@ -186,7 +203,8 @@ impl Segments {
             return Err(DropReason::Segments);
         }
         headers.truncate(end);
-        Ok(Self { headers, network, transport: tcp.offset, v6, size, count, shared })
+        let ecn = header.gso_type & GSO_ECN;
+        Ok(Self { headers, network, transport: tcp.offset, v6, size, count, ecn, shared })
     }
 
     /// Payload bytes of the segment `index` of a frame of `len` bytes.

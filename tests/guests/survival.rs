@@ -48,6 +48,19 @@ fn a_guest_of_the_systems_qemu_survives_the_loss_of_its_host() {
     }
 }
 
+/// OC-1, FO-1: as above, with epochs that the guest's output ends.
+#[test]
+fn a_guest_with_adaptive_epochs_survives_the_loss_of_its_host() {
+    if !can() {
+        return;
+    }
+    for mode in ["commit", "speculative"] {
+        let mut options = options(mode);
+        options.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
+        survives(options, seed(132));
+    }
+}
+
 /// OC-1, FO-1: as above, with the newest QEMU that is supported.
 #[test]
 fn a_guest_of_qemu_10_survives_the_loss_of_its_host() {

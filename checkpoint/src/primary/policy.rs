@@ -39,7 +39,7 @@ pub trait EpochPolicy: Send {
     /// length.
     fn on_output(&self) -> OnOutput;
 
-    /// The operator wants epochs of this length, or of this length at most.
+    /// The operator wants epochs of this length; of this length at most, where something else ends them.
     fn set_length(&mut self, length: Duration);
 }
 
@@ -103,7 +103,8 @@ pub struct FollowOutput {
 }
 
 impl FollowOutput {
-    /// Epochs of at most `longest`, with the guest standing still for at most `share` of the time.
+    /// Epochs of at most `longest`, with the guest standing still for at most `share` of the time. Of the two
+    /// bounds the share is the stronger: after an uncommonly long pause an epoch is longer.
     #[must_use]
     pub fn new(longest: Duration, share: f64) -> Self {
         Self { longest, share: share.clamp(0.01, 0.9), credit_s: 0.0, pause_s: 0.0, bulk: false }

@@ -42,7 +42,8 @@ pub struct VmConfig {
     pub first_role: FirstRole,
     /// Whether the primary protects the guest by itself as soon as a backup answers.
     pub protect: bool,
-    /// Length of an epoch, from one pause to the next; with [`EpochRule::FollowOutput`] the longest one.
+    /// Length of an epoch, from one pause to the next; with [`EpochRule::FollowOutput`] the longest one, but
+    /// for those that pay for a long pause.
     pub epoch: Duration,
     /// What ends an epoch.
     pub epoch_rule: EpochRule,

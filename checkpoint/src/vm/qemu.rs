@@ -7,15 +7,12 @@ use crate::qemu::{
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
 use crate::tracker::{DirtyTracker, FileIdentity, UffdTracker, mappings_of};
-use crate::urgent::{settle, threads_named};
+use crate::urgent::settle;
 use crate::vm::hypervisor::{Guest, GuestError, Hypervisor, Standby};
 use crate::vm::process::Watched;
 use crossbeam_channel::Receiver;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Name of QEMU's thread that reads the monitor's commands, cut off as the kernel does.
-const MONITOR_THREAD: &str = "IO mon_iothread";
 
 /// How long a QEMU that is to end may take before it is killed.
 const END_LIMIT: Duration = Duration::from_secs(2);
@@ -152,7 +149,7 @@ struct QemuGuest {
     _process: Option<QemuProcess>,
     /// Whether the last stop was ours: what the operator stopped is not continued.
     stopped: bool,
-    /// Threads of QEMU that serve its monitor.
+    /// Threads of QEMU that serve its monitor, and others that do not run the guest.
     serving: Vec<i32>,
     /// State of the devices of a guest that its operator halted. QEMU saves it once and refuses from then
     /// on ("paused due to previous migration"); until the guest has run again it stays the same.
@@ -165,12 +162,12 @@ impl QemuGuest {
         Ok(Self::watched(qemu, watched, process))
     }
 
-    fn watched(qemu: Qemu, watched: Watched, process: Option<QemuProcess>) -> Self {
-        // The main thread bears the process's own id. It makes the thread that saves the state, which
-        // inherits its standing.
-        let pid = qemu.pid();
-        let mut serving = vec![pid];
-        serving.extend(threads_named(pid, &[MONITOR_THREAD]));
+    fn watched(mut qemu: Qemu, watched: Watched, process: Option<QemuProcess>) -> Self {
+        // The main thread makes the one that saves the state, which inherits its standing.
+        let serving = qemu.serving_threads().unwrap_or_else(|fault| {
+            tracing::debug!(%fault, "the threads of QEMU are not known");
+            Vec::new()
+        });
         settle(&serving);
         Self { qemu, watched, _process: process, stopped: false, serving, halted: None }
     }

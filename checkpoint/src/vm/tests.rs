@@ -9,6 +9,7 @@ use crate::host_needs;
 use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome};
 use crate::qemu::tests::{MEMORY, has_qemu};
 use crate::transport::{Incoming, LinkEvent, Listener, TcpTransport, Transport};
+use crate::urgent::is_ordinary;
 use holdfast_epoch::Term;
 use lab::*;
 use nix::sys::signal::Signal;
@@ -423,6 +424,20 @@ fn output_ends_an_epoch_that_follows_it() {
     assert!(began.elapsed() < long / 2, "{:?}", began.elapsed());
     let stats = couple.vm_a.status().stats;
     assert!((1..=700_000).contains(&stats.guest_clock_lag_ppm), "{}", stats.guest_clock_lag_ppm);
+}
+
+/// The threads of QEMU that a pause waits for go first in it, and are as before when none follows.
+#[test]
+fn threads_of_a_pause_go_first_in_it_alone() {
+    let Some(_turn) = can_run() else { return };
+    let couple = Couple::protected();
+    let pid = couple.qemu.pid();
+    eventually("a pause in which QEMU goes first", || (!is_ordinary(pid)).then_some(()));
+    couple.vm_a.unprotect().expect("the arbiter agrees");
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("QEMU runs");
+    let threads = tasks.flatten().filter_map(|task| task.file_name().to_str()?.parse().ok());
+    let left: Vec<i32> = threads.filter(|&thread| !is_ordinary(thread)).collect();
+    assert!(left.is_empty(), "threads {left:?} of QEMU were left as they were in the pause");
 }
 
 /// In bulk an epoch that follows the output goes on while there is traffic, and ends when that ends.

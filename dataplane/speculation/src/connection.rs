@@ -26,7 +26,7 @@ use crate::report::{FlowReport, FlowState};
 use crate::segment::Segment;
 use crate::seq::SeqNum;
 use crate::shared::Shared;
-use crate::store::Queue;
+use crate::store::{Queue, blocks};
 use crate::time::Time;
 use crate::window::{Scale, Scaled};
 use holdfast_epoch::EpochId;
@@ -352,7 +352,8 @@ impl Connection {
         let base = self.guest.next;
         let promised = self.guest.edge.bytes_since(base);
         let least = promised.max(shared.initial_window);
-        if promised > shared.flow_bytes || least > shared.room() {
+        // In whole blocks, as it will be promised: a window that begins within a block takes one more.
+        if promised > shared.flow_bytes || blocks(base, base + least) > shared.store.unreserved() {
             return false;
         }
         self.queue = Queue::new(base);

@@ -157,15 +157,20 @@ impl Opening {
 
 impl Connection {
     /// Whether nothing is said on it any more that needs its windows rewritten: it was reset, or both sides
-    /// have sent their FIN and the guest has the client's.
+    /// have sent their FIN, and each has the other's. One that was passed through may be on its way, with
+    /// bytes before it.
     pub(crate) fn is_over(&self) -> bool {
-        let closed = self.client_fin.is_some_and(|fin| !self.guest.voice.ack.before(fin));
+        let closed = self.client_fin.is_some_and(|fin| !self.guest.voice.ack.before(fin))
+            && !self.client.real.before(self.guest.next);
         self.phase == Phase::Finished && (self.was_reset || closed)
     }
 
-    /// Whether it must keep its place for the sake of a lent scale.
+    /// Whether it must keep its place for the sake of a lent scale: it is not over, or what its guest said
+    /// before that has not left.
     pub(crate) fn needs_rescaling(&self) -> bool {
-        self.negotiated.lent.is_some() && !self.is_over()
+        let told = |fin| self.client.said.is_some_and(|said| !said.ack.before(fin));
+        let has_left = self.was_reset || self.client_fin.is_some_and(told);
+        self.negotiated.lent.is_some() && !(self.is_over() && has_left)
     }
 }
 

@@ -106,12 +106,15 @@ impl Connection {
             }
             return;
         }
-        let sensible = segment.flags & (flag::SYN | flag::ACK) == flag::ACK && self.is_in_window(segment);
+        let sensible = segment.flags & (flag::SYN | flag::ACK) == flag::ACK;
         // The guest may have sent more than was seen of it, in fragments, but not far beyond its window:
         // a client that confirms more is not believed (RB-1).
         let most = if self.barred { self.guest.edge + BEYOND_WINDOW } else { self.guest.next };
         if !sensible || segment.ack.after(most.later(self.guest.next)) {
             return;
+        }
+        if !self.is_in_window(segment) {
+            return self.keep_edge(segment, frame, shared);
         }
         let fresh = self.is_fresh(segment);
         self.guest.next = self.guest.next.later(segment.ack);
@@ -133,6 +136,21 @@ impl Connection {
             Rewriter::new(frame, segment).window(window);
             shared.count(Event::WireRewritten);
         }
+    }
+
+    /// A segment beyond the guest's window as far as that was heard: the guest may have opened it in
+    /// fragments, and accept it. Nothing is learnt of it, but an edge that it was shown does not move left
+    /// (SP-4).
+    fn keep_edge(&mut self, segment: &Segment, frame: &mut [u8], shared: &mut Shared) {
+        let (ack, shown) = (segment.ack, self.guest.edge);
+        let real = ack + self.negotiated.client_scale.bytes(Scaled(segment.window));
+        if ack.before(self.guest.acked) || !real.before(shown) {
+            return;
+        }
+        let (window, edge) = self.negotiated.scale_to_guest().offer(ack, shown, shown);
+        self.guest.edge = edge;
+        Rewriter::new(frame, segment).window(window);
+        shared.count(Event::WireRewritten);
     }
 
     /// Keeps what a sensible segment says of the client.

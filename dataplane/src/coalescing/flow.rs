@@ -139,6 +139,10 @@ fn segment(bytes: &[u8], layout: &Layout, packet: &Packet, flow: Flow) -> Option
         || tcp.flags & !flag::PSH != flag::ACK
         || payload >= packet.end
         || !packet.header_verified
+        // What one header cannot say for all: bits that are reserved, or AccECN's, and urgent data.
+        || bytes[tcp.offset + 12] & 0x0f != 0
+        || bytes[tcp.offset + 18..tcp.offset + 20] != [0, 0]
+        || packet.reserved
     {
         return None;
     }
@@ -184,6 +188,8 @@ struct Packet {
     traffic: u32,
     hops: u8,
     dont_fragment: bool,
+    /// The bit of IPv4 that is reserved.
+    reserved: bool,
     identification: u16,
 }
 
@@ -204,6 +210,7 @@ impl Packet {
                     traffic: u32::from(ip.service),
                     hops: ip.hops,
                     dont_fragment: ip.dont_fragment,
+                    reserved: bytes[ip.offset + 6] & 0x80 != 0,
                     identification: ip.identification,
                 };
                 packet.source[..4].copy_from_slice(&ip.source);
@@ -222,6 +229,7 @@ impl Packet {
                 traffic: ip.flow,
                 hops: ip.hops,
                 dont_fragment: true,
+                reserved: false,
                 identification: 0,
             }),
             Network::Arp { .. } | Network::Opaque => None,

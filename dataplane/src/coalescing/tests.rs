@@ -330,6 +330,21 @@ fn a_wire_gets_only_frames_merged_that_become_the_same_when_cut() {
     assert_eq!(merge(ALL, bytes(&segments)).len(), 1, "a guest does not see the difference");
 }
 
+/// Bits that nobody here knows are not lost in the header of another segment: reserved ones of TCP and IPv4,
+/// AccECN's, and the urgent pointer.
+#[test]
+fn segments_with_bits_beyond_the_common_ones_are_not_merged() {
+    for (at, bit) in [(34 + 12, 1), (34 + 12, 8), (34 + 18, 1), (34 + 19, 1), (14 + 6, 0x80)] {
+        let segments = train(false, 3, 100);
+        let mut frames = bytes(&segments);
+        frames[1][at] |= bit;
+        sample::complete(&mut frames[1], 34, false);
+        let seen = merge(ALL, frames.clone());
+        let found: Vec<Vec<u8>> = seen.iter().map(|(_, bytes, _)| bytes.clone()).collect();
+        assert_eq!(found, frames, "byte {at}, bit {bit}");
+    }
+}
+
 #[test]
 fn what_was_not_delivered_is_given_back_in_order() {
     let (mut a, mut b) = (train(false, 4, 100), train(false, 3, 100));

@@ -15,7 +15,7 @@ use crate::guest::{GuestFrame, Verdict, VirtioNetHdr};
 use crate::headers::{self, Layout, Link, MAX_HEADERS, Mac, ethertype, protocol};
 use crate::identity::MAX_STATIONS;
 use crate::segmentation::{MAX_GUEST_FRAME, Plan, fits};
-use crate::switch::{Slot, Switch};
+use crate::switch::{Destination, Slot, Switch};
 use holdfast_speculation::{FromGuest, Time};
 
 /// Frames taken from one guest in one turn.
@@ -31,11 +31,11 @@ impl<W: Wire> Core<W> {
     /// Takes what the guests have sent; returns how many frames.
     pub(super) fn capture(&mut self) -> usize {
         let mut taken = 0;
-        let Self { ports, wires, scratch, audit, counters, .. } = self;
+        let Self { ports, wires, scratch, large, audit, counters, .. } = self;
         for (slot, port) in ports.iter_mut().enumerate() {
             port.guest.poll_control();
-            let Attached { wire, switch, .. } = &mut wires[port.wire];
-            taken += capture_port(slot, port, wire, switch, scratch, audit.as_mut(), counters);
+            let attached = &mut wires[port.wire];
+            taken += capture_port(slot, port, attached, scratch, large, audit.as_mut(), counters);
         }
         taken
     }
@@ -49,15 +49,16 @@ impl<W: Wire> Core<W> {
 fn capture_port<W: Wire>(
     slot: Slot,
     port: &mut Port<W::Frame>,
-    wire: &mut W,
-    switch: &mut Switch,
+    attached: &mut Attached<W>,
     scratch: &mut Vec<W::Frame>,
+    large: &mut Vec<u8>,
     mut audit: Option<&mut Audit>,
     core: &Block<CoreCounter>,
 ) -> usize {
     if !port.egress.has_room() {
         return 0;
     }
+    let Attached { wire, switch, .. } = attached;
     let mtu = wire.mtu();
     let mode = port.mode_for_guest();
     let Port {
@@ -93,6 +94,30 @@ fn capture_port<W: Wire>(
                     counters.events.add(PortCounter::Taken, 1);
                     return Verdict::Taken;
                 }
+            }
+        }
+        if header.gso_type != VirtioNetHdr::GSO_NONE && audit.is_none() && egress.is_open() {
+            let source = Sender { slot, switch, identity, last };
+            match pass_large(header, frame, mtu, wire, source, large) {
+                Passed::Taken(segments) => {
+                    made += segments;
+                    counters.events.add(PortCounter::Captured, 1);
+                    counters.events.add(PortCounter::CapturedBytes, frame.len() as u64);
+                    counters.events.add(PortCounter::Segments, segments as u64);
+                    counters.events.add(PortCounter::Sent, segments as u64);
+                    counters.events.add(PortCounter::SentBytes, frame.len() as u64);
+                    return Verdict::Taken;
+                }
+                Passed::Wait => {
+                    *starved = true;
+                    counters.events.add(PortCounter::Refusals, 1);
+                    return Verdict::Refused;
+                }
+                Passed::Drop(reason) => {
+                    counters.drops.add(reason, 1);
+                    return Verdict::Taken;
+                }
+                Passed::No => {}
             }
         }
         match cut(header, frame, wire, scratch) {
@@ -136,6 +161,50 @@ fn capture_port<W: Wire>(
         port.count_held();
     }
     taken
+}
+
+/// What became of a large frame that may go as it is.
+enum Passed {
+    /// It went, as so many frames of the wire's MTU.
+    Taken(usize),
+    /// It may go later.
+    Wait,
+    Drop(DropReason),
+    /// It has to be cut here.
+    No,
+}
+
+/// Hands a large frame to a wire that cuts it, if nobody but the wire is to have it. It is copied first, once:
+/// what was judged is what goes.
+fn pass_large<W: Wire>(
+    header: &VirtioNetHdr,
+    frame: &dyn GuestFrame,
+    mtu: u16,
+    wire: &mut W,
+    source: Sender<'_>,
+    large: &mut Vec<u8>,
+) -> Passed {
+    if !wire.takes_large() || frame.len() > MAX_GUEST_FRAME {
+        return Passed::No;
+    }
+    large.resize(frame.len(), 0);
+    frame.copy_to(0, large);
+    let Some(link) = Link::parse(large) else { return Passed::No };
+    if !matches!(source.switch.destination(link.destination), Destination::Unknown) {
+        return Passed::No;
+    }
+    let plan = match Plan::new(header, &large.as_slice(), mtu) {
+        Ok(plan) => plan,
+        Err(reason) => return Passed::Drop(reason),
+    };
+    let Some(header) = plan.offload_header() else { return Passed::No };
+    if let Err(reason) = source.admit(&link, &large[..plan.frame_len(0)], mtu) {
+        return Passed::Drop(reason);
+    }
+    match wire.tx_large(&header, large) {
+        true => Passed::Taken(plan.frames()),
+        false => Passed::Wait,
+    }
 }
 
 /// Why a frame of a guest did not become frames of the wire.

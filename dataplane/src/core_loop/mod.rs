@@ -27,7 +27,7 @@ use crate::coalescing::BURST;
 use crate::counters::{Block, CoreCounter};
 use crate::frame::Wire;
 use crate::handle::{Handle, Link, Request};
-use crate::segmentation::MAX_SEGMENTS;
+use crate::segmentation::{MAX_GUEST_FRAME, MAX_SEGMENTS};
 use crate::switch::Switch;
 use crossbeam_channel::Receiver;
 use holdfast_epoch::EpochId;
@@ -87,6 +87,8 @@ pub struct Core<W: Wire> {
     counters: Arc<Block<CoreCounter>>,
     /// Frames of the burst at hand.
     scratch: Vec<W::Frame>,
+    /// The large frame at hand.
+    large: Vec<u8>,
     /// Ports that are being announced.
     announcing: usize,
     /// When the last turn found something, in nanoseconds.
@@ -115,6 +117,7 @@ impl<W: Wire> Core<W> {
             idle,
             counters,
             scratch: Vec::with_capacity(MAX_SEGMENTS.max(BURST)),
+            large: Vec::with_capacity(MAX_GUEST_FRAME),
             announcing: 0,
             busy_ns: 0,
         };

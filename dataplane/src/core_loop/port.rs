@@ -143,6 +143,14 @@ impl<F: Frame> Egress<F> {
         !self.fenced && backlog && self.escrow.has_room(self.waiting())
     }
 
+    /// Whether a frame may go to the wire now, past queues that are empty.
+    pub(super) fn is_open(&self) -> bool {
+        self.escrow.open_epoch().is_none()
+            && self.outbox.is_empty()
+            && self.to_wire.is_empty()
+            && self.may_transmit(monotonic_ns)
+    }
+
     /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
     pub(super) fn accept(&mut self, frame: F) {
         if let Some(frame) = self.escrow.hold(frame) {

@@ -7,6 +7,7 @@ mod speculation;
 use super::*;
 use crate::counters::{DropReason, PortCounter};
 use crate::escrow::{EscrowError, Limits};
+use crate::guest::VirtioNetHdr;
 use crate::handle::{GateError, Mode, PortConfig};
 use crate::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
 use crate::kept::{KeptError, KeptPorts};
@@ -128,6 +129,65 @@ fn the_first_output_of_an_epoch_is_told() {
         let report = core.handle.cut(&both, EpochId::new(epoch), false).expect("a cut");
         assert_eq!(report.frames, 2);
     }
+}
+
+/// A wire that cuts gets large frames whole from a port that holds nothing, in their order among the others;
+/// with a header that was judged, whatever the guest wrote.
+#[test]
+fn large_frames_pass_a_native_port_whole_where_the_wire_cuts_them() {
+    let core = Running::new();
+    let guest = core.port(1, PortConfig::default());
+    core.peer.accept_large();
+    for v6 in [false, true] {
+        let segment = sample::Tcp::data(v6, vec![7; 5000]);
+        let (header, bytes) = segment.offloaded(1000);
+        let lying = VirtioNetHdr { hdr_len: 9, num_buffers: 3, ..header };
+        guest.send_offloaded(lying, bytes.clone());
+        wait_until(|| core.count(1, PortCounter::Captured) == 1 + u64::from(v6));
+        core.settle();
+        let expected = VirtioNetHdr { hdr_len: segment.headers() as u16, num_buffers: 0, ..header };
+        assert_eq!(core.peer.take_large(), [(expected, bytes)]);
+        assert_eq!(core.peer.take(), Vec::<Vec<u8>>::new());
+    }
+    assert_eq!(core.count(1, PortCounter::Sent), 10);
+
+    // RB-1: what a card would not cut is dropped, and one that another port is to have is not let out.
+    let (header, bytes) = sample::Tcp::data(false, vec![7; 5000]).offloaded(1000);
+    guest.send_offloaded(VirtioNetHdr { gso_size: 3000, ..header }, bytes.clone());
+    wait_until(|| core.drops(1, DropReason::Oversize) == 1);
+    let neighbour = core.port(2, PortConfig::default());
+    neighbour.send(sample::opaque(mac(9), sample::CLIENT, 64, 0));
+    core.wire(1);
+    guest.send_offloaded(header, bytes);
+    wait_until(|| core.count(2, PortCounter::Delivered) > 0);
+    assert_eq!(core.peer.take_large(), []);
+}
+
+/// OC-1, OC-2: a large frame neither leaves a port that holds nor overtakes what waits.
+#[test]
+fn a_large_frame_is_cut_and_waits_where_others_do() {
+    let core = Running::new();
+    let guest = core.port(1, PortConfig::default());
+    core.peer.accept_large();
+    let (header, bytes) = sample::Tcp::data(false, vec![7; 5000]).offloaded(1000);
+    core.peer.set_room(Some(0));
+    guest.send(frame(1, 1));
+    wait_until(|| core.count(1, PortCounter::Captured) == 1);
+    guest.send_offloaded(header, bytes.clone());
+    wait_until(|| core.count(1, PortCounter::Captured) == 2);
+    core.peer.set_room(None);
+    assert_eq!(core.wire(6).len(), 6);
+    assert_eq!(core.peer.take_large(), []);
+
+    core.handle.set_mode(&ONE, COMMIT).expect("protected");
+    guest.send_offloaded(header, bytes);
+    wait_until(|| core.count(1, PortCounter::Captured) == 3);
+    core.settle();
+    assert_eq!((core.peer.take(), core.peer.take_large()), (vec![], vec![]));
+    core.handle.cut(&ONE, EpochId::FIRST, false).expect("a cut");
+    core.handle.release(&ONE, token(1, 1)).expect("a commit");
+    assert_eq!(core.wire(5).len(), 5);
+    assert_eq!(core.peer.take_large(), []);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
-    /// Pause, commit latency, and throughput of plain QEMU over a TAP, of native and of commit.
+    /// Pause, commit latency, and throughput of plain QEMU over a TAP, of native, and of commit with epochs of
+    /// fixed length and with adaptive ones.
     Quick(quick::QuickOptions),
     /// What the guest sends to the client: modes, lengths of an epoch, sizes and numbers of connections.
     Bulk(Box<bulk::BulkOptions>),

@@ -130,6 +130,15 @@ impl Wire for KernelWire {
         sent
     }
 
+    fn takes_large(&self) -> bool {
+        true
+    }
+
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
+        // One that the kernel refuses for good is gone as on any wire that is down.
+        self.sender.send(&offload_header(header), &[frame]) != Sent::Full
+    }
+
     fn flush(&mut self) {
         // The kernel has everything that it was given.
     }

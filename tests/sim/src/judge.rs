@@ -174,6 +174,7 @@ impl Judge {
         if segment.has(flag::SYN) {
             view.scale = segment.scale;
         }
+        view.shown.learn_scale(&segment, self.outside.get(&key));
         view.note(&segment);
     }
 
@@ -207,6 +208,10 @@ impl Judge {
         }
         let view = self.outside.entry((segment.ports.1, segment.ports.0)).or_default();
         view.reset |= segment.has(flag::RST);
+        // A guest may echo the time of a reset that it did not follow.
+        if let Some((value, _)) = segment.timestamp {
+            view.stamps.insert(value);
+        }
         if segment.has(flag::SYN) {
             view.greeted = true;
             view.scale = segment.scale;
@@ -223,9 +228,6 @@ impl Judge {
         if segment.has(flag::FIN) {
             view.fin = Some(segment.end());
         }
-        if let Some((value, _)) = segment.timestamp {
-            view.stamps.insert(value);
-        }
     }
 
     /// Whether a frame is for the guest as it came, but for the scale of its window, where one was lent.
@@ -235,8 +237,13 @@ impl Judge {
             let key = (guest, client);
             let unscaled = self.outside.get(&key)?.scale.is_none();
             let live = self.live.get(&key)?;
-            // A flow that was reset is not known any more.
-            let scales = live.scale.is_some() && !live.reset && !self.outside.get(&key)?.reset;
+            // A flow that was reset is not known any more, nor one whose sides have closed, though the guest
+            // may not have heard so.
+            let outside = self.outside.get(&key)?;
+            let has_clients = outside.fin.zip(live.acknowledged).is_some_and(|(fin, has)| !has.before(fin));
+            let has_guests = live.fin.zip(outside.acknowledged).is_some_and(|(fin, has)| has.after(fin));
+            let over = live.reset || outside.reset || has_clients && has_guests;
+            let scales = live.scale.is_some() && !over;
             Some((self.queued.get(&key)?.scale.filter(|_| unscaled)?, scales))
         };
         match lent().filter(|_| adds_up(original)) {
@@ -280,6 +287,7 @@ impl Judge {
         if original.is_none() && segment.has(flag::ECE) && !segment.has(flag::SYN) {
             return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
         }
+        shown.learn_scale(&segment, Some(outside));
         check_ack(&segment, inside, outside, untouched || !self.strict)?;
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
@@ -308,9 +316,12 @@ impl Judge {
         let acknowledged = self.outside.get(&key).and_then(|view| view.acknowledged);
         let forged = self.queued.get(&key).is_some_and(|shown| shown.forged);
         let view = self.live.entry(key).or_default();
+        view.shown.learn_scale(&segment, self.outside.get(&key));
         let scales = view.scale.is_some();
         // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
-        let unsent = view.first.is_some() && segment.ack.is_some_and(|ack| ack.after(view.sent));
+        // Of a guest whose SYN left in fragments that is not known; its client confirms no more than it got.
+        let most = if view.first.is_some() { Some(view.sent) } else { acknowledged };
+        let unsent = segment.ack.is_some_and(|ack| most.is_none_or(|most| ack.after(most)));
         let strange = unsent || view.edge.is_some_and(|edge| segment.seq.after(edge));
         if !view.has(&segment) && !strange {
             view.shown.note(&segment, acknowledged, true, scales);
@@ -539,6 +550,13 @@ impl Shown {
             return broken("SP-4", text);
         }
         Ok(())
+    }
+
+    /// Behind the client's SYN the guest knows the scale in it, though it may have seen that in fragments.
+    fn learn_scale(&mut self, segment: &Segment, outside: Option<&Outside>) {
+        if !segment.has(flag::SYN) {
+            self.scale = self.scale.or(outside.and_then(|view| view.scale));
+        }
     }
 
     fn note(&mut self, segment: &Segment, acknowledged: Option<SeqNum>, untouched: bool, scales: bool) {

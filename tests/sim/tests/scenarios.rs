@@ -14,11 +14,18 @@ fn no_seed_violates_an_invariant() {
 }
 
 /// Seeds that once failed, and what was wrong.
-const ONCE_FAILED: [(u64, &str); 3] = [
+const ONCE_FAILED: [(u64, &str); 11] = [
     (339312, "the judge: an ACK older than what the guest has seen opens no window"),
     (304506, "the judge: a FIN beyond the client's window is sent again, like bytes"),
     (86479, "smoltcp: in CLOSING it forgets to send again, and probes kept the card from reminding it"),
-    // OLD_SORROWS
+    (132769, "the judge: a SYN in fragments, whose scale was known from before"),
+    (143080, "the judge: a SYN in fragments that was repeated as a whole"),
+    (137286, "the wire: a stranger made a reset as good as the client's"),
+    (173872, "a lent scale: its flow was forgotten while what the guest had said waited"),
+    (801624, "a lent scale: its flow was forgotten while the guest's last bytes were on their way"),
+    (416086, "a segment beyond a window that was told in fragments moved an edge left"),
+    (380979, "the judge: the guest echoed the time of a reset that it did not follow"),
+    (749470, "the judge: a stranger's ACK to a guest whose SYN left in fragments"),
 ];
 
 #[test]

@@ -226,9 +226,12 @@ impl Process {
         self.0.wait().expect("our child");
     }
 
+    pub(super) fn pid(&self) -> i32 {
+        i32::try_from(self.0.id()).expect("a pid")
+    }
+
     pub(super) fn signal(&self, signal: nix::sys::signal::Signal) {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.0.id()).expect("a pid"));
-        nix::sys::signal::kill(pid, signal).expect("our child");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), signal).expect("our child");
     }
 }
 

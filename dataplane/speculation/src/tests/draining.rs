@@ -184,3 +184,45 @@ fn a_draining_flow_speculates_again_when_the_mode_comes_back() {
     world.turn();
     assert_eq!(world.guest_got().pop().expect("an ACK").ack, at(200));
 }
+
+/// SP-4: a guest may have opened its window in fragments, which are not heard. A segment beyond what was
+/// heard of it tells us nothing, but moves no edge left that the guest was shown.
+#[test]
+fn a_segment_beyond_the_window_that_was_heard_moves_no_edge_left() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.turn();
+    let shown = world.guest_got().pop().expect("an ACK");
+    let edge = shown.ack.wrapping_add(u32::from(shown.window) << 7);
+    world.epoch();
+    assert_eq!(world.client_sends(&Seg::ack(C, at(100)).window(2)), None);
+    world.engine.set_mode(world.now, Speculation::Hold);
+    assert_eq!(world.flow().state, FlowState::Plain);
+    for beyond in [0, 100_000] {
+        let data = Seg::data(C + beyond, at(100), b"x").window(2);
+        let passed = world.client_sends(&data).expect("for the guest to judge");
+        let seen = passed.ack.wrapping_add(u32::from(passed.window) << 7);
+        assert!(seen.wrapping_sub(edge) < 128, "{beyond}: an edge at {seen}, once at {edge}");
+        assert_eq!(passed.ack, at(100));
+    }
+    let larger = world.client_sends(&Seg::data(C + 100_000, at(100), b"x").window(60_000)).expect("passed");
+    assert_eq!(larger.window, 60_000);
+}
+
+/// A flow is taken up only if all of the window that its guest was shown can be filled, to the block.
+#[test]
+fn a_window_that_there_is_no_room_for_is_not_taken_up() {
+    let most = 65_536;
+    let mut world = World::of(EngineConfig { max_flows: 1, held_bytes: most, flow_bytes: most, ..config() });
+    world.engine.set_mode(world.now, Speculation::Hold);
+    world.open();
+    world.client_sends(&Seg::ack(C, G).window(512)).expect("the client's own window");
+    world.engine.set_mode(world.now, Speculation::On);
+    for from in (0..most as u32).step_by(8192) {
+        let frame = Seg::data(at(from), C, &pattern(from, 8192)).frame(crate::key::Side::Guest);
+        let taken = world.guest_sends_frame(&frame, true) == FromGuest::Taken;
+        assert!(!taken || from > 0, "the whole window lies in one block more than there are");
+    }
+    assert_eq!(world.count(Event::GuestNoRoom), 0);
+}

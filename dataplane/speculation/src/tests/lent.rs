@@ -276,7 +276,7 @@ fn a_handshake_is_read_as_it_was_written() {
     }
 }
 
-/// A FIN of the client counts once the guest has it.
+/// A FIN of the client counts once the guest has it, and the client knows.
 #[test]
 fn a_flow_whose_sides_have_closed_makes_room() {
     let mut world = open();
@@ -286,7 +286,33 @@ fn a_flow_whose_sides_have_closed_makes_room() {
     let again = Seg::ack(CLIENT_ISS + 9, 0).flags(SYN);
     world.client_sends(&again).expect("for the guest to judge");
     assert_eq!(world.count(Event::FlowsReplaced), 0);
-    world.guest_passes(&Seg::ack(at(1), C + 1));
+    world.guest_passes(&Seg::ack(at(1), C + 1).window(300));
+    world.client_sends(&again);
+    assert_eq!(world.count(Event::FlowsReplaced), 0, "what waits for its commit is still to be rewritten");
+    world.client_got();
+    world.epoch();
+    assert_eq!(world.client_got()[0].window, 38_400);
+    world.client_sends(&again);
+    assert_eq!(world.count(Event::FlowsReplaced), 1);
+}
+
+/// RFC 9293 §3.6: behind a FIN that was passed through, the guest still sends again what its client has not,
+/// and needs its windows in the scale lent.
+#[test]
+fn a_flow_whose_last_bytes_are_on_their_way_is_not_over() {
+    let mut world = open();
+    world.engine.set_mode(world.now, Speculation::Hold);
+    world.guest_passes(&Seg::data(at(0), C, b"last").flags(FIN_ACK));
+    world.epoch();
+    world.client_sends(&Seg::ack(C, at(0)).flags(FIN_ACK).window(60_000)).expect("a FIN");
+    world.guest_passes(&Seg::ack(at(5), C + 1));
+    world.epoch();
+    let again = Seg::ack(CLIENT_ISS + 9, 0).flags(SYN);
+    world.client_sends(&again).expect("for the guest to judge");
+    assert_eq!(world.count(Event::FlowsReplaced), 0);
+    let seen = world.client_sends(&Seg::ack(C + 1, at(0)).window(64_000)).expect("passed");
+    assert_eq!(seen.window, 4000);
+    world.client_sends(&Seg::ack(C + 1, at(5)).window(64_000)).expect("passed");
     world.client_sends(&again);
     assert_eq!(world.count(Event::FlowsReplaced), 1);
 }

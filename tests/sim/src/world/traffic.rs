@@ -138,6 +138,8 @@ impl World {
                     frame[segment.place.tcp + 13] = flag::RST;
                     surgery::set_seq(&mut frame, &segment.place, segment.seq + far);
                 }
+                // What it says of ACKs is not looked at: it would be as good as the client's own.
+                2 if segment.has(flag::RST) => return,
                 2 => surgery::set_ack(&mut frame, &segment.place, segment.ack.unwrap_or_default() + far),
                 3 => surgery::set_seq(&mut frame, &segment.place, segment.seq + far),
                 _ => frame.truncate(random.below(frame.len() as u64) as usize),
