@@ -168,6 +168,18 @@ mod tests {
         kept.apply(&state([&good, &good]), &[]).expect("as before");
     }
 
+    /// RB-1: nothing of an epoch's stream stays behind, whether it was taken or refused.
+    #[test]
+    fn the_records_of_an_epoch_go_with_it() {
+        let mut kept = KeptPorts::new(&[Some(LIMITS), None]);
+        let good = whole();
+        for (flows, taken) in [(&good[..], true), (&b"nonsense"[..], false)] {
+            let applied = kept.apply(&state([flows, &[]]), &[1, 3, 0, 0, 0, 1, 2, 3]);
+            assert_eq!(applied.is_ok(), taken, "{applied:?}");
+            assert!(kept.records.iter().all(Vec::is_empty), "{:?}", kept.records);
+        }
+    }
+
     /// RB-1: a stream of a port that is not there, or that is cut off, is refused.
     #[test]
     fn a_broken_stream_is_refused_with_its_place() {

@@ -62,6 +62,23 @@ fn segments_in_order_become_the_frame_that_a_guest_would_have_sent() {
     }
 }
 
+/// A card ends a frame with a short segment or a push: what follows is another frame.
+#[test]
+fn a_short_segment_or_a_push_in_the_middle_ends_a_group() {
+    let counts = |segments: &[sample::Tcp]| {
+        merge(ALL, bytes(segments)).iter().map(|(_, _, count)| *count).collect::<Vec<_>>()
+    };
+    for v6 in [false, true] {
+        let mut pushed = train(v6, 5, 100);
+        pushed[2].flags |= flag::PSH;
+        assert_eq!(counts(&pushed), [3, 2], "a push");
+        let mut short = train(v6, 5, 100);
+        short[2].payload.truncate(60);
+        short[3..].iter_mut().for_each(|segment| segment.sequence = segment.sequence.wrapping_sub(40));
+        assert_eq!(counts(&short), [3, 2], "a short segment");
+    }
+}
+
 #[test]
 fn a_merged_packet_stays_within_64_kib() {
     for v6 in [false, true] {

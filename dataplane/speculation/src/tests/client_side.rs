@@ -76,6 +76,22 @@ fn bytes_are_freed_by_the_cumulative_ack_alone() {
     assert_eq!(world.engine.held_bytes(), 0);
 }
 
+/// RFC 7323 §5.3: a passed segment of the guest that is older than what the client has seen does not take
+/// its clock back, or the client would discard it.
+#[test]
+fn the_time_of_a_passed_segment_does_not_go_back() {
+    let mut world = World::new();
+    world.open_with(&RICH_OPTIONS);
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)).times(300, 101));
+    world.epoch();
+    assert_eq!(world.client_got().last().and_then(|seen| seen.times), Some((300, 101)));
+    world.client_sends(&Seg::data(C, at(0), b"data").times(150, 100)).expect("data is passed");
+    world.guest_passes(&Seg::ack(at(100), C + 4).times(250, 150));
+    world.epoch();
+    let sent = world.client_got();
+    assert_eq!((sent[0].ack, sent[0].times), (C + 4, Some((300, 150))));
+}
+
 /// RFC 9293 §3.8.4: the guest answers the client's keepalives.
 #[test]
 fn a_keepalive_of_the_client_reaches_the_guest() {

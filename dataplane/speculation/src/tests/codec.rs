@@ -25,6 +25,19 @@ fn busy() -> World {
     world
 }
 
+/// A state of one flow in the first place, without bytes.
+fn state_of(generation: u32, record: &Record) -> Vec<u8> {
+    let mut state = Vec::new();
+    let mut writer = Writer(&mut state);
+    let at = writer.head(false);
+    writer.u32(0);
+    writer.u8(1);
+    writer.u32(generation);
+    writer.record(record);
+    writer.set_count(at, 1);
+    state
+}
+
 #[test]
 fn what_is_written_of_a_flow_is_read_again() {
     let record = record_of(&busy());
@@ -53,18 +66,26 @@ fn an_epoch_whose_bytes_are_not_all_here_is_refused() {
     let mut record = record_of(&world);
     record.guest.acked = record.end + 1;
     record.guest.next = record.end + 1;
-    let mut lie = Vec::new();
-    let mut writer = Writer(&mut lie);
-    let at = writer.head(false);
-    writer.u32(0);
-    writer.u8(1);
-    writer.u32(1);
-    writer.record(&record);
-    writer.set_count(at, 1);
-    let fault = world.ledger.apply(&lie, &stream).expect_err("an ACK without its byte");
+    let fault = world.ledger.apply(&state_of(1, &record), &stream).expect_err("an ACK without its byte");
     assert!(matches!(fault, LedgerError::AheadOfBytes { .. }), "{fault}");
     world.ledger.apply(&state, &stream).expect("the truth is taken");
     assert_eq!(world.ledger.held_bytes(), 6800);
+}
+
+/// SP-2: what was kept of a flow is not what a later flow in its place holds.
+#[test]
+fn bytes_of_the_flow_that_was_in_a_place_before_are_no_bytes_of_the_next() {
+    let mut world = busy();
+    let record = record_of(&world);
+    let (_, state, stream) = world.sealed.remove(0);
+    world.ledger.apply(&state, &stream).expect("the epoch is taken");
+    world.ledger.check(&state_of(1, &record), &[]).expect("the same flow has its bytes still");
+    for verdict in [Ledger::check, Ledger::apply] {
+        let fault =
+            verdict(&mut world.ledger, &state_of(2, &record), &[]).expect_err("another flow has none");
+        assert!(matches!(fault, LedgerError::MissingBytes { slot: 0, .. }), "{fault}");
+        assert_eq!(world.ledger.held_bytes(), 6800);
+    }
 }
 
 #[test]

@@ -223,3 +223,18 @@ fn flows_beyond_the_bound_are_plain() {
     let sent = world.client_got();
     assert_eq!(sent.iter().filter(|seen| !seen.payload.is_empty()).count(), bound + 50);
 }
+
+/// SP-4, RB-1: a client that confirms what the guest of a plain flow has not sent is not believed.
+#[test]
+fn an_ack_of_what_a_plain_flow_never_sent_is_not_believed() {
+    let mut world = World::new();
+    world.engine.set_mode(world.now, Speculation::Hold);
+    world.open();
+    world.client_sends(&Seg::ack(C, at(1000))).expect("the guest judges it");
+    world.engine.set_mode(world.now, Speculation::On);
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.turn();
+    assert_eq!(world.guest_got().last().map(|seen| seen.ack), Some(at(100)));
+    world.epoch();
+    assert_eq!(world.client_got().last().map(|seen| seen.payload.clone()), Some(pattern(0, 100)));
+}

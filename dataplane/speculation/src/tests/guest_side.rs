@@ -113,6 +113,21 @@ fn a_segment_behind_a_gap_is_not_held_and_brings_duplicate_acks() {
     assert_eq!((world.engine.held_bytes(), world.count(Event::GuestGaps)), (0, 5));
 }
 
+/// SP-1: a gap of a single byte is a gap.
+#[test]
+fn a_segment_that_is_one_byte_ahead_is_not_held() {
+    let mut world = World::new();
+    world.open();
+    world.guest_gives(&Seg::data(at(1), C, &pattern(1, 99)));
+    world.turn();
+    assert_eq!(world.guest_got().iter().map(|seen| seen.ack).collect::<Vec<_>>(), [at(0)]);
+    assert_eq!((world.engine.held_bytes(), world.count(Event::GuestGaps)), (0, 1));
+    world.guest_gives(&Seg::data(at(0), C, &pattern(0, 100)));
+    world.epoch();
+    let sent = world.client_got();
+    assert_eq!((sent[0].seq, &sent[0].payload), (at(0), &pattern(0, 100)));
+}
+
 /// RFC 9293 §3.10.7.4: what came before is acknowledged again and trimmed; SP-3: it is not sent twice.
 #[test]
 fn a_retransmission_of_the_guest_is_acknowledged_again_and_released_once() {

@@ -27,7 +27,10 @@ const CLIENT_ISS: u32 = 7000;
 impl Talk {
     /// The handshake of a protected, speculating guest; epoch 1 is committed.
     fn new() -> Self {
-        let core = Running::new();
+        Self::on(Running::new())
+    }
+
+    fn on(core: Running) -> Self {
         let guest = core.port(1, config());
         let stream = core.handle.stream(&ONE).expect("a stream");
         core.handle.speculate(&ONE, true).expect("wanted");
@@ -98,11 +101,15 @@ impl Talk {
     }
 }
 
-fn ack_of(bytes: &[u8]) -> u32 {
+fn tcp_of(bytes: &[u8]) -> crate::headers::Tcp {
     match Layout::parse(bytes).map(|layout| layout.transport) {
-        Some(Transport::Tcp(tcp)) => tcp.acknowledgement,
+        Some(Transport::Tcp(tcp)) => tcp,
         other => panic!("no TCP segment: {other:?}"),
     }
+}
+
+fn ack_of(bytes: &[u8]) -> u32 {
+    tcp_of(bytes).acknowledgement
 }
 
 /// SP-1, OC-1: the guest is acknowledged at once, the stream has its bytes by then, and the wire has them
@@ -201,4 +208,147 @@ fn rules_that_change_work_a_flow_off() {
     talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 101, CLIENT_ISS + 1, vec![8; 100]);
     wait_until(|| talk.core.count(1, PortCounter::Held) == 1);
     assert_eq!(talk.core.count(1, PortCounter::Taken), taken);
+}
+
+/// OC-1: with two epochs in flight, the commit of the first lets none of the second's bytes go.
+#[test]
+fn a_commit_lets_no_bytes_of_the_next_epoch_go() {
+    let talk = Talk::new();
+    for (epoch, fill) in [(2, 7), (3, 8)] {
+        let from = GUEST_ISS + 1 + 100 * (u32::from(fill) - 7);
+        talk.guest_sends(flag::ACK | flag::PSH, from, CLIENT_ISS + 1, vec![fill; 100]);
+        assert_eq!(talk.guest_hears(), from + 100);
+        talk.core.handle.cut(&ONE, EpochId::new(epoch), false).expect("cut");
+    }
+    talk.core.handle.release(&ONE, token(1, 2)).expect("released");
+    talk.core.settle();
+    let sent = talk.core.wire(1);
+    assert_eq!((sent.len(), &sent[0][54..]), (1, &[7; 100][..]));
+    talk.client_sends(flag::ACK, CLIENT_ISS + 1, GUEST_ISS + 101, vec![]);
+    talk.core.handle.release(&ONE, token(1, 3)).expect("released");
+    assert_eq!(talk.core.wire(1)[0][54..], [8; 100]);
+}
+
+/// CK-1, SP-2: of an epoch that one port of a VM refuses, no port keeps flows or bytes.
+#[test]
+fn an_epoch_that_one_port_refuses_brings_no_port_new_bytes() {
+    let talk = Talk::new();
+    let _other = talk.core.port(2, config());
+    let both = [PortId(1), PortId(2)];
+    talk.core.handle.set_mode(&both[1..], Mode::Commit { first: EpochId::new(2) }).expect("protected");
+    let mut kept = KeptPorts::new(&[Some(LIMITS), Some(LIMITS)]);
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 600]);
+    talk.guest_hears();
+    let state = talk.core.handle.cut(&both, EpochId::new(2), true).expect("cut").port_state;
+    kept.apply(&state, &[]).expect("a whole state");
+
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 601, CLIENT_ISS + 1, vec![8; 100]);
+    talk.guest_hears();
+    let state = talk.core.handle.cut(&both, EpochId::new(3), true).expect("cut").port_state;
+    let mut broken = state.clone();
+    // The number of flows of the second port is the last there is.
+    *broken.last_mut().expect("a state") ^= 1;
+    let fault = kept.apply(&broken, &[]).expect_err("refused");
+    assert!(matches!(fault, KeptError::Ledger { place: 1, .. }), "{fault}");
+    assert_eq!(kept.held_bytes(), 600, "as the epoch before left it");
+    kept.apply(&state, &[]).expect("the truth is taken");
+    assert_eq!(kept.held_bytes(), 700);
+}
+
+/// Alone, nothing of a guest waits for a commit that will not come.
+#[test]
+fn a_port_that_is_not_protected_any_more_does_not_speculate() {
+    let talk = Talk::new();
+    talk.core.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 100]);
+    assert_eq!(talk.core.wire(1)[0][54..], [7; 100]);
+    assert_eq!(talk.core.count(1, PortCounter::Taken), 0);
+}
+
+/// RB-1: a guest cannot speak in another's name on a flow that speculates.
+#[test]
+fn a_segment_for_the_engine_from_anothers_mac_is_not_taken() {
+    let talk = Talk::new();
+    let other = talk.core.port(2, PortConfig::default());
+    other.send(frame(2, 1));
+    talk.core.wire(1);
+    let segment = sample::Tcp {
+        flags: flag::ACK | flag::PSH,
+        sequence: GUEST_ISS + 1,
+        acknowledgement: CLIENT_ISS + 1,
+        payload: vec![7; 100],
+        ..talk.segment.clone()
+    };
+    let mut spoofed = segment.bytes();
+    spoofed[6..12].copy_from_slice(&mac(2));
+    talk.guest.send(spoofed);
+    wait_until(|| talk.core.count(1, PortCounter::Taken) + talk.core.drops(1, DropReason::Spoofed) > 0);
+    assert_eq!(talk.core.drops(1, DropReason::Spoofed), 1);
+    talk.guest.send(segment.bytes());
+    assert_eq!(talk.guest_hears(), GUEST_ISS + 101);
+    assert_eq!(talk.core.count(1, PortCounter::Taken), 1);
+}
+
+/// SP-3, SP-4: a pure ACK of the guest, which is ahead of what its client has, leaves with a number that the
+/// client takes: out of the escrow, and without one.
+#[test]
+fn what_passes_the_engine_is_adapted_as_it_leaves() {
+    let talk = Talk::new();
+    let first = GUEST_ISS + 1;
+    let pure = || {
+        let mut sent = Vec::new();
+        wait_until(|| {
+            sent.extend(talk.core.peer.take().into_iter().filter(|bytes| bytes.len() == 54));
+            !sent.is_empty()
+        });
+        sent.iter().map(|bytes| tcp_of(bytes).sequence).collect::<Vec<_>>()
+    };
+    // The client's window is of 1000 bytes.
+    for nth in 0..2 {
+        talk.guest_sends(flag::ACK | flag::PSH, first + nth * 1000, CLIENT_ISS + 1, vec![7; 1000]);
+        assert_eq!(talk.guest_hears(), first + (nth + 1) * 1000);
+    }
+    talk.guest_sends(flag::ACK, first + 2000, CLIENT_ISS + 1, vec![]);
+    talk.seen(5);
+    talk.commit(2);
+    assert_eq!(pure(), [first], "it left before the bytes did");
+    wait_until(|| talk.core.count(1, PortCounter::Speculated) > 0);
+    talk.core.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    talk.guest_sends(flag::ACK, first + 2000, CLIENT_ISS + 1, vec![]);
+    assert_eq!(pure(), [first + 1000], "behind the bytes that the window let go");
+}
+
+/// SP-2: what the cut finds captured and not streamed yet is of the epoch that it ends.
+#[test]
+fn what_is_streamed_at_the_cut_belongs_to_its_epoch() {
+    let mut talk = Talk::new();
+    let mut core = talk.core.halt();
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 100]);
+    assert_eq!(core.capture(), 1);
+    assert!(talk.stream.chunks.is_empty());
+    thread::scope(|scope| {
+        let cut = scope.spawn(|| talk.core.handle.cut(&ONE, EpochId::new(2), false));
+        wait_until(|| core.serve() > 0);
+        cut.join().expect("no panic").expect("cut");
+    });
+    let chunk = talk.stream.chunks.try_recv().expect("streamed at the cut");
+    assert_eq!(chunk.epoch, EpochId::new(2));
+    assert!(chunk.bytes.windows(100).any(|bytes| bytes == [7; 100]));
+}
+
+/// OC-1: the audit log has the frames that the engine makes, with the epoch whose commit let them go.
+#[test]
+fn frames_of_the_engine_are_recorded_before_they_leave() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("audit");
+    let talk = Talk::on(Running::with(4096, Some(Audit::create(&path, 100).expect("a log"))));
+    talk.guest_sends(flag::ACK | flag::PSH, GUEST_ISS + 1, CLIENT_ISS + 1, vec![7; 100]);
+    talk.guest_hears();
+    talk.commit(2);
+    let sent = talk.core.wire(1);
+    assert_eq!(sent[0][54..], [7; 100]);
+    let records = crate::audit::read(&path).expect("a log");
+    let own: Vec<_> = records.iter().filter(|record| record.hash == crate::audit::hash(&sent[0])).collect();
+    assert_eq!(own.len(), 1, "{records:?}");
+    assert_eq!((own[0].epoch, own[0].flags), (2, crate::audit::PROTECTED));
 }
