@@ -5,7 +5,7 @@ use holdfast_dataplane::Frame;
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::guest::Offloads;
 use holdfast_dataplane::headers::flag;
-use holdfast_dataplane::sample::{GUEST, Tcp};
+use holdfast_dataplane::sample::{GUEST, Offloaded, Tcp, Udp};
 use holdfast_lab::netns::Namespace;
 use holdfast_packet_socket::{BURST, HEADER_LEN, Interface, Received, Receiver, Sender, Sent, Step, Tag};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -202,6 +202,26 @@ fn a_large_frame_is_received_whole_with_its_header() {
         assert_eq!((word(4), word(6), word(8)), (size, transport, 16));
     }
     assert_eq!(theirs.receiver.oversized(), 0);
+}
+
+/// A large frame of datagrams, with its offload header: what a program that uses `UDP_SEGMENT` makes.
+fn datagrams(v6: bool) -> ([u8; HEADER_LEN], Vec<u8>) {
+    let payload = (0..4901).map(|i| (i * 7) as u8).collect();
+    let (header, bytes) = Udp { v6, tags: vec![], identification: 7, payload }.offloaded(1400);
+    (*header.to_bytes().first_chunk().expect("longer"), bytes)
+}
+
+/// The header's form of large UDP is as old as Linux 6.2.
+#[test]
+fn large_udp_is_received_whole_with_its_header() {
+    let Some(Ends { mut ours, mut theirs, .. }) = ends_with_offloads(true) else { return };
+    for v6 in [false, true] {
+        let (header, bytes) = datagrams(v6);
+        assert_eq!(ours.sender.send(&header, &[&bytes]), Sent::Taken);
+        let (frame, received) = receive_into(&mut theirs.receiver, 1, 600).remove(0);
+        assert_eq!(frame, bytes);
+        assert_eq!(received.header, header);
+    }
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn cut(
     pool: &Pool,
     out: &mut VecDeque<MbufFrame>,
 ) -> Result<(), Broken> {
-    let plan = Plan::new(header, frame, mtu).map_err(|_| Broken)?;
+    let plan = Plan::received(header, frame, mtu).map_err(|_| Broken)?;
     for index in 0..plan.frames() {
         let len = plan.frame_len(index);
         let room = if tag.is_some() { TAG_LEN } else { 0 };
