@@ -51,9 +51,9 @@ pub trait Wire {
         false
     }
 
-    /// Sends a large frame of TCP, which the wire cuts into frames of its MTU as a card does, by its offload
-    /// header; behind everything taken before. False when there is no room for it now.
-    fn tx_large(&mut self, _header: &VirtioNetHdr, _frame: &[u8]) -> bool {
+    /// Sends a large frame of TCP, which the wire cuts into so many frames of its MTU as a card does, by its
+    /// offload header; behind everything taken before. False when there is no room for it now.
+    fn tx_large(&mut self, _header: &VirtioNetHdr, _frame: &[u8], _segments: usize) -> bool {
         false
     }
 
@@ -106,8 +106,8 @@ impl<W: Wire + ?Sized> Wire for Box<W> {
         (**self).takes_large()
     }
 
-    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
-        (**self).tx_large(header, frame)
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8], segments: usize) -> bool {
+        (**self).tx_large(header, frame, segments)
     }
 
     fn flush(&mut self) {

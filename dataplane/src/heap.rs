@@ -169,7 +169,7 @@ impl Wire for HeapWire {
         lock(&self.between).takes_large
     }
 
-    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8], _segments: usize) -> bool {
         let mut between = lock(&self.between);
         if between.room == Some(0) {
             return false;

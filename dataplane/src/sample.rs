@@ -34,3 +34,22 @@ impl Offloaded for Tcp {
         (header, bytes)
     }
 }
+
+impl Offloaded for Udp {
+    fn offloaded(&self, size: u16) -> (VirtioNetHdr, Vec<u8>) {
+        let mut bytes = self.bytes();
+        let at = self.transport();
+        let sum = partial_sum(&bytes, at, self.v6, 17);
+        bytes[at + 6..at + 8].copy_from_slice(&sum.to_be_bytes());
+        let header = VirtioNetHdr {
+            flags: 1,
+            gso_type: if size == 0 { 0 } else { 5 },
+            hdr_len: at as u16 + 8,
+            gso_size: size,
+            csum_start: at as u16,
+            csum_offset: 6,
+            num_buffers: 0,
+        };
+        (header, bytes)
+    }
+}

@@ -6,7 +6,8 @@
 )]
 
 use crate::sender::HEADER_LEN;
-use crate::socket::{OpenError, Place};
+use crate::socket::{OpenError, Place, is_absence};
+use nix::errno::Errno;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
@@ -72,6 +73,8 @@ pub struct Receiver {
     /// [`FRAME_MAX`] bytes for each of a burst; pages that no large frame ever used are never there.
     overflow: Vec<u8>,
     oversized: u64,
+    /// The kernel said that the interface is down or gone.
+    pub(crate) suspects: bool,
 }
 
 // SAFETY: the pointers in the slots are set anew by each burst and used by it alone.
@@ -84,7 +87,7 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    pub(crate) fn open(place: &Place) -> Result<(Self, [u8; 6]), OpenError> {
+    pub(crate) fn open(place: &Place) -> Result<Self, OpenError> {
         let socket = place.socket()?;
         place.set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1i32)?;
         place.set(&socket, libc::SOL_PACKET, libc::PACKET_AUXDATA, 1i32)?;
@@ -92,11 +95,21 @@ impl Receiver {
         place
             .set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, BACKLOG)
             .or_else(|_| place.set(&socket, libc::SOL_SOCKET, libc::SO_RCVBUF, BACKLOG))?;
-        place.listen_to_all(&socket)?;
-        let mac = place.bind(&socket, libc::ETH_P_ALL)?;
         // SAFETY: all bits zero is a valid value of each of these.
         let slots = Box::new(unsafe { zeroed() });
-        Ok((Self { socket, slots, overflow: vec![0; BURST * FRAME_MAX], oversized: 0 }, mac))
+        let overflow = vec![0; BURST * FRAME_MAX];
+        let receiver = Self { socket, slots, overflow, oversized: 0, suspects: false };
+        receiver.follow(place)?;
+        Ok(receiver)
+    }
+
+    /// Hears what comes by the interface, unless it does so already.
+    pub(crate) fn follow(&self, place: &Place) -> Result<(), OpenError> {
+        if place.is_bound(&self.socket) {
+            return Ok(());
+        }
+        place.listen_to_all(&self.socket)?;
+        place.bind(&self.socket, libc::ETH_P_ALL)
     }
 
     /// Receives up to [`BURST`] frames, each into one of `buffers` from the first on, and tells `done` of
@@ -132,6 +145,9 @@ impl Receiver {
                 ptr::null_mut(),
             )
         };
+        if got < 0 {
+            self.suspects |= is_absence(Errno::last());
+        }
         // No frame, or an interface that is down: both mean that there is nothing now.
         let got = usize::try_from(got).unwrap_or(0);
         for (place, message) in messages[..got].iter().enumerate() {

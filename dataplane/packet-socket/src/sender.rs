@@ -1,6 +1,6 @@
 //! Frames out: each a packet of the interface, or up to 64 KiB that the kernel cuts.
 
-use crate::socket::{OpenError, Place};
+use crate::socket::{OpenError, Place, is_absence};
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, sendmsg};
@@ -34,6 +34,8 @@ pub enum Sent {
 pub struct Sender {
     socket: OwnedFd,
     refused: u64,
+    /// The kernel said that the interface is down or gone.
+    pub(crate) suspects: bool,
 }
 
 impl Sender {
@@ -45,20 +47,26 @@ impl Sender {
         place
             .set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, BACKLOG)
             .or_else(|_| place.set(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, BACKLOG))?;
-        place.bind(&socket, 0)?;
-        Ok(Self { socket, refused: 0 })
+        let sender = Self { socket, refused: 0, suspects: false };
+        sender.follow(place)?;
+        Ok(sender)
     }
 
-    /// Sends one frame, made of at most [`PARTS_MAX`] `parts` in order, with its offload header. It is
-    /// copied before this returns.
+    /// Sends to the interface, unless it does so already.
+    pub(crate) fn follow(&self, place: &Place) -> Result<(), OpenError> {
+        if place.is_bound(&self.socket) { Ok(()) } else { place.bind(&self.socket, 0) }
+    }
+
+    /// Sends one frame, made of at most [`PARTS_MAX`] `parts` in order, with its offload header, which the
+    /// kernel cuts into `frames`. It is copied before this returns.
     ///
     /// Never waits; no allocation; one system call. Most of its cost is the kernel's path to the other
     /// end of the interface.
-    pub fn send(&mut self, header: &[u8; HEADER_LEN], parts: &[&[u8]]) -> Sent {
+    pub fn send(&mut self, header: &[u8; HEADER_LEN], parts: &[&[u8]], frames: usize) -> Sent {
         let mut pieces = ArrayVec::<IoSlice<'_>, { PARTS_MAX + 1 }>::new();
         pieces.push(IoSlice::new(header));
         if parts.len() > PARTS_MAX {
-            self.refused += 1;
+            self.refused += frames as u64;
             return Sent::Refused;
         }
         pieces.extend(parts.iter().map(|part| IoSlice::new(part)));
@@ -67,15 +75,16 @@ impl Sender {
                 Ok(_) => return Sent::Taken,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Sent::Full,
-                Err(_) => {
-                    self.refused += 1;
+                Err(errno) => {
+                    self.suspects |= is_absence(errno);
+                    self.refused += frames as u64;
                     return Sent::Refused;
                 }
             }
         }
     }
 
-    /// Frames that the kernel refused so far.
+    /// Frames that the kernel refused so far; a large one counts as those into which it was to be cut.
     #[must_use]
     pub const fn refused(&self) -> u64 {
         self.refused

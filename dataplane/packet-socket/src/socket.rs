@@ -2,7 +2,6 @@
 #![expect(unsafe_code, reason = "calls that nix has no safe form of")]
 
 use nix::errno::Errno;
-use nix::net::if_::if_nametoindex;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -13,8 +12,10 @@ use thiserror::Error;
 pub enum Step {
     /// It was looked up.
     Find,
-    /// Its MTU was asked.
-    Mtu,
+    /// It was asked what it is.
+    Ask,
+    /// It was found to be no Ethernet interface.
+    Kind,
     /// A socket was made.
     Socket,
     /// An option of a socket was set.
@@ -39,7 +40,8 @@ impl Step {
     const fn what(self) -> &'static str {
         match self {
             Self::Find => "it is not in this network namespace",
-            Self::Mtu => "its MTU cannot be read",
+            Self::Ask => "what it is cannot be read",
+            Self::Kind => "it is not Ethernet",
             Self::Socket => "a packet socket cannot be made",
             Self::Option => "the kernel refuses an option of its packet sockets",
             Self::Bind => "a packet socket cannot be bound to it",
@@ -48,7 +50,8 @@ impl Step {
 
     const fn mend(self) -> &'static str {
         match self {
-            Self::Find | Self::Mtu | Self::Bind => "name one of those that `ip link` shows",
+            Self::Find | Self::Ask | Self::Bind => "name one of those that `ip link` shows",
+            Self::Kind => "name a card, a veth end, a bridge or a TAP: `ip link` shows link/ether for them",
             Self::Socket => "give the process CAP_NET_RAW, or run it by the systemd unit",
             Self::Option => "Linux 4.20 or later is needed",
         }
@@ -59,17 +62,77 @@ impl Step {
 #[derive(Debug)]
 pub(crate) struct Place {
     name: String,
+    /// A socket to ask by, in the namespace of the interface.
+    control: OwnedFd,
     index: i32,
+    pub(crate) mac: [u8; 6],
     pub(crate) mtu: u16,
+    pub(crate) up: bool,
 }
 
 impl Place {
     pub(crate) fn find(name: &str) -> Result<Self, OpenError> {
-        let fault = |step, error: io::Error| OpenError { interface: name.to_owned(), step, error };
-        let index = if_nametoindex(name).map_err(|errno| fault(Step::Find, errno.into()))?;
-        let index = i32::try_from(index).map_err(|_| fault(Step::Find, Errno::ENODEV.into()))?;
-        let mtu = mtu(name).map_err(|error| fault(Step::Mtu, error))?;
-        Ok(Self { name: name.to_owned(), index, mtu })
+        // SAFETY: a call without pointers.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            return Err(OpenError { interface: name.to_owned(), step: Step::Ask, error });
+        }
+        // SAFETY: the descriptor is new and ours.
+        let control = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mut place = Self { name: name.to_owned(), control, index: 0, mac: [0; 6], mtu: 0, up: false };
+        place.look()?;
+        Ok(place)
+    }
+
+    /// Finds what has the name now.
+    pub(crate) fn look(&mut self) -> Result<(), OpenError> {
+        let found = self.ask(libc::SIOCGIFINDEX, Step::Find)?;
+        // SAFETY: this request answers with the index.
+        self.index = unsafe { found.ifru_ifindex };
+        let found = self.ask(libc::SIOCGIFHWADDR, Step::Ask)?;
+        // SAFETY: this request answers with the hardware address, its type in the place of a family.
+        let address = unsafe { found.ifru_hwaddr };
+        if address.sa_family != libc::ARPHRD_ETHER {
+            let error = io::Error::other(format!("its hardware type is {}", address.sa_family));
+            return Err(OpenError { interface: self.name.clone(), step: Step::Kind, error });
+        }
+        for (to, from) in self.mac.iter_mut().zip(address.sa_data) {
+            *to = from as u8;
+        }
+        let found = self.ask(libc::SIOCGIFMTU, Step::Ask)?;
+        // SAFETY: this request answers with the MTU.
+        self.mtu = u16::try_from(unsafe { found.ifru_mtu }).unwrap_or(u16::MAX);
+        let found = self.ask(libc::SIOCGIFFLAGS, Step::Ask)?;
+        // SAFETY: this request answers with the flags.
+        self.up = i32::from(unsafe { found.ifru_flags }) & libc::IFF_UP != 0;
+        Ok(())
+    }
+
+    fn ask(&self, what: libc::Ioctl, step: Step) -> Result<libc::__c_anonymous_ifr_ifru, OpenError> {
+        // SAFETY: all bits zero is a valid request.
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        let last = request.ifr_name.len() - 1;
+        if self.name.len() > last {
+            let error = Errno::ENODEV.into();
+            return Err(OpenError { interface: self.name.clone(), step, error });
+        }
+        for (to, from) in request.ifr_name.iter_mut().zip(self.name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        // SAFETY: the kernel reads the name, which ends with a zero, and writes its answer.
+        let done = unsafe { libc::ioctl(self.control.as_raw_fd(), what as _, &raw mut request) };
+        if done < 0 { Err(self.fault(step)) } else { Ok(request.ifr_ifru) }
+    }
+
+    /// Whether a socket is bound to this very interface. One whose interface was deleted is bound to none.
+    pub(crate) fn is_bound(&self, socket: &OwnedFd) -> bool {
+        // SAFETY: all bits zero is a valid address.
+        let mut address: libc::sockaddr_ll = unsafe { zeroed() };
+        let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the kernel writes at most `len` bytes, the size of the address.
+        let done = unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut address).cast(), &raw mut len) };
+        done == 0 && address.sll_ifindex == self.index
     }
 
     pub(crate) fn fault(&self, step: Step) -> OpenError {
@@ -114,8 +177,8 @@ impl Place {
         self.set(socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, request)
     }
 
-    /// Binds to the interface, for frames of this `ETH_P_` protocol (0: none); returns its address.
-    pub(crate) fn bind(&self, socket: &OwnedFd, protocol: i32) -> Result<[u8; 6], OpenError> {
+    /// Binds to the interface, for frames of this `ETH_P_` protocol (0: none).
+    pub(crate) fn bind(&self, socket: &OwnedFd, protocol: i32) -> Result<(), OpenError> {
         // SAFETY: all bits zero is a valid address.
         let mut address: libc::sockaddr_ll = unsafe { zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -124,40 +187,11 @@ impl Place {
         let len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
         // SAFETY: the kernel reads `len` bytes of an address that lives until the call returns.
         let done = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), len) };
-        if done < 0 {
-            return Err(self.fault(Step::Bind));
-        }
-        let mut got = len;
-        // SAFETY: the kernel writes at most `got` bytes, the size of the address.
-        let done = unsafe { libc::getsockname(socket.as_raw_fd(), (&raw mut address).cast(), &raw mut got) };
-        if done < 0 {
-            return Err(self.fault(Step::Bind));
-        }
-        let [a, b, c, d, e, f, ..] = address.sll_addr;
-        Ok([a, b, c, d, e, f])
+        if done < 0 { Err(self.fault(Step::Bind)) } else { Ok(()) }
     }
 }
 
-fn mtu(name: &str) -> io::Result<u16> {
-    // SAFETY: a call without pointers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the descriptor is new and ours.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all bits zero is a valid request.
-    let mut request: libc::ifreq = unsafe { zeroed() };
-    let last = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name[..last].iter_mut().zip(name.bytes()) {
-        *to = from as libc::c_char;
-    }
-    // SAFETY: the kernel reads the name, which ends with a zero, and writes the MTU.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFMTU, &raw mut request) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: this request answers with the MTU.
-    let mtu = unsafe { request.ifr_ifru.ifru_mtu };
-    Ok(u16::try_from(mtu).unwrap_or(u16::MAX))
+/// Whether an error of a socket says that its interface is down or gone.
+pub(crate) const fn is_absence(errno: Errno) -> bool {
+    matches!(errno, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
 }

@@ -5,9 +5,11 @@ use holdfast_dataplane::Frame;
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::guest::Offloads;
 use holdfast_dataplane::headers::flag;
-use holdfast_dataplane::sample::{GUEST, Tcp};
+use holdfast_dataplane::sample::{GUEST, Offloaded, Tcp, Udp};
 use holdfast_lab::netns::Namespace;
-use holdfast_packet_socket::{BURST, HEADER_LEN, Interface, Received, Receiver, Sender, Sent, Step, Tag};
+use holdfast_packet_socket::{
+    BURST, HEADER_LEN, Interface, Received, Receiver, Sender, Sent, State, Step, Tag,
+};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -31,7 +33,7 @@ impl Frame for Owned {
 struct Ends {
     ours: Interface,
     theirs: Interface,
-    _namespace: Namespace,
+    namespace: Namespace,
 }
 
 /// None where the host cannot.
@@ -57,7 +59,7 @@ fn ends_with_offloads(offloads: bool) -> Option<Ends> {
     }
     let open =
         |name| namespace.run(|| Interface::open(name)).expect("a namespace of ours").expect("it opens");
-    Some(Ends { ours: open("ours"), theirs: open("theirs"), _namespace: namespace })
+    Some(Ends { ours: open("ours"), theirs: open("theirs"), namespace })
 }
 
 /// The next `count` frames from the guest of the samples, whole; others, which the kernel sends on its
@@ -117,11 +119,11 @@ fn send_merged(sender: &mut Sender, frames: &[Vec<u8>]) -> usize {
     let all = Offloads { checksum: true, tso4: true, tso6: true };
     burst.fill(all, &mut frames.iter().cloned().map(Owned));
     let mut calls = 0;
-    burst.deliver(&mut |header, parts, _| {
+    burst.deliver(&mut |header, parts, frames| {
         calls += 1;
         let bytes = if header.gso_type == 0 { [0; 12] } else { header.to_bytes() };
         let header = bytes.first_chunk::<HEADER_LEN>().expect("longer");
-        assert_eq!(sender.send(header, parts), Sent::Taken);
+        assert_eq!(sender.send(header, parts, frames), Sent::Taken);
         true
     });
     calls
@@ -166,7 +168,7 @@ fn whole_frames_go_both_ways_and_nobody_hears_himself() {
     for (from, to) in [(&mut ours.sender, &mut theirs.receiver), (&mut theirs.sender, &mut ours.receiver)] {
         for frame in &frames {
             let (head, rest) = frame.split_at(20);
-            assert_eq!(from.send(&PLAIN, &[head, rest]), Sent::Taken);
+            assert_eq!(from.send(&PLAIN, &[head, rest], 1), Sent::Taken);
         }
         let found: Vec<Vec<u8>> = receive(to, frames.len()).into_iter().map(|(frame, _)| frame).collect();
         assert_eq!(found, frames);
@@ -204,11 +206,31 @@ fn a_large_frame_is_received_whole_with_its_header() {
     assert_eq!(theirs.receiver.oversized(), 0);
 }
 
+/// A large frame of datagrams, with its offload header: what a program that uses `UDP_SEGMENT` makes.
+fn datagrams(v6: bool) -> ([u8; HEADER_LEN], Vec<u8>) {
+    let payload = (0..4901).map(|i| (i * 7) as u8).collect();
+    let (header, bytes) = Udp { v6, tags: vec![], identification: 7, payload }.offloaded(1400);
+    (*header.to_bytes().first_chunk().expect("longer"), bytes)
+}
+
+/// The header's form of large UDP is as old as Linux 6.2.
+#[test]
+fn large_udp_is_received_whole_with_its_header() {
+    let Some(Ends { mut ours, mut theirs, .. }) = ends_with_offloads(true) else { return };
+    for v6 in [false, true] {
+        let (header, bytes) = datagrams(v6);
+        assert_eq!(ours.sender.send(&header, &[&bytes], 4), Sent::Taken);
+        let (frame, received) = receive_into(&mut theirs.receiver, 1, 600).remove(0);
+        assert_eq!(frame, bytes);
+        assert_eq!(received.header, header);
+    }
+}
+
 #[test]
 fn what_the_interface_cannot_carry_is_refused_and_counted() {
     let Some(Ends { mut ours, .. }) = ends() else { return };
     let frame = Tcp::data(false, vec![0; 3000]).bytes();
-    assert_eq!(ours.sender.send(&PLAIN, &[&frame]), Sent::Refused);
+    assert_eq!(ours.sender.send(&PLAIN, &[&frame], 1), Sent::Refused);
     assert_eq!(ours.sender.refused(), 1);
     assert_eq!((ours.mtu, ours.mac[0] & 1), (1500, 0));
 }
@@ -219,4 +241,74 @@ fn an_interface_that_is_not_there_is_named() {
     assert_eq!(fault.step, Step::Find);
     let text = fault.to_string();
     assert!(text.contains("nosuch0") && text.contains("mend: "), "{text}");
+}
+
+#[test]
+fn an_interface_that_is_not_ethernet_is_refused() {
+    let Some(Ends { namespace, .. }) = ends() else { return };
+    let opened = namespace.run(|| Interface::open("lo")).expect("a namespace of ours");
+    let fault = opened.expect_err("its frames have no addresses");
+    assert_eq!(fault.step, Step::Kind);
+    let text = fault.to_string();
+    assert!(text.contains("interface lo") && text.contains("772") && text.contains("mend: "), "{text}");
+}
+
+/// What the interface is once the watch tells of a change.
+fn change(interface: &mut Interface) -> State {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let mut buffers = vec![vec![0; 2048]; BURST];
+        interface.receiver.burst(&mut buffers, |_| {});
+        let Interface { receiver, sender, link, .. } = interface;
+        if let Some(state) = link.watch(receiver, sender).expect("it can be used") {
+            return state;
+        }
+        assert!(Instant::now() < until, "nothing was told");
+        wait(receiver);
+    }
+}
+
+#[test]
+fn an_interface_that_was_switched_off_is_told_and_carries_frames_again() {
+    let Some(Ends { mut ours, mut theirs, namespace }) = ends() else { return };
+    assert_eq!(ours.link.state(), State::Up);
+    namespace.ip("link set ours down").expect("an interface of ours");
+    let frame = Tcp::data(false, vec![1; 100]).bytes();
+    // A large frame counts as those that are lost with it.
+    assert_eq!(ours.sender.send(&PLAIN, &[&frame], 45), Sent::Refused);
+    assert_eq!(ours.sender.refused(), 45);
+    assert_eq!(change(&mut ours), State::Down);
+    let late = namespace.run(|| Interface::open("ours")).expect("a namespace of ours").expect("it opens");
+    assert_eq!(late.link.state(), State::Down);
+    namespace.ip("link set ours up").expect("an interface of ours");
+    assert_eq!(change(&mut ours), State::Up);
+    assert_eq!(ours.sender.send(&PLAIN, &[&frame], 1), Sent::Taken);
+    assert_eq!(receive(&mut theirs.receiver, 1)[0].0, frame);
+    assert_eq!(theirs.sender.send(&PLAIN, &[&frame], 1), Sent::Taken);
+    assert_eq!(receive(&mut ours.receiver, 1)[0].0, frame);
+}
+
+#[test]
+fn an_interface_that_was_deleted_is_followed_when_its_name_is_there_again() {
+    let Some(Ends { mut ours, namespace, .. }) = ends() else { return };
+    namespace.ip("link del ours").expect("an interface of ours");
+    assert_eq!(change(&mut ours), State::Gone);
+    namespace.ip("link add ours type veth peer name theirs").expect("a veth pair");
+    for interface in ["ours", "theirs"] {
+        namespace.disable_offloads(interface).expect("an interface of ours");
+        namespace.ip(&format!("link set {interface} up")).expect("an interface of ours");
+    }
+    // The first look may come before it is switched on.
+    while change(&mut ours) != State::Up {}
+    let mut theirs =
+        namespace.run(|| Interface::open("theirs")).expect("a namespace of ours").expect("it opens");
+    assert_eq!(theirs.link.state(), State::Up);
+    // To an address that is not the interface's own: it listens to all again.
+    let frame = Tcp::data(true, vec![2; 200]).bytes();
+    assert_eq!(ours.sender.send(&PLAIN, &[&frame], 1), Sent::Taken);
+    assert_eq!(receive(&mut theirs.receiver, 1)[0].0, frame);
+    assert_eq!(theirs.sender.send(&PLAIN, &[&frame], 1), Sent::Taken);
+    assert_eq!(receive(&mut ours.receiver, 1)[0].0, frame);
+    let shown = namespace.ip("-d link show ours").expect("an interface of ours");
+    assert!(shown.contains("promiscuity 1"), "{shown}");
 }

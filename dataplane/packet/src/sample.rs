@@ -108,6 +108,57 @@ impl Tcp {
     }
 }
 
+/// A UDP datagram of the guest to be made.
+#[derive(Clone, Debug)]
+pub struct Udp {
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// VLAN tags, outermost first.
+    pub tags: Vec<[u8; 4]>,
+    /// Identification of IPv4.
+    pub identification: u16,
+    /// Payload.
+    pub payload: Vec<u8>,
+}
+
+impl Udp {
+    /// Where the UDP header begins.
+    #[must_use]
+    pub fn transport(&self) -> usize {
+        14 + 4 * self.tags.len() + if self.v6 { 40 } else { 20 }
+    }
+
+    /// The frame with all checksums.
+    #[must_use]
+    pub fn bytes(&self) -> Vec<u8> {
+        let like = Tcp {
+            tags: self.tags.clone(),
+            identification: self.identification,
+            payload: self.payload.clone(),
+            options: Vec::new(),
+            ..Tcp::data(self.v6, Vec::new())
+        };
+        let mut bytes = like.unfinished();
+        let at = self.transport();
+        bytes.drain(at + 8..at + 20);
+        let len = (bytes.len() - at) as u16;
+        bytes[at + 4..at + 6].copy_from_slice(&len.to_be_bytes());
+        bytes[at + 6..at + 8].fill(0);
+        if self.v6 {
+            bytes[at - 36..at - 34].copy_from_slice(&len.to_be_bytes());
+            bytes[at - 34] = 17;
+        } else {
+            bytes[at - 18..at - 16].copy_from_slice(&(20 + len).to_be_bytes());
+            bytes[at - 11] = 17;
+            let sum = !fold(words(&bytes[at - 20..at]));
+            bytes[at - 10..at - 8].copy_from_slice(&sum.to_be_bytes());
+        }
+        let sum = !fold(pseudo(&bytes, at, self.v6, 17, usize::from(len)) + words(&bytes[at..]));
+        bytes[at + 6..at + 8].copy_from_slice(&if sum == 0 { 0xffff } else { sum }.to_be_bytes());
+        bytes
+    }
+}
+
 /// A broadcast ARP request of a guest for its own address.
 #[must_use]
 pub fn arp(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {

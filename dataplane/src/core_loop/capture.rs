@@ -58,7 +58,7 @@ fn capture_port<W: Wire>(
     if !port.egress.has_room() {
         return 0;
     }
-    let Attached { wire, switch, .. } = attached;
+    let Attached { wire, switch, unflushed } = attached;
     let mtu = wire.mtu();
     let mode = port.mode_for_guest();
     let Port {
@@ -100,6 +100,7 @@ fn capture_port<W: Wire>(
             let source = Sender { slot, switch, identity, last };
             match pass_large(header, frame, mtu, wire, source, large) {
                 Passed::Taken(segments) => {
+                    *unflushed = true;
                     made += segments;
                     counters.events.add(PortCounter::Captured, 1);
                     counters.events.add(PortCounter::CapturedBytes, frame.len() as u64);
@@ -201,7 +202,7 @@ fn pass_large<W: Wire>(
     if let Err(reason) = source.admit(&link, &large[..plan.frame_len(0)], mtu) {
         return Passed::Drop(reason);
     }
-    match wire.tx_large(&header, large) {
+    match wire.tx_large(&header, large, plan.frames()) {
         true => Passed::Taken(plan.frames()),
         false => Passed::Wait,
     }

@@ -7,14 +7,21 @@ use proptest::prelude::*;
 const MTU: u16 = 1500;
 
 fn cut(header: &VirtioNetHdr, frame: &Bytes) -> Result<Vec<Vec<u8>>, DropReason> {
-    let plan = Plan::new(header, frame, MTU)?;
-    Ok((0..plan.frames())
+    Ok(write(&Plan::new(header, frame, MTU)?, frame))
+}
+
+fn cut_received(header: &VirtioNetHdr, frame: &Bytes) -> Result<Vec<Vec<u8>>, DropReason> {
+    Ok(write(&Plan::received(header, frame, MTU)?, frame))
+}
+
+fn write(plan: &Plan, frame: &Bytes) -> Vec<Vec<u8>> {
+    (0..plan.frames())
         .map(|index| {
             let mut out = vec![0xee; plan.frame_len(index)];
             plan.write(index, frame, &mut out);
             out
         })
-        .collect())
+        .collect()
 }
 
 fn payload(len: usize) -> Vec<u8> {
@@ -53,6 +60,86 @@ fn a_checksum_that_the_guest_left_open_is_completed() {
         let whole = sample::Tcp::data(v6, payload(999));
         let (header, bytes) = whole.offloaded(0);
         assert_eq!(cut(&header, &Bytes(bytes)).expect("an honest frame"), [whole.bytes()]);
+    }
+}
+
+#[test]
+fn large_udp_from_a_kernel_becomes_the_datagrams_that_a_card_would_send() {
+    for v6 in [false, true] {
+        for tags in [vec![], vec![[0x81, 0, 0, 5]]] {
+            // The last datagram has an odd length, so that its sum is padded.
+            let whole = sample::Udp { v6, tags, identification: 0xfffe, payload: payload(4901) };
+            let (header, bytes) = whole.offloaded(1400);
+            let bytes = Bytes(bytes);
+            let datagrams = cut_received(&header, &bytes).expect("an honest frame");
+            assert_eq!(datagrams.len(), 4);
+            for (index, datagram) in datagrams.iter().enumerate() {
+                let expected = sample::Udp {
+                    identification: whole.identification.wrapping_add(index as u16),
+                    payload: whole.payload[1400 * index..(1400 * (index + 1)).min(4901)].to_vec(),
+                    ..whole.clone()
+                };
+                assert_eq!(*datagram, expected.bytes(), "datagram {index}, IPv6: {v6}");
+                assert!(sample::adds_up(datagram, whole.transport(), v6, 17));
+            }
+            let verified = VirtioNetHdr { flags: 2, csum_start: 0, csum_offset: 0, ..header };
+            assert_eq!(cut_received(&verified, &bytes).expect("an honest frame"), datagrams);
+            // A guest was never offered it.
+            assert_eq!(cut(&header, &bytes).err(), Some(DropReason::Offload));
+        }
+    }
+}
+
+#[test]
+fn large_udp_whose_header_lies_is_dropped() {
+    use DropReason::{Offload, Oversize, Segments};
+    let (good, bytes) =
+        sample::Udp { v6: false, tags: vec![], identification: 1, payload: payload(4000) }.offloaded(1400);
+    let (_, tcp) = sample::Tcp::data(false, payload(4000)).offloaded(1400);
+    let with = |change: fn(&mut VirtioNetHdr)| {
+        let mut header = good;
+        change(&mut header);
+        header
+    };
+    let mut fragment = bytes.clone();
+    fragment[20] |= 0x20;
+    let cases: Vec<(&str, VirtioNetHdr, Vec<u8>, DropReason)> = vec![
+        ("datagrams of nothing", with(|h| h.gso_size = 0), bytes.clone(), Offload),
+        ("nobody vouches for it", with(|h| h.flags = 0), bytes.clone(), Offload),
+        ("checksum begins elsewhere", with(|h| h.csum_start = 20), bytes.clone(), Offload),
+        ("checksum is put elsewhere", with(|h| h.csum_offset = 16), bytes.clone(), Offload),
+        ("called TCP", with(|h| h.gso_type = 1), bytes.clone(), Offload),
+        ("TCP called UDP", with(|h| h.csum_offset = 16), tcp, Offload),
+        ("a fragment", good, fragment, Offload),
+        ("no payload", good, bytes[..42].to_vec(), Offload),
+        ("half a header", good, bytes[..40].to_vec(), Offload),
+        ("datagrams beyond the MTU", with(|h| h.gso_size = 1473), bytes.clone(), Oversize),
+        ("too many datagrams", with(|h| h.gso_size = 2), bytes.clone(), Segments),
+    ];
+    for (what, header, bytes, reason) in cases {
+        assert_eq!(cut_received(&header, &Bytes(bytes)).err(), Some(reason), "{what}");
+    }
+}
+
+/// The kernel leaves the checksum of SCTP open as that of TCP, but it is another one.
+#[test]
+fn an_sctp_checksum_that_was_left_open_is_a_crc32c() {
+    assert_eq!(crc32c(b"123456789"), 0xe306_9283, "the check value of the polynomial");
+    for v6 in [false, true] {
+        let udp = sample::Udp { v6, tags: vec![], identification: 1, payload: payload(60) };
+        let at = udp.transport();
+        let mut bytes = udp.bytes();
+        bytes[if v6 { at - 34 } else { at - 11 }] = 132;
+        bytes[at + 8..at + 12].fill(0xee);
+        let header =
+            VirtioNetHdr { flags: 1, csum_start: at as u16, csum_offset: 8, ..VirtioNetHdr::default() };
+        let frames = cut(&header, &Bytes(bytes.clone())).expect("an honest frame");
+        bytes[at + 8..at + 12].fill(0);
+        let sum = crc32c(&bytes[at..]);
+        bytes[at + 8..at + 12].copy_from_slice(&sum.to_le_bytes());
+        assert_eq!(frames, [bytes.clone()]);
+        bytes.truncate(at + 11);
+        assert_eq!(cut(&header, &Bytes(bytes)).err(), Some(DropReason::Offload), "half a checksum");
     }
 }
 
@@ -106,7 +193,7 @@ fn a_header_that_lies_is_a_counted_drop() {
         ("checksum is put elsewhere", with(|h| h.csum_offset = 6), bytes.clone(), Offload),
         ("IPv6 called IPv4", good, v6, Offload),
         ("IPv4 called IPv6", with(|h| h.gso_type = 4), bytes.clone(), Offload),
-        ("UDP segmentation", with(|h| h.gso_type = 3), bytes.clone(), Offload),
+        ("UDP fragmentation", with(|h| h.gso_type = 3), bytes.clone(), Offload),
         ("unknown segmentation", with(|h| h.gso_type = 77), bytes.clone(), Offload),
         ("a SYN in segments", good, syn, Offload),
         ("a fragment in segments", good, fragment, Offload),
@@ -149,7 +236,7 @@ proptest! {
     ) {
         let header =
             VirtioNetHdr { flags, gso_type, hdr_len: 0, gso_size, csum_start, csum_offset, num_buffers: 0 };
-        if let Ok(frames) = cut(&header, &Bytes(bytes)) {
+        if let Ok(frames) = cut_received(&header, &Bytes(bytes)) {
             prop_assert!(frames.len() <= MAX_SEGMENTS);
             prop_assert!(frames.iter().all(|frame| frame.len() <= usize::from(MTU) + 22));
         }

@@ -130,7 +130,8 @@ fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Fail
             opened.mtu, wire.mtu, wire.mtu
         )));
     }
-    Ok(Box::new(KernelWire::new(opened, pool, wire.mtu)))
+    let name = format!("wire {}: interface {interface}", wire.name);
+    Ok(Box::new(KernelWire::new(name, opened, pool, wire.mtu)))
 }
 
 /// The polling core's thread.

@@ -13,7 +13,7 @@ use holdfast_dataplane::guest::{GuestFrame, Offloads, VirtioNetHdr};
 use holdfast_dataplane::segmentation::Plan;
 use holdfast_dpdk::Pool;
 use holdfast_packet_socket::{
-    BURST, HEADER_LEN, Interface, PARTS_MAX, Received, Receiver, Sender, Sent, Tag,
+    BURST, HEADER_LEN, Interface, Link, PARTS_MAX, Received, Receiver, Sender, Sent, State, Tag,
 };
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
@@ -32,7 +32,9 @@ pub(crate) struct KernelWire {
     sender: Sender,
     pool: Pool,
     mtu: u16,
-    mac: [u8; 6],
+    link: Link,
+    /// What the log calls it: the wire and its interface.
+    name: String,
     /// Frames to receive into.
     spare: ArrayVec<MbufFrame, BURST>,
     /// Received, beyond what the last burst had room for.
@@ -44,15 +46,19 @@ pub(crate) struct KernelWire {
 }
 
 impl KernelWire {
-    /// A wire of packets up to `mtu` bytes, with frames from `pool`.
-    pub(crate) fn new(interface: Interface, pool: Pool, mtu: u16) -> Self {
-        let Interface { receiver, sender, mac, .. } = interface;
+    /// A wire of packets up to `mtu` bytes, with frames from `pool`; `name` is what the log calls it.
+    pub(crate) fn new(name: String, interface: Interface, pool: Pool, mtu: u16) -> Self {
+        let Interface { receiver, sender, link, .. } = interface;
+        if link.state() != State::Up {
+            tell_absent(&name);
+        }
         Self {
             receiver,
             sender,
             pool,
             mtu,
-            mac,
+            link,
+            name,
             spare: ArrayVec::new(),
             received: VecDeque::with_capacity(BURST),
             broken: 0,
@@ -119,7 +125,7 @@ impl Wire for KernelWire {
         let sender = &mut self.sender;
         self.outgoing.deliver(&mut |header, parts, count| {
             // One that the kernel refuses for good is gone as on any wire that is down.
-            let gone = sender.send(&offload_header(header), parts) != Sent::Full;
+            let gone = sender.send(&offload_header(header), parts, count) != Sent::Full;
             sent += if gone { count } else { 0 };
             gone
         });
@@ -134,13 +140,27 @@ impl Wire for KernelWire {
         true
     }
 
-    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8]) -> bool {
+    fn tx_large(&mut self, header: &VirtioNetHdr, frame: &[u8], segments: usize) -> bool {
         // One that the kernel refuses for good is gone as on any wire that is down.
-        self.sender.send(&offload_header(header), &[frame]) != Sent::Full
+        self.sender.send(&offload_header(header), &[frame], segments) != Sent::Full
     }
 
     fn flush(&mut self) {
-        // The kernel has everything that it was given.
+        // The kernel has everything that it was given. Once a turn is often enough to see whether the
+        // interface is still there.
+        match self.link.watch(&mut self.receiver, &mut self.sender) {
+            Ok(None) => {}
+            Ok(Some(State::Up)) if self.link.mtu() < self.mtu => tracing::error!(
+                "{} is back, but carries packets of {} bytes, fewer than the mtu {} of the wire\n  mend: \
+                 raise it by `ip link set`, or lower mtu in the wire's section and start again",
+                self.name,
+                self.link.mtu(),
+                self.mtu
+            ),
+            Ok(Some(State::Up)) => tracing::info!("{} is back", self.name),
+            Ok(Some(State::Down | State::Gone)) => tell_absent(&self.name),
+            Err(fault) => tracing::error!("{} cannot be used: {fault}", self.name),
+        }
     }
 
     fn mtu(&self) -> u16 {
@@ -148,7 +168,7 @@ impl Wire for KernelWire {
     }
 
     fn mac(&self) -> [u8; 6] {
-        self.mac
+        self.link.mac()
     }
 
     fn readable_fd(&self) -> Option<RawFd> {
@@ -164,6 +184,10 @@ impl Wire for KernelWire {
     }
 }
 
+fn tell_absent(name: &str) {
+    tracing::error!("{name} is down or gone\n  mend: `ip link set … up`, or make it again under its name");
+}
+
 /// A frame that came in cannot be taken: its headers lie, or the memory for frames is used up.
 struct Broken;
 
@@ -176,7 +200,7 @@ fn cut(
     pool: &Pool,
     out: &mut VecDeque<MbufFrame>,
 ) -> Result<(), Broken> {
-    let plan = Plan::new(header, frame, mtu).map_err(|_| Broken)?;
+    let plan = Plan::received(header, frame, mtu).map_err(|_| Broken)?;
     for index in 0..plan.frames() {
         let len = plan.frame_len(index);
         let room = if tag.is_some() { TAG_LEN } else { 0 };
