@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 pub const HEADER_LEN: usize = 10;
 
 /// Parts of which a frame may be made.
-pub const PARTS_MAX: usize = 132;
+pub const PARTS_MAX: usize = 68;
 
 /// Bytes that may be on their way to the interface: some of the largest frames with what the kernel
 /// keeps for each.

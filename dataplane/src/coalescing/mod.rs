@@ -22,7 +22,7 @@ use arrayvec::ArrayVec;
 use flow::{Flow, Judgement, Segment, judge};
 
 /// Frames of one burst.
-pub const BURST: usize = 128;
+pub const BURST: usize = 64;
 
 /// Longest merged packet with its network header, in bytes: what an IPv4 length can say.
 const MAX_PACKET: usize = 65535;
@@ -30,6 +30,7 @@ const MAX_PACKET: usize = 65535;
 const NEEDS_CHECKSUM: u8 = 1;
 const DATA_VALID: u8 = 2;
 const NOBODY: u8 = u8::MAX;
+const _: () = assert!(BURST < NOBODY as usize);
 
 /// Frames of a burst that the guest gets as one.
 #[derive(Clone, Copy, Debug)]

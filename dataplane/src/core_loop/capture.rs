@@ -96,7 +96,9 @@ fn capture_port<W: Wire>(
                 }
             }
         }
-        if header.gso_type != VirtioNetHdr::GSO_NONE && audit.is_none() && egress.is_open() {
+        // SP-3: frames of flows that the engine knows are adapted as they leave, one by one.
+        let adapts = speculating.as_ref().is_some_and(|speculating| !speculating.is_dormant());
+        if header.gso_type != VirtioNetHdr::GSO_NONE && !adapts && audit.is_none() && egress.is_open() {
             let source = Sender { slot, switch, identity, last };
             match pass_large(header, frame, mtu, wire, source, large) {
                 Passed::Taken(segments) => {
@@ -185,16 +187,22 @@ fn pass_large<W: Wire>(
     source: Sender<'_>,
     large: &mut Vec<u8>,
 ) -> Passed {
-    if !wire.takes_large() || frame.len() > MAX_GUEST_FRAME {
+    let mut destination = Mac([0; 6]);
+    frame.copy_to(0, &mut destination.0);
+    let is_outside = |mac| matches!(source.switch.destination(mac), Destination::Unknown);
+    if !wire.takes_large() || frame.len() > MAX_GUEST_FRAME || !is_outside(destination) {
         return Passed::No;
     }
-    large.resize(frame.len(), 0);
+    if large.len() < frame.len() {
+        large.resize(frame.len(), 0);
+    }
+    let large = &mut large[..frame.len()];
     frame.copy_to(0, large);
-    let Some(link) = Link::parse(large) else { return Passed::No };
-    if !matches!(source.switch.destination(link.destination), Destination::Unknown) {
+    let large = &*large;
+    let Some(link) = Link::parse(large).filter(|link| is_outside(link.destination)) else {
         return Passed::No;
-    }
-    let plan = match Plan::new(header, &large.as_slice(), mtu) {
+    };
+    let plan = match Plan::new(header, &large, mtu) {
         Ok(plan) => plan,
         Err(reason) => return Passed::Drop(reason),
     };

@@ -10,6 +10,10 @@ use crate::headers::Link;
 use crate::switch::{Destination, Slot};
 use holdfast_packet::guest_channel::is_ours;
 
+/// Frames that are handed to a wire at once. FO-1: fence and lease are looked at before each, so that a process
+/// that is stopped in between sends no more than these when it goes on.
+const WIRE_BURST: usize = 32;
+
 /// Bursts to the wire for one port in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 16;
 
@@ -129,7 +133,7 @@ impl<W: Wire> Core<W> {
         let attached = &mut self.wires[port.wire];
         let sent = port.egress.hand_over(|queue| match queue.is_empty() {
             true => 0,
-            false => attached.wire.tx_burst(queue, BURST),
+            false => attached.wire.tx_burst(queue, WIRE_BURST),
         });
         attached.unflushed |= sent.frames > 0;
         port.counters.events.add(PortCounter::Sent, sent.frames);

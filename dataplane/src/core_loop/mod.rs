@@ -11,7 +11,7 @@
 //!
 //! Threading: the core owns everything and shares only counters, leases and the command channel.
 //! There is one window that no check can close: a process that is stopped between the check of the
-//! lease and the burst sends that burst, at most [`BURST`] frames whose epoch was committed, when it
+//! lease and the burst sends that burst, at most 32 frames whose epoch was committed, when it
 //! goes on.
 
 mod capture;

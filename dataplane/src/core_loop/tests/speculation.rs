@@ -318,6 +318,26 @@ fn what_passes_the_engine_is_adapted_as_it_leaves() {
     assert_eq!(pure(), [first + 1000], "behind the bytes that the window let go");
 }
 
+/// SP-3: a large frame of a flow that ran ahead is cut and adapted like all of its frames, also where nothing is
+/// held any more and the wire would cut it.
+#[test]
+fn a_large_frame_of_a_known_flow_is_not_passed_on_whole() {
+    let talk = Talk::new();
+    talk.core.peer.accept_large();
+    talk.core.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    let large = sample::Tcp {
+        sequence: GUEST_ISS + 1,
+        acknowledgement: CLIENT_ISS + 1,
+        payload: vec![7; 3000],
+        ..talk.segment.clone()
+    };
+    let (header, bytes) = large.offloaded(1000);
+    talk.guest.send_offloaded(header, bytes);
+    talk.seen(3);
+    talk.core.settle();
+    assert_eq!(talk.core.peer.take_large(), []);
+}
+
 /// SP-2: what the cut finds captured and not streamed yet is of the epoch that it ends.
 #[test]
 fn what_is_streamed_at_the_cut_belongs_to_its_epoch() {
