@@ -30,7 +30,7 @@ pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
 pub(crate) use stats::{SealTimes, Stats};
 
-use crate::gate::{CutReport, GateError, OutputGate, PortLimits, Stream};
+use crate::gate::{CutReport, GateError, OutputGate, PortLimits, Stream, Traffic};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -73,6 +73,10 @@ impl OutputGate for HoldingGate {
 
     fn stream(&self) -> Option<Stream> {
         self.gate.stream()
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        self.gate.traffic()
     }
 
     fn release(&mut self, token: ReleaseToken) -> Result<(), GateError> {

@@ -29,6 +29,17 @@ pub trait Frame: Send {
     fn set_sound(&mut self) {}
 }
 
+/// A frame in memory of its own.
+impl Frame for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
 /// A port to the world, as one polling core sees it.
 pub trait Wire {
     /// Owned frames of this wire's memory.

@@ -11,10 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Not a test of its own: the laboratory that the test below starts as another process and ends.
-#[test]
-#[ignore = "started by another test"]
-fn a_laboratory_that_waits_for_its_end() {
+/// Set for the process that is the laboratory which the test below starts and ends.
+const INNER: &str = "HOLDFAST_LAB_WAITS";
+
+/// The laboratory that waits for its end.
+fn wait_for_the_end() {
     let scratch = Scratch::new("ended").expect("folders");
     std::fs::write(scratch.memory("ram"), "bytes").expect("written");
     let namespace = Namespace::create("ended").expect("made");
@@ -43,12 +44,17 @@ fn gone_within(path: &Path, patience: Duration) -> bool {
 
 #[test]
 fn a_laboratory_that_is_interrupted_or_killed_leaves_no_process_and_no_file() {
+    if std::env::var_os(INNER).is_some() {
+        return wait_for_the_end();
+    }
     if !can_run(&[Need::Root]) {
         return;
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
         let mut laboratory = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--exact", "a_laboratory_that_waits_for_its_end", "--ignored", "--nocapture"])
+            .args(["--exact", "a_laboratory_that_is_interrupted_or_killed_leaves_no_process_and_no_file"])
+            .arg("--nocapture")
+            .env(INNER, "1")
             .stdout(Stdio::piped())
             .spawn()
             .expect("started");

@@ -5,7 +5,8 @@ use holdfast_lab::client::Dirty;
 use holdfast_lab::pair::Victim;
 use holdfast_lab::topology::{guest_ip, guest_mac};
 use holdfast_tests::oracles::{
-    GAP_BUDGET, all_is_well, halt_and_commit, image_is_the_memory, nothing_left_early, one_transmitter,
+    GAP_BUDGET, all_is_well, all_is_well_after_the_move, halt_and_commit, image_is_the_memory,
+    nothing_left_early,
 };
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{Scene, VM, options, wait_state, wait_status};
@@ -33,10 +34,7 @@ fn a_backup_that_died_and_came_back_protects_again() {
         scene.taken_over(VM);
         streams.flow(SOME);
         assert!(streams.finish_exact() < GAP_BUDGET);
-        let (a, b) = scene.wires();
-        nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
-        one_transmitter(guest_mac(1), &a, &b, 0);
-        all_is_well(&mut scene);
+        all_is_well_after_the_move(&mut scene);
     });
 }
 
@@ -70,10 +68,7 @@ fn epochs_aborted_with_their_session_lose_no_page() {
         scene.taken_over(VM);
         streams.flow(SOME);
         assert!(streams.finish_exact() < GAP_BUDGET);
-        let (a, b) = scene.wires();
-        nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
-        one_transmitter(guest_mac(1), &a, &b, 0);
-        all_is_well(&mut scene);
+        all_is_well_after_the_move(&mut scene);
     });
 }
 

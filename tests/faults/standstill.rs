@@ -2,7 +2,9 @@
 
 use crate::{SOME, in_both_modes};
 use holdfast_lab::topology::{guest_ip, guest_mac};
-use holdfast_tests::oracles::{BURST, GAP_BUDGET, all_is_well, nothing_left_early, one_transmitter};
+use holdfast_tests::oracles::{
+    BURST, GAP_BUDGET, all_is_well, all_is_well_after_the_move, nothing_left_early, one_transmitter,
+};
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{Scene, VM, options, wait_state, wait_status, wait_until};
 use nix::sys::signal::Signal;
@@ -71,9 +73,6 @@ fn a_qemu_that_stood_still_is_given_up_and_stays_silent() {
         streams.flow(SOME / 2);
         assert!(streams.finish_exact() < GAP_BUDGET);
 
-        let (a, b) = scene.wires();
-        one_transmitter(guest_mac(1), &a, &b, 0);
-        nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
-        all_is_well(&mut scene);
+        all_is_well_after_the_move(&mut scene);
     });
 }

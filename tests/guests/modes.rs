@@ -3,8 +3,8 @@
 use crate::can;
 use holdfast_lab::emulator::WireEmulator;
 use holdfast_lab::pair::{Appliance, Victim};
-use holdfast_lab::topology::{guest_ip, guest_mac};
-use holdfast_tests::oracles::{GAP_BUDGET, all_is_well, nothing_left_early, one_transmitter};
+use holdfast_lab::topology::guest_ip;
+use holdfast_tests::oracles::{GAP_BUDGET, all_is_well_after_the_move};
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{Scene, VM, options, wait_epochs, wait_status};
 use serde_json::json;
@@ -54,10 +54,7 @@ fn streams_outlive_every_change_of_mode() {
     streams.flow(SOME);
     assert!(streams.finish_exact() < GAP_BUDGET);
 
-    let (a, b) = scene.wires();
-    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
-    one_transmitter(guest_mac(1), &a, &b, 0);
-    all_is_well(&mut scene);
+    all_is_well_after_the_move(&mut scene);
 }
 
 /// OC-1, SP-3: a wire that delays, loses, doubles, reorders and changes frames harms no byte, before the loss
@@ -81,8 +78,5 @@ fn a_guest_behind_a_bad_wire_survives() {
 
     let wire = scene.pair.wire.take().map(WireEmulator::stop).expect("a wire").expect("its report");
     assert!(wire.down.counters.lost_frames > 0 && wire.up.counters.lost_frames > 0, "{wire:?}");
-    let (a, b) = scene.wires();
-    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
-    one_transmitter(guest_mac(1), &a, &b, 0);
-    all_is_well(&mut scene);
+    all_is_well_after_the_move(&mut scene);
 }

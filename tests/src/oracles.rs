@@ -1,6 +1,6 @@
 //! What must hold after every run.
 
-use crate::scene::{Scene, wait_epochs, wait_until};
+use crate::scene::{Scene, VM, wait_epochs, wait_until};
 use holdfast_lab::audit::{AuditRecord, CommitLog, read_audit};
 use holdfast_lab::capture::Captured;
 use holdfast_lab::join::{JoinReport, join};
@@ -33,6 +33,14 @@ const HALTS: usize = 10;
 /// Frames of a burst that may be under way when a process is stopped between its look at the lease and
 /// its sending: `docs/decisions/0005-lease-beside-arbiter.md`.
 pub const BURST: usize = 32;
+
+/// O3, O5 and O7 of a run in which the only VM, of one NIC, went from host A to host B.
+pub fn all_is_well_after_the_move(scene: &mut Scene) {
+    let (a, b) = scene.wires();
+    nothing_left_early(&scene.pair, VM, &scene.pair.a, &scene.pair.b, &a);
+    one_transmitter(guest_mac(1), &a, &b, 0);
+    all_is_well(scene);
+}
 
 /// What one host sent.
 pub struct Wire {

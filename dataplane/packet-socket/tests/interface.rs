@@ -1,7 +1,6 @@
 //! Frames through the real kernel: what is sent comes out at the other end of a veth pair, byte for byte,
 //! whether the kernel had to cut it or not.
 
-use holdfast_dataplane::Frame;
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::guest::Offloads;
 use holdfast_dataplane::headers::flag;
@@ -16,18 +15,6 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PLAIN: [u8; HEADER_LEN] = [0; HEADER_LEN];
-
-struct Owned(Vec<u8>);
-
-impl Frame for Owned {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
 
 /// Both ends of a veth pair that leaves nothing to the receiver, in a namespace of their own.
 struct Ends {
@@ -117,7 +104,7 @@ fn train(v6: bool, count: usize, tags: &[[u8; 4]]) -> Vec<Vec<u8>> {
 fn send_merged(sender: &mut Sender, frames: &[Vec<u8>]) -> usize {
     let mut burst = Burst::for_wire();
     let all = Offloads { checksum: true, tso4: true, tso6: true };
-    burst.fill(all, &mut frames.iter().cloned().map(Owned));
+    burst.fill(all, &mut frames.iter().cloned());
     let mut calls = 0;
     burst.deliver(&mut |header, parts, frames| {
         calls += 1;

@@ -22,6 +22,7 @@
 //! moves back and is never invented; **OC-1** the client leg is given committed bytes alone.
 #![deny(clippy::disallowed_methods)]
 
+mod admission;
 pub mod boundary;
 pub mod client_leg;
 mod connection;

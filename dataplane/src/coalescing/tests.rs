@@ -5,23 +5,11 @@ use proptest::prelude::*;
 
 const ALL: Offloads = Offloads { checksum: true, tso4: true, tso6: true };
 
-struct Owned(Vec<u8>);
-
-impl Frame for Owned {
-    fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
-    }
-}
-
 type Seen = Vec<(VirtioNetHdr, Vec<u8>, usize)>;
 
 fn merge(offloads: Offloads, frames: Vec<Vec<u8>>) -> Seen {
     let mut burst = Burst::new();
-    burst.fill(offloads, &mut frames.into_iter().map(Owned));
+    burst.fill(offloads, &mut frames.into_iter());
     let mut seen = Vec::new();
     burst.deliver(&mut |header, parts, frames| {
         seen.push((*header, parts.concat(), frames));
@@ -179,7 +167,7 @@ fn a_burst_that_the_guest_has_no_room_for_goes_on_where_it_stopped() {
     frames.insert(2, sample::arp(sample::CLIENT, [10, 0, 0, 9]));
     frames.push(sample::arp(sample::CLIENT, [10, 0, 0, 8]));
     let mut burst = Burst::new();
-    burst.fill(ALL, &mut frames.into_iter().map(Owned));
+    burst.fill(ALL, &mut frames.into_iter());
     let mut seen = Vec::new();
     for room in [1, 0, 5] {
         let until = seen.len() + room;
@@ -200,7 +188,7 @@ fn a_group_that_is_skipped_does_not_block_those_behind_it() {
     let mut frames = bytes(&train(false, 4, 100));
     frames.push(sample::arp(sample::CLIENT, [10, 0, 0, 8]));
     let mut burst = Burst::new();
-    burst.fill(ALL, &mut frames.into_iter().map(Owned));
+    burst.fill(ALL, &mut frames.into_iter());
     burst.deliver(&mut |_, _, _| false);
     assert_eq!(burst.skip(), 4);
     let mut seen = 0;
@@ -317,7 +305,7 @@ fn only_frames_that_are_known_to_be_sound_are_taken_at_their_word() {
         true
     });
     let mut burst = Burst::for_wire();
-    burst.fill(ALL, &mut segments.into_iter().map(Owned));
+    burst.fill(ALL, &mut segments.into_iter());
     burst.deliver(&mut |_, _, _| {
         count(&mut verified);
         true
@@ -330,7 +318,7 @@ fn only_frames_that_are_known_to_be_sound_are_taken_at_their_word() {
 fn a_wire_gets_only_frames_merged_that_become_the_same_when_cut() {
     let merged_for_wire = |segments: &[sample::Tcp]| {
         let mut burst = Burst::for_wire();
-        burst.fill(ALL, &mut bytes(segments).into_iter().map(Owned));
+        burst.fill(ALL, &mut bytes(segments).into_iter());
         let mut counts = Vec::new();
         burst.deliver(&mut |_, _, count| {
             counts.push(count);
@@ -373,13 +361,13 @@ fn what_was_not_delivered_is_given_back_in_order() {
     }
     for (room, left) in [(0, vec![0, 1, 2, 3, 4, 5, 6]), (1, vec![1, 3, 5]), (2, vec![])] {
         let mut burst = Burst::for_wire();
-        burst.fill(ALL, &mut bytes(&frames).into_iter().map(Owned));
+        burst.fill(ALL, &mut bytes(&frames).into_iter());
         let mut taken = 0;
         burst.deliver(&mut |_, _, _| {
             taken += 1;
             taken <= room
         });
-        let mut back: Vec<Vec<u8>> = burst.take_back().map(|frame| frame.0).collect();
+        let mut back: Vec<Vec<u8>> = burst.take_back().collect();
         back.reverse();
         let expected: Vec<Vec<u8>> = left.iter().map(|place: &usize| frames[*place].bytes()).collect();
         assert_eq!(back, expected, "room for {room} groups");

@@ -94,9 +94,8 @@ impl Bell {
     pub(super) fn ring(&mut self) {
         if let (false, Some(rope)) = (self.rung, &self.rope) {
             self.rung = true;
-            if rope.try_send(()).is_err() {
-                // Full: it has been rung and not been heard yet. Gone: nobody listens any more.
-            }
+            // Full: it has been rung and not been heard yet. Gone: nobody listens any more.
+            rope.try_send(()).unwrap_or_default();
         }
     }
 
@@ -403,22 +402,10 @@ mod tests {
     use super::*;
     use crate::heap::HeapGuest;
 
-    struct Owned(Vec<u8>);
-
-    impl Frame for Owned {
-        fn bytes(&self) -> &[u8] {
-            &self.0
-        }
-
-        fn bytes_mut(&mut self) -> &mut [u8] {
-            &mut self.0
-        }
-    }
-
     #[test]
     fn what_waits_is_counted_through_all_queues() {
         let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
-        (1..=3).for_each(|len| egress.accept(Owned(vec![0; len])));
+        (1..=3).for_each(|len| egress.accept(vec![0; len]));
         assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
         while let Some(frame) = egress.next() {
             egress.route_to_wire(frame);
@@ -451,8 +438,8 @@ mod tests {
         };
         port.guest.poll_control();
         driver.set_room(Some(0));
-        port.receive(Owned(vec![1; 9000]));
-        port.receive(Owned(vec![2; 60]));
+        port.receive(vec![1; 9000]);
+        port.receive(vec![2; 60]);
         for now in [0, STUCK_NS, STUCK_NS + 1] {
             assert_eq!(port.counters.drops.get(DropReason::NoBuffers), 0);
             assert_eq!(port.deliver(|| now), 0);
@@ -466,7 +453,7 @@ mod tests {
     /// FO-1: a lease that has run out, and a fence, keep frames back.
     #[test]
     fn transmission_ends_with_the_lease_and_with_the_fence() {
-        let mut egress = Egress::<Owned>::new(Limits::default(), false);
+        let mut egress = Egress::<Vec<u8>>::new(Limits::default(), false);
         assert!(egress.may_transmit(|| panic!("without a lease the clock is not asked")));
         egress.lease.store(1000, Ordering::Release);
         assert!(egress.may_transmit(|| 999));

@@ -170,7 +170,7 @@ const fn default_paused_percent() -> u64 {
     40
 }
 
-fn default_epoch() -> u64 {
+const fn default_epoch() -> u64 {
     25
 }
 

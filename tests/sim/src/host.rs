@@ -6,6 +6,7 @@ use crate::random::Random;
 use crate::scenario::{Mode, Offload, Scenario};
 use crate::segment::Segment;
 use crate::surgery;
+use crate::trace::Trace;
 use holdfast_epoch::EpochId;
 use holdfast_speculation::client_leg::Congestion;
 use holdfast_speculation::{
@@ -128,14 +129,18 @@ impl Host {
         }
     }
 
-    /// A frame from the wire, as the guest is to see it.
-    pub(crate) fn deliver(&mut self, now: Time, frame: &mut [u8]) -> bool {
-        self.engine.handle_wire(now, frame) == FromWire::Pass
-    }
-
-    /// A frame for the guest found no room.
-    pub(crate) fn lost_to_guest(&mut self, frame: &[u8]) {
-        self.engine.lost_to_guest(frame);
+    /// A frame from the wire, made as the guest is to see it; whether it goes to the guest, whose queue has
+    /// `room` for so many.
+    pub(crate) fn passes(&mut self, now: Time, frame: &mut [u8], room: usize, trace: &mut Trace) -> bool {
+        if self.engine.handle_wire(now, frame) != FromWire::Pass {
+            return false;
+        }
+        let fits = self.inbound.len() < room;
+        if !fits {
+            trace.frame(now, "no room", frame);
+            self.engine.lost_to_guest(frame);
+        }
+        fits
     }
 
     /// Frames of epochs up to `epoch` leave the escrow.

@@ -157,12 +157,7 @@ impl World {
         // It has its time from a frame of the client.
         self.judge.heard_time(&frame);
         let syn = Segment::parse(&frame).is_some_and(|segment| segment.has(flag::SYN));
-        if !host.deliver(self.now, &mut frame) {
-            return Ok(());
-        }
-        if host.inbound.len() >= self.scenario.inbound {
-            self.trace.frame(self.now, "no room", &frame);
-            host.lost_to_guest(&frame);
+        if !host.passes(self.now, &mut frame, self.scenario.inbound, &mut self.trace) {
             return Ok(());
         }
         if !syn && !self.judge.is_left_alone(&frame, &original) {
@@ -178,12 +173,7 @@ impl World {
         let Some(host) = &mut self.host else { return Ok(()) };
         self.judge.delivered(&frame);
         let original = frame.clone();
-        if !host.deliver(self.now, &mut frame) {
-            return Ok(());
-        }
-        if host.inbound.len() >= self.scenario.inbound {
-            self.trace.frame(self.now, "no room", &frame);
-            host.lost_to_guest(&frame);
+        if !host.passes(self.now, &mut frame, self.scenario.inbound, &mut self.trace) {
             return Ok(());
         }
         self.trace.frame(self.now, "for guest", &frame);
