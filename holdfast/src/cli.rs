@@ -40,6 +40,9 @@ pub(crate) enum Command {
         /// With the TCP flows that speculate.
         #[arg(long)]
         flows: bool,
+        /// With the last epochs of VMs that are protected here: each one's pause, pages, bytes and commit.
+        #[arg(long)]
+        epochs: bool,
         #[command(flatten)]
         socket: Socket,
     },
@@ -61,11 +64,17 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: Socket,
     },
-    /// Set the length of a VM's epochs while it runs.
+    /// Set the length of a VM's epochs while it runs, and what ends them.
     Epoch {
         vm: String,
-        /// Milliseconds from one checkpoint to the next.
+        /// Milliseconds from one checkpoint to the next; at most, with adaptive epochs.
         epoch_ms: u64,
+        /// What ends an epoch from now on; left as it is without it.
+        #[arg(long)]
+        policy: Option<config::EpochPolicy>,
+        /// With adaptive epochs: of the time, that the guest may stand still.
+        #[arg(long, value_name = "PERCENT", requires = "policy")]
+        max_paused_percent: Option<u64>,
         #[command(flatten)]
         socket: Socket,
     },
@@ -179,8 +188,8 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
             }
             crate::run::run(checked)
         }
-        Command::Status { vm, json, flows, socket } => {
-            let document = ask(&socket, &Request::Status { vm, flows })?;
+        Command::Status { vm, json, flows, epochs, socket } => {
+            let document = ask(&socket, &Request::Status { vm, flows, epochs })?;
             if json {
                 println!("{document:#}");
             } else {
@@ -191,7 +200,10 @@ pub(crate) fn dispatch(command: Command) -> Result<(), Failure> {
         Command::Failover { vm, socket } => ask(&socket, &Request::Failover { vm }).map(drop),
         Command::Protect { vm, socket } => ask(&socket, &Request::Protect { vm }).map(drop),
         Command::Unprotect { vm, socket } => ask(&socket, &Request::Unprotect { vm }).map(drop),
-        Command::Epoch { vm, epoch_ms, socket } => ask(&socket, &Request::Epoch { vm, epoch_ms }).map(drop),
+        Command::Epoch { vm, epoch_ms, policy, max_paused_percent, socket } => {
+            let request = Request::Epoch { vm, epoch_ms, epoch_policy: policy, max_paused_percent };
+            ask(&socket, &request).map(drop)
+        }
         Command::Except { vm, except, socket } => ask(&socket, &Request::Except { vm, except }).map(drop),
         Command::Mode { vm, mode, socket } => ask(&socket, &Request::SetMode { vm, mode }).map(drop),
         Command::Demo(options) => demo::run(&options),

@@ -114,12 +114,50 @@ pub(crate) fn table(document: &Value) -> String {
         if let Some(rows) = vm["flows"].as_array() {
             flows(&mut out, rows);
         }
+        if let Some(rows) = vm["epochs"].as_array() {
+            epochs(&mut out, rows);
+        }
         if let Some(trouble) = vm["trouble"]["text"].as_str() {
             let (fault, age) = (text(&vm["trouble"]["fault"]), age_s(&vm["trouble"]["at_unix_ms"]));
             line(&mut out, format_args!("  last trouble ({fault}'s, {age} s ago): {trouble}"));
         }
     }
     out
+}
+
+/// How many of the last epochs the table shows; JSON has all that are remembered.
+const EPOCHS_SHOWN: usize = 20;
+
+/// The last epochs of a VM.
+fn epochs(out: &mut String, rows: &[Value]) {
+    if rows.is_empty() {
+        line(out, format_args!("  no epoch was sealed here"));
+        return;
+    }
+    let titles = ["epoch", "ran ms", "pause ms", "sent ms", "commit ms", "pages", "wire KiB", "ahead KiB"];
+    let [first, rest @ ..] = titles;
+    let rest: String = rest.iter().map(|title| format!(" {title:>10}")).collect();
+    line(out, format_args!("  {first:>10}{rest}"));
+    for row in rows.iter().skip(rows.len().saturating_sub(EPOCHS_SHOWN)) {
+        // Sent and committed count from the stop.
+        let ms = |to: &str, from: &str| match (row[to].as_u64(), row[from].as_u64()) {
+            (Some(to), Some(from)) => format!("{:.2}", to.saturating_sub(from) as f64 / 1e3),
+            _ => "-".into(),
+        };
+        let kib = |name: &str| (row[name].as_u64().unwrap_or(0) >> 10).to_string();
+        let cells = [
+            text(&row["number"]),
+            ms("stopped_us", "began_us"),
+            row["pause_us"].as_f64().map_or_else(|| "-".into(), |us| format!("{:.2}", us / 1e3)),
+            ms("sent_us", "stopped_us"),
+            ms("committed_us", "stopped_us"),
+            text(&row["dirty_pages"]),
+            kib("wire_bytes"),
+            kib("streamed_bytes"),
+        ];
+        let cells: String = cells.iter().map(|cell| format!(" {cell:>10}")).collect();
+        line(out, format_args!(" {cells}"));
+    }
 }
 
 /// The flows of a VM; rows of another version's shape are passed over, and counted.
@@ -207,5 +245,22 @@ mod tests {
         }
         assert!(table(&json!({"vms": [{"flows": []}]})).contains("no flow speculates"));
         assert!(!table(&json!({"vms": [{}]})).contains("flow"));
+    }
+
+    #[test]
+    fn the_last_epochs_are_a_row_each_and_what_has_not_happened_yet_is_a_dash() {
+        let row = |number: u64| {
+            let committed = (number < 30).then_some(1_030_000);
+            json!({"number": number, "began_us": 1_000_000, "stopped_us": 1_020_500, "pause_us": 4_250,
+                   "sent_us": 1_026_000, "committed_us": committed, "dirty_pages": 207, "wire_bytes": 8192,
+                   "streamed_bytes": 1 << 20})
+        };
+        let rows: Vec<_> = (1..=30).map(row).collect();
+        let text = table(&json!({"vms": [{"vm": "web", "epochs": rows}]}));
+        let words: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).collect();
+        assert_eq!(words[words.len() - 2], ["29", "20.50", "4.25", "5.50", "9.50", "207", "8", "1024"]);
+        assert_eq!(words[words.len() - 1][4], "-");
+        assert_eq!(words.iter().filter(|row| row.contains(&"207")).count(), EPOCHS_SHOWN);
+        assert!(table(&json!({"vms": [{"epochs": []}]})).contains("no epoch was sealed"));
     }
 }

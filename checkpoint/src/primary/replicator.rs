@@ -238,7 +238,7 @@ impl Replicator {
     fn confirmed(&mut self, word: &Confirmation) -> Result<(), Stop> {
         let (token, kept) = self.in_flight.confirm(word)?;
         self.gate.lock().release(token)?;
-        self.stats().committed(kept.sealed_at.elapsed());
+        self.stats().committed(word.epoch, kept.sealed_at.elapsed());
         self.report(Report::Committed { epoch: word.epoch, set: kept.set });
         Ok(())
     }
@@ -289,6 +289,7 @@ impl Replicator {
         );
         sent?;
         self.send_bulk(encode(&Message::Seal(Seal { epoch: id, term, pages, self_contained, digest })))?;
+        self.stats().sent_whole(id);
         self.feed.sealed().map_or(Ok(()), |chunk| self.send_chunk(chunk))
     }
 

@@ -1,8 +1,10 @@
 //! Figures of the epochs of one virtual machine.
 
 use hdrhistogram::Histogram;
+use holdfast_epoch::EpochId;
 use serde::Serialize;
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
 
 /// A distribution in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -61,6 +63,32 @@ pub struct StatsSnapshot {
     pub last_sync_pages: u64,
 }
 
+/// One epoch, from the guest's running to the commit. Times are of one clock that begins with the supervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct EpochRecord {
+    /// Its number.
+    pub number: u64,
+    /// When the guest began to run in it.
+    pub began_us: u64,
+    /// When it was stopped.
+    pub stopped_us: u64,
+    /// From `stop` to `cont`.
+    pub pause_us: u64,
+    /// When the last byte of it was handed to the link; none as long as it was not.
+    pub sent_us: Option<u64>,
+    /// When the backup's confirmation was here; none as long as it was not.
+    pub committed_us: Option<u64>,
+    /// Pages that were dirty.
+    pub dirty_pages: u64,
+    /// Bytes handed to the link for pages and states.
+    pub wire_bytes: u64,
+    /// Bytes of speculative output that went ahead of it.
+    pub streamed_bytes: u64,
+}
+
+/// So many epochs are remembered.
+const REMEMBERED: usize = 512;
+
 /// Where the figures are gathered; owned by one thread.
 #[derive(Debug)]
 pub(crate) struct Spread(Histogram<u64>);
@@ -72,7 +100,7 @@ impl Spread {
     }
 
     pub(crate) fn add(&mut self, span: Duration) {
-        self.add_count(u64::try_from(span.as_micros()).unwrap_or(u64::MAX));
+        self.add_count(micros(span));
     }
 
     pub(crate) fn add_count(&mut self, count: u64) {
@@ -129,6 +157,15 @@ pub(crate) struct Stats {
     last_sync: (Duration, u64),
     /// Of the time, that the guest stood still lately.
     paused_share: f64,
+    started: Instant,
+    /// The last ones, oldest first.
+    epochs: VecDeque<EpochRecord>,
+    /// `wire_bytes` and `streamed_bytes` when the last epoch was sent.
+    sent_before: (u64, u64),
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Over which time the share of the pauses is taken.
@@ -155,10 +192,13 @@ impl Stats {
             full_syncs: 0,
             last_sync: (Duration::ZERO, 0),
             paused_share: 0.0,
+            started: Instant::now(),
+            epochs: VecDeque::with_capacity(REMEMBERED),
+            sent_before: (0, 0),
         }
     }
 
-    pub(crate) fn sealed(&mut self, times: &SealTimes) {
+    pub(crate) fn sealed(&mut self, epoch: EpochId, stopped: Instant, times: &SealTimes) {
         self.sealed += 1;
         self.pause.add(times.pause);
         self.stop.add(times.stop);
@@ -168,6 +208,18 @@ impl Stats {
         self.save.add(times.save);
         self.cont.add(times.cont);
         self.pages.add_count(times.pages);
+        if self.epochs.len() == REMEMBERED {
+            self.epochs.pop_front();
+        }
+        let stopped_us = self.micros(stopped);
+        self.epochs.push_back(EpochRecord {
+            number: epoch.get(),
+            began_us: stopped_us.saturating_sub(micros(times.ran)),
+            stopped_us,
+            pause_us: micros(times.pause),
+            dirty_pages: times.pages,
+            ..EpochRecord::default()
+        });
         let cycle = (times.ran + times.pause).as_secs_f64();
         if cycle > 0.0 {
             let weight = 1.0 - (-cycle / LATELY.as_secs_f64()).exp();
@@ -175,9 +227,39 @@ impl Stats {
         }
     }
 
-    pub(crate) fn committed(&mut self, latency: Duration) {
+    /// All of a sealed epoch was handed to the link.
+    pub(crate) fn sent_whole(&mut self, epoch: EpochId) {
+        let now_us = self.micros(Instant::now());
+        let (wire, streamed) =
+            std::mem::replace(&mut self.sent_before, (self.wire_bytes, self.streamed_bytes));
+        let (wire_bytes, streamed_bytes) = (self.wire_bytes - wire, self.streamed_bytes - streamed);
+        if let Some(record) = self.remembered(epoch) {
+            record.sent_us = Some(now_us);
+            (record.wire_bytes, record.streamed_bytes) = (wire_bytes, streamed_bytes);
+        }
+    }
+
+    pub(crate) fn committed(&mut self, epoch: EpochId, latency: Duration) {
         self.committed += 1;
         self.latency.add(latency);
+        let now_us = self.micros(Instant::now());
+        if let Some(record) = self.remembered(epoch) {
+            record.committed_us = Some(now_us);
+        }
+    }
+
+    /// Its record; one of the last few.
+    fn remembered(&mut self, epoch: EpochId) -> Option<&mut EpochRecord> {
+        self.epochs.iter_mut().rev().find(|record| record.number == epoch.get())
+    }
+
+    fn micros(&self, at: Instant) -> u64 {
+        micros(at.saturating_duration_since(self.started))
+    }
+
+    /// The last epochs that were sealed, oldest first.
+    pub(crate) fn epochs(&self) -> Vec<EpochRecord> {
+        self.epochs.iter().copied().collect()
     }
 
     pub(crate) fn aborted(&mut self, epochs: u64) {
@@ -221,5 +303,37 @@ impl Stats {
             last_sync_ms: u64::try_from(self.last_sync.0.as_millis()).unwrap_or(u64::MAX),
             last_sync_pages: self.last_sync.1,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_epochs_are_remembered_with_what_each_cost() {
+        let mut stats = Stats::new();
+        let ms = Duration::from_millis;
+        let times = SealTimes { ran: ms(20), pause: ms(5), pages: 7, ..SealTimes::default() };
+        for number in 1..=REMEMBERED as u64 + 3 {
+            let epoch = EpochId::new(number);
+            stats.sent(4096, 100);
+            stats.streamed(1000);
+            stats.sealed(epoch, stats.started + ms(25 * number), &times);
+            if number > REMEMBERED as u64 {
+                stats.sent_whole(epoch);
+            }
+        }
+        stats.committed(EpochId::new(1), ms(1));
+        stats.committed(EpochId::new(REMEMBERED as u64 + 2), ms(1));
+        let epochs = stats.epochs();
+        assert_eq!((epochs.len(), epochs[0].number), (REMEMBERED, 4));
+        let [.., before, last] = &epochs[..] else { panic!("there are some") };
+        assert_eq!(last.number, REMEMBERED as u64 + 3);
+        assert_eq!((last.stopped_us - last.began_us, last.pause_us, last.dirty_pages), (20_000, 5_000, 7));
+        assert_eq!((last.wire_bytes, last.streamed_bytes), (100, 1000));
+        assert!(last.sent_us.is_some() && last.committed_us.is_none());
+        assert!(before.committed_us >= before.sent_us && before.committed_us.is_some());
+        assert_eq!(epochs[0].sent_us, None);
     }
 }

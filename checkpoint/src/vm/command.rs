@@ -1,6 +1,7 @@
 //! What a running supervisor can be told, and the handle that tells it.
 
-use crate::primary::Stats;
+use crate::primary::{EpochRecord, Stats};
+use crate::vm::config::EpochRule;
 use crate::vm::hypervisor::Fault;
 use crate::vm::status::VmStatus;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -34,12 +35,12 @@ pub(super) struct Command {
     pub(super) answer: Sender<Answer>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum What {
     Protect,
     Unprotect,
     Failover,
-    SetEpoch(Duration),
+    SetEpoch(Duration, Option<EpochRule>),
     Shutdown,
 }
 
@@ -94,12 +95,12 @@ impl VmHandle {
         self.tell(What::Failover)
     }
 
-    /// Changes the length of an epoch.
+    /// Changes the length of an epoch, and what ends one if that is given.
     ///
     /// # Errors
-    /// When the length is out of bounds.
-    pub fn set_epoch(&self, length: Duration) -> Result<String, CommandError> {
-        self.tell(What::SetEpoch(length))
+    /// When one of them is out of bounds; nothing is changed then.
+    pub fn set_epoch(&self, length: Duration, rule: Option<EpochRule>) -> Result<String, CommandError> {
+        self.tell(What::SetEpoch(length, rule))
     }
 
     /// Ends the supervisor. A protected guest moves to the backup first, as its network ends here.
@@ -122,6 +123,12 @@ impl VmHandle {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.stats = self.stats.lock().unwrap_or_else(PoisonError::into_inner).shown();
         status
+    }
+
+    /// The last epochs that were sealed here, oldest first: a few hundred.
+    #[must_use]
+    pub fn epochs(&self) -> Vec<EpochRecord> {
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).epochs()
     }
 
     /// A channel that closes when the supervisor has ended.

@@ -5,6 +5,7 @@ use crate::gate::{GuestMemorySource, OutputGate};
 use crate::transport::{Incoming, Transport};
 use crate::vm::hypervisor::Hypervisor;
 use crossbeam_channel::Receiver;
+use serde::Serialize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,11 +21,14 @@ pub enum FirstRole {
 }
 
 /// What ends an epoch.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(tag = "epoch_policy")]
 pub enum EpochRule {
     /// Its length.
+    #[serde(rename = "fixed")]
     Fixed,
     /// The guest's output, as soon as the time that it may stand still allows; its length at the latest.
+    #[serde(rename = "adaptive")]
     FollowOutput {
         /// Of the time, that the guest may stand still: above 0 and below 1.
         paused_share: f64,

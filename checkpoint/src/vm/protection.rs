@@ -392,7 +392,7 @@ impl Primary<'_> {
             }
         };
         (times.scan, times.copy, times.pages) = (captured.scan, captured.copy, captured.copies);
-        self.core.stats().sealed(&times);
+        self.core.stats().sealed(id, started, &times);
         let contents = Contents { set: captured.set, devices, gate: cut.state, sealed_at: started };
         let (sealed, next) = epoch.seal(contents);
         self.open = Some(next);

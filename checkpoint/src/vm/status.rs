@@ -1,6 +1,7 @@
 //! What a supervisor shows of itself. Every number carries its unit in its name.
 
 use crate::primary::StatsSnapshot;
+use crate::vm::config::EpochRule;
 use crate::vm::hypervisor::Fault;
 use serde::Serialize;
 
@@ -111,6 +112,9 @@ pub struct VmStatus {
     pub protect: bool,
     /// Length of an epoch.
     pub epoch_ms: f64,
+    /// What ends one: `epoch_policy`, and `paused_share` of one that is adaptive.
+    #[serde(flatten)]
+    pub epoch_rule: EpochRule,
     /// The link to the peer.
     pub link: LinkStatus,
     /// Figures of the primary's epochs, or of the backup's.

@@ -56,12 +56,7 @@ pub fn spawn(config: VmConfig, parts: Parts) -> Result<VmHandle, SpawnError> {
         term: Term::NONE,
         next_epoch: EpochId::FIRST,
         protect: config.protect,
-        policy: match config.epoch_rule {
-            EpochRule::Fixed => Box::new(FixedLength::new(config.epoch)),
-            EpochRule::FollowOutput { paused_share } => {
-                Box::new(FollowOutput::new(config.epoch, paused_share))
-            }
-        },
+        policy: policy(&config),
         config,
     };
     let thread = thread::Builder::new().name(format!("hf-vm-{}", core.config.name)).spawn(move || {
@@ -69,6 +64,14 @@ pub fn spawn(config: VmConfig, parts: Parts) -> Result<VmHandle, SpawnError> {
         drop(ending);
     })?;
     Ok(VmHandle { commands, status, stats, ended, thread: Arc::new(Mutex::new(Some(thread))) })
+}
+
+/// What the settings ask for.
+fn policy(config: &VmConfig) -> Box<dyn EpochPolicy> {
+    match config.epoch_rule {
+        EpochRule::Fixed => Box::new(FixedLength::new(config.epoch)),
+        EpochRule::FollowOutput { paused_share } => Box::new(FollowOutput::new(config.epoch, paused_share)),
+    }
 }
 
 fn first_status(config: &VmConfig) -> VmStatus {
@@ -81,6 +84,7 @@ fn first_status(config: &VmConfig) -> VmStatus {
         committed_epoch: None,
         protect: config.protect,
         epoch_ms: config.epoch.as_secs_f64() * 1e3,
+        epoch_rule: config.epoch_rule,
         link: LinkStatus::default(),
         stats: crate::primary::StatsSnapshot::default(),
         failover: None,
@@ -331,15 +335,23 @@ impl Core {
                 self.board.edit().protect = true;
                 Some(Ok("the guest is protected as soon as a backup answers".to_owned()))
             }
-            What::SetEpoch(length) => {
+            What::SetEpoch(length, rule) => {
                 let mut changed = self.config.clone();
                 changed.epoch = length;
+                changed.epoch_rule = rule.unwrap_or(changed.epoch_rule);
                 Some(match changed.check() {
                     Err(fault) => Err(CommandError::new(Fault::Operator, fault.to_string())),
                     Ok(()) => {
+                        if changed.epoch_rule == self.config.epoch_rule {
+                            // What it has learnt of the pauses is kept.
+                            self.policy.set_length(length);
+                        } else {
+                            self.policy = policy(&changed);
+                        }
                         self.config = changed;
-                        self.policy.set_length(length);
-                        self.board.edit().epoch_ms = length.as_secs_f64() * 1e3;
+                        let mut status = self.board.edit();
+                        status.epoch_ms = length.as_secs_f64() * 1e3;
+                        status.epoch_rule = self.config.epoch_rule;
                         Ok(format!("epochs of {} ms from now on", length.as_millis()))
                     }
                 })

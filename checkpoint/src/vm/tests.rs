@@ -404,10 +404,16 @@ fn a_standby_that_died_is_replaced() {
 fn the_length_of_an_epoch_is_changed_while_it_runs() {
     let Some(_turn) = can_run() else { return };
     let couple = Couple::protected();
-    couple.vm_a.set_epoch(Duration::from_secs(20)).expect("a length");
+    couple.vm_a.set_epoch(Duration::from_secs(20), None).expect("a length");
     assert!((couple.vm_a.status().epoch_ms - 20_000.0).abs() < 0.1);
-    let fault = couple.vm_a.set_epoch(Duration::ZERO).expect_err("no length");
+    let fault = couple.vm_a.set_epoch(Duration::ZERO, None).expect_err("no length");
     assert_eq!(fault.fault, Fault::Operator);
+    let never = EpochRule::FollowOutput { paused_share: 0.0 };
+    couple.vm_a.set_epoch(Duration::from_secs(1), Some(never)).expect_err("a guest that never stands still");
+    assert_eq!(couple.vm_a.status().epoch_rule, EpochRule::Fixed);
+    let follow = EpochRule::FollowOutput { paused_share: 0.3 };
+    couple.vm_a.set_epoch(Duration::from_secs(20), Some(follow)).expect("a rule");
+    assert_eq!(couple.vm_a.status().epoch_rule, follow);
 }
 
 /// Epochs that follow the output end when there is some, long before their length is over; those of a fixed

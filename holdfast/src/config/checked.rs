@@ -4,8 +4,7 @@ use super::Fault;
 use super::exception::Exception;
 use super::mode::Mode;
 use super::raw::{
-    RawBackup, RawConfig, RawEpochPolicy, RawListen, RawMode, RawNic, RawReplication, RawRole,
-    RawSpeculation, RawVm,
+    RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawSpeculation, RawVm,
 };
 use holdfast_checkpoint::vm::EpochRule;
 use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
@@ -351,12 +350,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         speculation,
         role,
         epoch: Duration::from_millis(raw.epoch_ms),
-        epoch_rule: match raw.epoch_policy {
-            RawEpochPolicy::Fixed => EpochRule::Fixed,
-            RawEpochPolicy::Adaptive => {
-                EpochRule::FollowOutput { paused_share: raw.max_paused_percent as f64 / 100.0 }
-            }
-        },
+        epoch_rule: raw.epoch_policy.rule(raw.max_paused_percent),
         epochs_in_flight: raw.epochs_in_flight,
         lease: Duration::from_millis(raw.lease_ms),
         qemu_timeout: Duration::from_millis(raw.qemu_timeout_ms),

@@ -4,12 +4,14 @@
 //! Unknown keys are refused.
 
 mod checked;
+mod epoch_policy;
 mod exception;
 mod mode;
 mod raw;
 mod reader;
 
 pub(crate) use checked::{Config, Nic, Replication, Role, Socket, Vm};
+pub(crate) use epoch_policy::{DEFAULT_PAUSED_PERCENT, EpochPolicy};
 pub(crate) use exception::Exception;
 pub(crate) use mode::Mode;
 

@@ -1,5 +1,6 @@
 //! The configuration file as it is written: every key, nothing checked yet but its type.
 
+use super::epoch_policy::{DEFAULT_PAUSED_PERCENT, EpochPolicy};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -67,16 +68,6 @@ pub(crate) enum RawMode {
     Speculative,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RawEpochPolicy {
-    /// Epochs of `epoch_ms`.
-    #[default]
-    Fixed,
-    /// Epochs that the guest's output ends, of `epoch_ms` at most.
-    Adaptive,
-}
-
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct RawVm {
@@ -87,7 +78,7 @@ pub(crate) struct RawVm {
     #[serde(default = "default_epoch")]
     pub(crate) epoch_ms: u64,
     #[serde(default)]
-    pub(crate) epoch_policy: RawEpochPolicy,
+    pub(crate) epoch_policy: EpochPolicy,
     #[serde(default = "default_paused_percent")]
     pub(crate) max_paused_percent: u64,
     #[serde(default = "default_in_flight")]
@@ -167,7 +158,7 @@ fn default_control_socket() -> PathBuf {
 }
 
 const fn default_paused_percent() -> u64 {
-    40
+    DEFAULT_PAUSED_PERCENT
 }
 
 const fn default_epoch() -> u64 {

@@ -9,7 +9,7 @@ mod server;
 pub(crate) use client::ask;
 pub(crate) use server::Server;
 
-use crate::config::Mode;
+use crate::config::{EpochPolicy, Mode};
 use serde::{Deserialize, Serialize};
 
 /// Longest request or answer, in bytes.
@@ -25,6 +25,9 @@ pub(crate) enum Request {
         /// With the TCP flows of each VM.
         #[serde(default)]
         flows: bool,
+        /// With the last epochs of each VM that is protected here.
+        #[serde(default)]
+        epochs: bool,
     },
     /// On the backup: go live now. On the primary: give the VM over to the backup.
     Failover { vm: String },
@@ -32,8 +35,16 @@ pub(crate) enum Request {
     Protect { vm: String },
     /// Stop replicating; output passes through.
     Unprotect { vm: String },
-    /// Set the epoch's length, in milliseconds.
-    Epoch { vm: String, epoch_ms: u64 },
+    /// Set the epoch's length, in milliseconds, and what ends an epoch where that is named.
+    Epoch {
+        vm: String,
+        epoch_ms: u64,
+        #[serde(default)]
+        epoch_policy: Option<EpochPolicy>,
+        /// Of the time, that the guest may stand still with epochs that are adaptive.
+        #[serde(default)]
+        max_paused_percent: Option<u64>,
+    },
     /// Set the ports and networks whose flows keep plain output commit; no byte is lost.
     Except { vm: String, except: Vec<String> },
     /// Change what is done with the VM's output, without losing any of it.

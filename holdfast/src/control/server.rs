@@ -146,7 +146,8 @@ mod tests {
         serving.expect("served");
         let mode = std::fs::metadata(&path).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let document = ask(&path, &Request::Status { vm: None, flows: false }).expect("answered");
+        let document =
+            ask(&path, &Request::Status { vm: None, flows: false, epochs: false }).expect("answered");
         assert_eq!(document, serde_json::json!({"vms": []}));
         let refused = ask(&path, &Request::Failover { vm: "x".into() }).expect_err("refused");
         assert!(refused.to_string().contains("no Failover"), "{refused}");

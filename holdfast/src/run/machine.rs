@@ -3,7 +3,7 @@
 use super::Link;
 use super::dataplane::Dataplane;
 use crate::cli::Failure;
-use crate::config::{Config, Exception, Mode, Nic, Role, Socket, Vm};
+use crate::config::{Config, DEFAULT_PAUSED_PERCENT, EpochPolicy, Exception, Mode, Nic, Role, Socket, Vm};
 use crate::gate::PortGate;
 use crate::memory::DeviceMemory;
 use crate::status::FlowRow;
@@ -105,8 +105,8 @@ impl Machine {
         &self.vm.name
     }
 
-    /// The VM's part of the status document; with its flows where they are asked for.
-    pub(crate) fn status(&self, flows: bool) -> Value {
+    /// The VM's part of the status document; with its flows and last epochs where they are asked for.
+    pub(crate) fn status(&self, flows: bool, epochs: bool) -> Value {
         let mut status = match &self.supervisor {
             Some(supervisor) => json!(supervisor.status()),
             None => json!({"vm": self.vm.name, "role": "primary", "state": "native"}),
@@ -117,6 +117,9 @@ impl Machine {
         status["nics"] = self.nics();
         if flows {
             status["flows"] = json!(self.flows());
+        }
+        if let Some(supervisor) = self.supervisor.as_ref().filter(|_| epochs) {
+            status["epochs"] = json!(supervisor.epochs());
         }
         status
     }
@@ -132,9 +135,19 @@ impl Machine {
         self.told(if wanted { supervisor.protect() } else { supervisor.unprotect() })
     }
 
-    /// Changes the length of the VM's epochs.
-    pub(crate) fn set_epoch(&self, epoch_ms: u64) -> Result<Value, String> {
-        self.told(self.supervisor()?.set_epoch(Duration::from_millis(epoch_ms)))
+    /// Changes the length of the VM's epochs, and what ends them where that is named.
+    pub(crate) fn set_epoch(
+        &self,
+        epoch_ms: u64,
+        policy: Option<EpochPolicy>,
+        max_paused_percent: Option<u64>,
+    ) -> Result<Value, String> {
+        if max_paused_percent.is_some() && policy != Some(EpochPolicy::Adaptive) {
+            return Err("a share of paused time is of adaptive epochs; mend: --policy adaptive".into());
+        }
+        let share = max_paused_percent.unwrap_or(DEFAULT_PAUSED_PERCENT);
+        let rule = policy.map(|policy| policy.rule(share));
+        self.told(self.supervisor()?.set_epoch(Duration::from_millis(epoch_ms), rule))
     }
 
     /// Changes what is done with the VM's output: nothing of it is lost on the way.

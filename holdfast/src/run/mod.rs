@@ -119,13 +119,13 @@ impl Appliance {
 
     fn answer(&self, request: Request) -> Answer {
         let result = match request {
-            Request::Status { vm, flows } => self.status(vm.as_deref(), flows),
+            Request::Status { vm, flows, epochs } => self.status(vm.as_deref(), flows, epochs),
             Request::Failover { vm } => self.machine(&vm).and_then(Machine::fail_over),
             Request::Protect { vm } => self.machine(&vm).and_then(|machine| machine.protect(true)),
             Request::Unprotect { vm } => self.machine(&vm).and_then(|machine| machine.protect(false)),
-            Request::Epoch { vm, epoch_ms } => {
-                self.machine(&vm).and_then(|machine| machine.set_epoch(epoch_ms))
-            }
+            Request::Epoch { vm, epoch_ms, epoch_policy, max_paused_percent } => self
+                .machine(&vm)
+                .and_then(|machine| machine.set_epoch(epoch_ms, epoch_policy, max_paused_percent)),
             Request::Except { vm, except } => {
                 self.machine(&vm).and_then(|machine| machine.set_exceptions(&except))
             }
@@ -141,10 +141,10 @@ impl Appliance {
         })
     }
 
-    fn status(&self, vm: Option<&str>, flows: bool) -> Result<Value, String> {
+    fn status(&self, vm: Option<&str>, flows: bool, epochs: bool) -> Result<Value, String> {
         let vms: Vec<Value> = match vm {
-            Some(name) => vec![self.machine(name)?.status(flows)],
-            None => self.machines.iter().map(|machine| machine.status(flows)).collect(),
+            Some(name) => vec![self.machine(name)?.status(flows, epochs)],
+            None => self.machines.iter().map(|machine| machine.status(flows, epochs)).collect(),
         };
         let listener = self.listener().as_ref().map(|listener| {
             let mut row = json!(listener.counters());
