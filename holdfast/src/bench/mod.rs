@@ -1,7 +1,9 @@
 //! `holdfast bench`: figures as ratios taken in one run, on the client's clock.
 
 mod bulk;
+mod mode;
 mod quick;
+mod stage;
 
 use crate::cli::Failure;
 use clap::{Args, Subcommand};

@@ -1,71 +1,52 @@
-//! The guest on its pair of hosts, and the cells of the matrix: an epoch and a mode each.
+//! The cells of the matrix: an epoch and a mode each.
 
 use super::complaints::Listened;
-use super::mode::Mode;
 use super::row::Row;
 use super::{BulkOptions, Found};
+use crate::bench::mode::Mode;
+use crate::bench::stage::{Setting, Stage, StageSpec, dress};
 use crate::cli::Failure;
-use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
 use holdfast_lab::capture::{Capture, Flow};
-use holdfast_lab::client::{Client, STREAM_PORT};
-use holdfast_lab::emulator::{Report, WireEmulator};
+use holdfast_lab::client::STREAM_PORT;
+use holdfast_lab::emulator::Report;
 use holdfast_lab::expert::{Complaints, complaints};
 use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::iperf;
-use holdfast_lab::pair::{Pair, PairError, PairOptions};
 use holdfast_lab::report::percentile;
 use holdfast_lab::topology::guest_ip;
-use serde_json::{Value, json};
 use std::time::Duration;
 
-const VM: &str = "guest";
-const READY: Duration = Duration::from_secs(90);
-/// A change of mode, with the synchronisation that protection begins with.
-const CHANGE: Duration = Duration::from_secs(60);
-/// A row is tried that often.
-const ATTEMPTS: usize = 3;
 /// Transfers of one row take no longer than that, but for the one that runs then.
 const ROW_TIME: Duration = Duration::from_secs(10);
 /// What a capture sees: transfers large enough for every phase of TCP, and small ones.
 const CAPTURED: [(u64, usize); 2] = [(16 << 20, 2), (64 << 10, 5)];
-/// For the stacks and buffers of hundreds of connections.
-const MEMORY_MIB: u32 = 512;
 
-/// The running pair.
+/// The matrix on its stage.
 pub(super) struct Matrix<'a> {
     options: &'a BulkOptions,
-    pair: Pair,
-    client: Client,
+    stage: Stage,
     iperf3: bool,
     /// What native was complained of in this epoch's round.
     reference: Complaints,
 }
 
-/// Each connection begins anew: what the guest remembers of a client's earlier ones, in another mode, would
-/// be measured with it.
-const GUEST_SETTING: (&str, &str) = ("net/ipv4/tcp_no_metrics_save", "1");
-
-fn forgetful(spec: &mut GuestSpec) {
-    spec.sysctls.push((GUEST_SETTING.0.into(), GUEST_SETTING.1.into()));
+fn plain(spec: &mut GuestSpec) {
+    dress(spec, false);
 }
 
-/// With the agent, which is started where it is measured.
 fn with_agent(spec: &mut GuestSpec) {
-    forgetful(spec);
-    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::carry(spec)) {
-        tracing::error!("no agent in the guest: {fault}");
-    }
+    dress(spec, true);
 }
 
 fn with_agent_and_iperf3(spec: &mut GuestSpec) {
-    with_agent(spec);
+    dress(spec, true);
     add_iperf3(spec);
 }
 
 fn with_iperf3(spec: &mut GuestSpec) {
-    forgetful(spec);
+    dress(spec, false);
     add_iperf3(spec);
 }
 
@@ -78,40 +59,36 @@ fn add_iperf3(spec: &mut GuestSpec) {
 impl<'a> Matrix<'a> {
     /// Boots the guest, in the first mode.
     pub(super) fn start(options: &'a BulkOptions, qemu: Qemu) -> Result<Self, Failure> {
-        let program = std::env::current_exe().map_err(Failure::failed)?;
         let (Some(mode), Some(epoch)) = (options.modes.first(), options.epochs.first()) else {
             return Err(Failure::Usage("no mode or no epoch is named".into()));
         };
-        let mut plan = PairOptions::new(&program, qemu, mode.output().name());
-        plan.epoch_ms = *epoch;
-        if options.adaptive {
-            plan.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
-        }
-        plan.audit = false;
-        plan.memory_mib = MEMORY_MIB;
-        plan.wire = options.wire.clone();
-        plan.wire_seed = options.seed;
-        plan.shape = match (options.modes.contains(&Mode::Aware), options.without_iperf3) {
-            (false, false) => with_iperf3,
-            (false, true) => forgetful,
-            (true, false) => with_agent_and_iperf3,
-            (true, true) => with_agent,
-        };
-        let mut pair = Pair::start(plan).map_err(Failure::failed)?;
-        pair.wait_ready(READY).map_err(Failure::failed)?;
-        let client = Client::new(&pair.topology.client);
-        let words = &pair.guests[0].spec.kernel_words;
+        let aware = options.modes.contains(&Mode::Aware);
+        let stage = Stage::start(StageSpec {
+            qemu,
+            wire: &options.wire,
+            seed: options.seed,
+            first: Setting { mode: *mode, epoch_ms: *epoch, adaptive: options.adaptive },
+            aware,
+            shape: match (aware, options.without_iperf3) {
+                (false, false) => with_iperf3,
+                (false, true) => plain,
+                (true, false) => with_agent_and_iperf3,
+                (true, true) => with_agent,
+            },
+        })?;
+        let words = &stage.pair.guests[0].spec.kernel_words;
         let iperf3 = words.iter().any(|word| word.starts_with("holdfast.exec=/bin/iperf3"));
-        Ok(Self { options, pair, client, iperf3, reference: Complaints::default() })
+        Ok(Self { options, stage, iperf3, reference: Complaints::default() })
     }
 
     /// All rows of one cell; printed as they are taken.
     pub(super) fn cell(&mut self, epoch_ms: u64, mode: Mode, found: &mut Found) -> Result<(), Failure> {
-        self.change(epoch_ms, mode)?;
         let options = self.options;
+        self.stage.change(Setting { mode, epoch_ms, adaptive: options.adaptive })?;
         let take = |this: &Self, row: &dyn Fn() -> Result<Row, Failure>, found: &mut Found| {
-            match this.guarded(mode, row)? {
-                Ok(row) => {
+            match this.stage.guarded(mode, |_| row())? {
+                Ok((mut row, epochs)) => {
+                    row.epochs_committed = epochs;
                     println!("{row}");
                     found.rows.push(row);
                 }
@@ -139,57 +116,8 @@ impl<'a> Matrix<'a> {
     }
 
     /// Ends the pair; gives what the emulated wire did.
-    pub(super) fn end(mut self) -> Result<Option<Report>, Failure> {
-        self.pair.stop().map_err(Failure::failed)?;
-        self.pair.wire.take().map(WireEmulator::stop).transpose().map_err(Failure::failed)
-    }
-
-    fn change(&self, epoch_ms: u64, mode: Mode) -> Result<(), Failure> {
-        let host = &self.pair.a;
-        let ask = |request: Value| host.ask(&request).map_err(Failure::failed);
-        if self.options.modes.contains(&Mode::Aware) {
-            agent::stop(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
-        }
-        ask(json!({"command": "setmode", "vm": VM, "mode": mode.output()}))?;
-        ask(json!({"command": "epoch", "vm": VM, "epoch_ms": epoch_ms}))?;
-        let wanted = if mode.protects() { "protected" } else { "native" };
-        host.wait_for(VM, wanted, CHANGE, |status| {
-            status["state"] == wanted && status["mode"] == mode.output().name()
-        })
-        .map_err(Failure::failed)?;
-        if mode == Mode::Aware {
-            agent::start(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
-        }
-        Ok(())
-    }
-
-    /// Takes a row, again if the protection was lost meanwhile; what was lost if that does not help.
-    fn guarded(
-        &self,
-        mode: Mode,
-        take: &dyn Fn() -> Result<Row, Failure>,
-    ) -> Result<Result<Row, String>, Failure> {
-        let mut lost = String::new();
-        for _ in 0..ATTEMPTS {
-            let wanted = if mode.protects() { "protected" } else { "native" };
-            let before = self.pair.a.wait_state(VM, &[wanted], CHANGE).map_err(Failure::failed)?;
-            let taken = take();
-            let after = self.status().map_err(Failure::failed)?;
-            let same = |name: &str| before["link"][name] == after["link"][name];
-            if after["state"] == wanted && same("sessions") && after["term"] == before["term"] {
-                let mut row = taken?;
-                let epoch = |status: &Value| status["committed_epoch"].as_u64().unwrap_or(0);
-                row.epochs_committed = epoch(&after).saturating_sub(epoch(&before));
-                return Ok(Ok(row));
-            }
-            lost = format!("{wanted} was lost ({}; {})", after["state"], after["trouble"]["text"]);
-            tracing::warn!("{lost}: once more");
-        }
-        Ok(Err(lost))
-    }
-
-    fn status(&self) -> Result<Value, PairError> {
-        self.pair.a.vm(VM)
+    pub(super) fn end(self) -> Result<Option<Report>, Failure> {
+        self.stage.end()
     }
 
     fn transfers(&self, epoch_ms: u64, mode: Mode, bytes: u64, setup: bool) -> Result<Row, Failure> {
@@ -202,7 +130,7 @@ impl<'a> Matrix<'a> {
             time: ROW_TIME,
             pause: Duration::from_millis(epoch_ms),
         };
-        let done = self.client.transfers(&spec).map_err(Failure::failed)?;
+        let done = self.stage.client.transfers(&spec).map_err(Failure::failed)?;
         let mut row = Row::new(mode, epoch_ms);
         (row.bytes, row.setup, row.transfers) = (Some(bytes), Some(setup), Some(done.completion_ms.len()));
         row.completion_p50_ms = percentile(&done.completion_ms, 0.5);
@@ -222,7 +150,7 @@ impl<'a> Matrix<'a> {
             warm_up: Duration::from_secs(1),
             time,
         };
-        let done = self.client.flows(&spec).map_err(Failure::failed)?;
+        let done = self.stage.client.flows(&spec).map_err(Failure::failed)?;
         if let Some(fault) = &done.fault {
             tracing::warn!("mode {mode}, {connections} connections: {fault}");
         }
@@ -232,7 +160,8 @@ impl<'a> Matrix<'a> {
         row.fairness = Some(done.fairness);
         row.stream_exact = done.exact;
         if self.iperf3 && connections <= iperf::MOST_CONNECTIONS {
-            let rate = iperf::download(&self.pair.topology.client, guest_ip(1).into(), connections, time);
+            let rate =
+                iperf::download(&self.stage.pair.topology.client, guest_ip(1).into(), connections, time);
             row.iperf3_mbit_s = rate.inspect_err(|fault| tracing::warn!("iperf3: {fault}")).ok();
         }
         Ok(row)
@@ -240,8 +169,8 @@ impl<'a> Matrix<'a> {
 
     /// Captures transfers at the client, and has tshark look at them.
     fn listen(&mut self, epoch_ms: u64, mode: Mode) -> Result<Listened, Failure> {
-        let topology = &self.pair.topology;
-        let path = self.pair.scratch.file(&format!("client-{mode}-{epoch_ms}.pcap"));
+        let topology = &self.stage.pair.topology;
+        let path = self.stage.pair.scratch.file(&format!("client-{mode}-{epoch_ms}.pcap"));
         let capture = Capture::start(&topology.client, topology.client_interface, Flow::Both, &path)
             .map_err(Failure::failed)?;
         for (bytes, most) in CAPTURED {
@@ -254,7 +183,7 @@ impl<'a> Matrix<'a> {
                 time: ROW_TIME,
                 pause: Duration::from_millis(epoch_ms),
             };
-            let done = self.client.transfers(&spec).map_err(Failure::failed)?;
+            let done = self.stage.client.transfers(&spec).map_err(Failure::failed)?;
             if !done.exact {
                 return Err(Failure::Failed("a captured stream was not exact".into()));
             }

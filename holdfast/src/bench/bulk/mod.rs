@@ -7,11 +7,11 @@
 
 mod complaints;
 mod matrix;
-mod mode;
 mod ratios;
 mod row;
 mod size;
 
+use super::mode::Mode;
 use super::{Output, write_json};
 use crate::cli::Failure;
 use clap::Args;
@@ -19,7 +19,6 @@ use complaints::Listened;
 use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_lab::emulator::WireSpec;
 use matrix::Matrix;
-use mode::Mode;
 use row::Row;
 use serde_json::json;
 use size::Size;

@@ -1,7 +1,7 @@
 //! One row of figures.
 
-use super::mode::Mode;
 use super::size::Size;
+use crate::bench::mode::Mode;
 use serde::Serialize;
 use std::fmt;
 

@@ -1,0 +1,146 @@
+//! Where a benchmark plays: one guest on a pair of hosts, whose mode and epochs are changed while it runs.
+
+use super::mode::Mode;
+use crate::cli::Failure;
+use crate::config::EpochPolicy;
+use holdfast_lab::agent;
+use holdfast_lab::artifacts::Qemu;
+use holdfast_lab::client::Client;
+use holdfast_lab::emulator::{Report, WireEmulator, WireSpec};
+use holdfast_lab::guest::GuestSpec;
+use holdfast_lab::pair::{Pair, PairError, PairOptions};
+use holdfast_lab::topology::guest_ip;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const VM: &str = "guest";
+const READY: Duration = Duration::from_secs(90);
+/// A change of mode, with the synchronisation that protection begins with.
+const CHANGE: Duration = Duration::from_secs(60);
+/// What is measured is tried that often.
+const ATTEMPTS: usize = 3;
+/// For the stacks and buffers of hundreds of connections.
+const MEMORY_MIB: u32 = 512;
+
+/// Each connection begins anew: what the guest remembers of a client's earlier ones, in another mode, would
+/// be measured with it.
+const GUEST_SETTING: (&str, &str) = ("net/ipv4/tcp_no_metrics_save", "1");
+
+/// How the guest is treated while something is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    pub(super) mode: Mode,
+    /// At most, with adaptive epochs.
+    pub(super) epoch_ms: u64,
+    pub(super) adaptive: bool,
+}
+
+/// What the stage is made from.
+pub(super) struct StageSpec<'a> {
+    pub(super) qemu: Qemu,
+    pub(super) wire: &'a WireSpec,
+    /// Of the wire's fates.
+    pub(super) seed: u64,
+    pub(super) first: Setting,
+    /// Whether mode aware is among what is measured.
+    pub(super) aware: bool,
+    /// What the guest has besides.
+    pub(super) shape: fn(&mut GuestSpec),
+}
+
+/// The running pair.
+pub(super) struct Stage {
+    pub(super) pair: Pair,
+    pub(super) client: Client,
+    aware: bool,
+}
+
+/// What every guest of a benchmark has; `aware` if the agent is wanted, which is started where it is measured.
+pub(super) fn dress(spec: &mut GuestSpec, aware: bool) {
+    spec.sysctls.push((GUEST_SETTING.0.into(), GUEST_SETTING.1.into()));
+    if !aware {
+        return;
+    }
+    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::carry(spec)) {
+        tracing::error!("no agent in the guest: {fault}");
+    }
+}
+
+impl Stage {
+    /// Boots the guest, in the first setting.
+    pub(super) fn start(spec: StageSpec<'_>) -> Result<Self, Failure> {
+        let program = std::env::current_exe().map_err(Failure::failed)?;
+        let mut plan = PairOptions::new(&program, spec.qemu, spec.first.mode.output().name());
+        plan.epoch_ms = spec.first.epoch_ms;
+        plan.audit = false;
+        plan.memory_mib = MEMORY_MIB;
+        plan.wire = spec.wire.clone();
+        plan.wire_seed = spec.seed;
+        plan.shape = spec.shape;
+        let mut pair = Pair::start(plan).map_err(Failure::failed)?;
+        pair.wait_ready(READY).map_err(Failure::failed)?;
+        let client = Client::new(&pair.topology.client);
+        Ok(Self { pair, client, aware: spec.aware })
+    }
+
+    /// Changes how the guest is treated, and waits until it is.
+    pub(super) fn change(&self, setting: Setting) -> Result<(), Failure> {
+        let Setting { mode, epoch_ms, adaptive } = setting;
+        let host = &self.pair.a;
+        let ask = |request: Value| host.ask(&request).map_err(Failure::failed);
+        if self.aware {
+            agent::stop(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        }
+        let policy = if adaptive { EpochPolicy::Adaptive } else { EpochPolicy::Fixed };
+        ask(json!({"command": "setmode", "vm": VM, "mode": mode.output()}))?;
+        ask(json!({"command": "epoch", "vm": VM, "epoch_ms": epoch_ms, "epoch_policy": policy}))?;
+        let wanted = state_of(mode);
+        host.wait_for(VM, wanted, CHANGE, |status| {
+            status["state"] == wanted && status["mode"] == mode.output().name()
+        })
+        .map_err(Failure::failed)?;
+        if mode == Mode::Aware {
+            agent::start(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        }
+        Ok(())
+    }
+
+    /// Measures something, again if the protection was lost meanwhile. What was measured with the epochs
+    /// that were committed meanwhile; what was lost if that does not help.
+    pub(super) fn guarded<T>(
+        &self,
+        mode: Mode,
+        take: impl Fn(&Self) -> Result<T, Failure>,
+    ) -> Result<Result<(T, u64), String>, Failure> {
+        let mut lost = String::new();
+        for _ in 0..ATTEMPTS {
+            let wanted = state_of(mode);
+            let before = self.pair.a.wait_state(VM, &[wanted], CHANGE).map_err(Failure::failed)?;
+            let taken = take(self);
+            let after = self.status().map_err(Failure::failed)?;
+            let same = |name: &str| before["link"][name] == after["link"][name];
+            if after["state"] == wanted && same("sessions") && after["term"] == before["term"] {
+                let epoch = |status: &Value| status["committed_epoch"].as_u64().unwrap_or(0);
+                return Ok(Ok((taken?, epoch(&after).saturating_sub(epoch(&before)))));
+            }
+            lost = format!("{wanted} was lost ({}; {})", after["state"], after["trouble"]["text"]);
+            tracing::warn!("{lost}: once more");
+        }
+        Ok(Err(lost))
+    }
+
+    /// What host A says of the guest.
+    pub(super) fn status(&self) -> Result<Value, PairError> {
+        self.pair.a.vm(VM)
+    }
+
+    /// Ends the pair; gives what the emulated wire did.
+    pub(super) fn end(mut self) -> Result<Option<Report>, Failure> {
+        self.pair.stop().map_err(Failure::failed)?;
+        self.pair.wire.take().map(WireEmulator::stop).transpose().map_err(Failure::failed)
+    }
+}
+
+fn state_of(mode: Mode) -> &'static str {
+    if mode.protects() { "protected" } else { "native" }
+}
