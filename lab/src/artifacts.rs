@@ -1,6 +1,6 @@
 //! Finds what the scripts have fetched and built: the guest's kernel and init, and QEMU.
 
-use crate::initramfs::{Initramfs, InitramfsError};
+use crate::initramfs::{Initramfs, InitramfsError, Part};
 use crate::modules::VIRTIO_NET;
 use crate::process::{ProcessError, run_tool};
 use std::env;
@@ -26,6 +26,12 @@ pub enum ArtifactsError {
     #[error("{} is not there; mend: scripts/guest-kernel --newer", path.display())]
     NoNewerKernel {
         /// Where it should be.
+        path: PathBuf,
+    },
+    /// The applications are not fetched.
+    #[error("{} is not there or not whole; mend: scripts/guest-apps", path.display())]
+    NoApplications {
+        /// Where they should be.
         path: PathBuf,
     },
     /// The guest's init is not built.
@@ -133,12 +139,17 @@ impl Artifacts {
         self.target.join(GUEST_AGENT)
     }
 
-    /// Writes an initramfs: init, the modules of a virtio network card, and programs of the host, each with
-    /// its place inside.
-    pub fn write_initramfs(&self, path: &Path, programs: &[(PathBuf, String)]) -> Result<(), ArtifactsError> {
+    /// Debian's applications, as `scripts/guest-apps` has unpacked them: the root of their files.
+    pub fn applications(&self) -> Result<PathBuf, ArtifactsError> {
+        let path = self.target.join("lab/apps/tree");
+        if path.join("complete").exists() { Ok(path) } else { Err(ArtifactsError::NoApplications { path }) }
+    }
+
+    /// Writes an initramfs: init, the modules of a virtio network card, and further parts.
+    pub fn write_initramfs(&self, path: &Path, parts: &[Part]) -> Result<(), ArtifactsError> {
         let mut made = Initramfs::new(&self.init)?.modules(&self.modules, VIRTIO_NET)?;
-        for (program, inside) in programs {
-            made = made.program(program, inside)?;
+        for part in parts {
+            made = made.part(part)?;
         }
         Ok(made.write(path)?)
     }

@@ -208,6 +208,11 @@ impl Client {
         Self { namespace: namespace.clone() }
     }
 
+    /// The namespace.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     /// Connects once.
     pub fn connect(&self, target: SocketAddr, patience: Duration) -> Result<TcpStream, ClientError> {
         let what = "connect";

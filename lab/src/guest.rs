@@ -4,6 +4,7 @@
 //! its memory file, its sockets and `-incoming defer`.
 
 use crate::artifacts::{Artifacts, ArtifactsError, Qemu};
+use crate::initramfs::Part;
 use crate::monitor::{Monitor, MonitorError};
 use crate::netns::Namespace;
 use crate::process::{Process, ProcessError, ProcessSpec};
@@ -76,8 +77,8 @@ pub struct GuestSpec {
     pub kernel: PathBuf,
     /// The initramfs.
     pub initramfs: PathBuf,
-    /// Programs that are in it, each with its place there.
-    programs: Vec<(PathBuf, String)>,
+    /// What is in it besides init and modules.
+    parts: Vec<Part>,
     artifacts: Artifacts,
     /// The file that backs its memory, on tmpfs or hugetlbfs.
     pub memory_file: PathBuf,
@@ -125,7 +126,7 @@ impl GuestSpec {
             qemu: qemu.clone(),
             kernel: artifacts.kernel().into(),
             initramfs,
-            programs: Vec::new(),
+            parts: Vec::new(),
             artifacts: artifacts.clone(),
             memory_file: scratch.memory(&format!("{name}.ram")),
             memory_mib: 256,
@@ -150,17 +151,34 @@ impl GuestSpec {
         inside: &str,
         arguments: &[&str],
     ) -> Result<(), ArtifactsError> {
+        self.start_at_boot(inside, arguments);
+        self.add_program(program, inside)
+    }
+
+    /// Has init start what is at `inside`, with arguments that have no comma and no space.
+    pub fn start_at_boot(&mut self, inside: &str, arguments: &[&str]) {
         let words: Vec<&str> = [inside].into_iter().chain(arguments.iter().copied()).collect();
         self.kernel_words.push(format!("holdfast.exec={}", words.join(",")));
-        self.add_program(program, inside)
     }
 
     /// Puts a program of the host into the initramfs at `inside`.
     pub fn add_program(&mut self, program: &Path, inside: &str) -> Result<(), ArtifactsError> {
-        if !self.programs.iter().any(|(_, known)| known == inside) {
-            self.programs.push((program.into(), inside.into()));
+        self.add([Part::program(program, inside)])
+    }
+
+    /// Puts parts into the initramfs; what is there already stays.
+    pub fn add(&mut self, parts: impl IntoIterator<Item = Part>) -> Result<(), ArtifactsError> {
+        for part in parts {
+            if !self.parts.iter().any(|known| known.inside() == part.inside()) {
+                self.parts.push(part);
+            }
         }
         self.own_initramfs()
+    }
+
+    /// Where its parts were found.
+    pub fn artifacts(&self) -> &Artifacts {
+        &self.artifacts
     }
 
     /// Boots Linux 6.12 instead.
@@ -177,7 +195,7 @@ impl GuestSpec {
 
     fn own_initramfs(&mut self) -> Result<(), ArtifactsError> {
         self.initramfs = self.folder.join(format!("{}.initramfs", self.name));
-        self.artifacts.write_initramfs(&self.initramfs, &self.programs)
+        self.artifacts.write_initramfs(&self.initramfs, &self.parts)
     }
 
     /// Adds a network card.

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use thiserror::Error;
 
 const MODE_DIR: u32 = 0o040_755;
@@ -14,6 +15,8 @@ const MODE_FILE: u32 = 0o100_644;
 const MODE_PROGRAM: u32 = 0o100_755;
 const MODE_LINK: u32 = 0o120_777;
 const MODE_CHARACTER: u32 = 0o020_600;
+/// Where Debian's loader looks without being told.
+const LIBRARIES: &str = "/lib/x86_64-linux-gnu";
 
 /// The initramfs could not be made.
 #[derive(Debug, Error)]
@@ -29,6 +32,14 @@ pub enum InitramfsError {
     /// See there.
     #[error(transparent)]
     Modules(#[from] ModulesError),
+    /// A program would not start in the guest.
+    #[error("{} wants {library}, which is nowhere; mend: scripts/packages, scripts/guest-apps", program.display())]
+    NoLibrary {
+        /// The program.
+        program: PathBuf,
+        /// The library.
+        library: String,
+    },
     /// `ldd` or `xz` failed.
     #[error(transparent)]
     Tool(#[from] ProcessError),
@@ -38,6 +49,46 @@ pub enum InitramfsError {
         /// The entry.
         name: String,
     },
+}
+
+/// What a guest's initramfs has besides its init and its modules; places inside are absolute.
+#[derive(Debug, Clone)]
+pub enum Part {
+    /// A program, with its shared libraries.
+    Program {
+        /// Where it is on the host.
+        path: PathBuf,
+        /// Its place.
+        inside: String,
+        /// Where its libraries are looked for before the host's own.
+        libraries: Option<PathBuf>,
+    },
+    /// A file that is made here.
+    File {
+        /// Its place.
+        inside: String,
+        /// What is in it.
+        content: Arc<[u8]>,
+    },
+}
+
+impl Part {
+    /// A program of the host.
+    pub fn program(path: &Path, inside: &str) -> Self {
+        Self::Program { path: path.into(), inside: inside.into(), libraries: None }
+    }
+
+    /// A file with that content.
+    pub fn file(inside: impl Into<String>, content: impl Into<Arc<[u8]>>) -> Self {
+        Self::File { inside: inside.into(), content: content.into() }
+    }
+
+    /// Its place.
+    pub fn inside(&self) -> &str {
+        match self {
+            Self::Program { inside, .. } | Self::File { inside, .. } => inside,
+        }
+    }
 }
 
 /// Collects the files, then writes them.
@@ -66,19 +117,17 @@ impl Initramfs {
         Ok(self)
     }
 
-    /// Adds a file of the host at `inside` (absolute).
-    pub fn file(mut self, path: &Path, inside: &str) -> Result<Self, InitramfsError> {
-        self.archive.add(inside, MODE_FILE, &read(path)?)?;
-        Ok(self)
-    }
-
-    /// Adds a program of the host at `inside`, with its shared libraries where they are on the host.
-    pub fn program(mut self, path: &Path, inside: &str) -> Result<Self, InitramfsError> {
-        self.archive.add(inside, MODE_PROGRAM, &read(path)?)?;
-        for library in shared_libraries(path)? {
-            if let Some(name) = library.to_str() {
-                self.archive.add(name, MODE_PROGRAM, &read(&library)?)?;
+    /// Adds a part.
+    pub fn part(mut self, part: &Part) -> Result<Self, InitramfsError> {
+        match part {
+            Part::Program { path, inside, libraries } => {
+                self.archive.add(inside, MODE_PROGRAM, &read(path)?)?;
+                for library in shared_libraries(path, libraries.as_deref())? {
+                    let name = place_of_library(&library, libraries.as_deref());
+                    self.archive.add(&name, MODE_PROGRAM, &read(&library)?)?;
+                }
             }
+            Part::File { inside, content } => self.archive.add(inside, MODE_FILE, content)?,
         }
         Ok(self)
     }
@@ -122,15 +171,30 @@ fn read_module(path: &Path) -> Result<Vec<u8>, InitramfsError> {
 }
 
 /// What `ldd` lists; nothing for a static program.
-fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, InitramfsError> {
+fn shared_libraries(program: &Path, first: Option<&Path>) -> Result<Vec<PathBuf>, InitramfsError> {
     let name = program.to_string_lossy();
-    let listed = match run_tool(None, "ldd", &[&name]) {
+    let search = format!("LD_LIBRARY_PATH={}", first.unwrap_or(Path::new("")).display());
+    let listed = match run_tool(None, "env", &[&search, "ldd", &name]) {
         Ok(listed) => listed,
         // "not a dynamic executable" is no error here.
         Err(ProcessError::System { .. }) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),
     };
+    if let Some(line) = listed.lines().find(|line| line.contains("=> not found")) {
+        let library = line.split_whitespace().next().unwrap_or(line).to_owned();
+        return Err(InitramfsError::NoLibrary { program: program.into(), library });
+    }
     Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+}
+
+/// A library of the host keeps its place; others go where the loader looks by itself.
+fn place_of_library(library: &Path, first: Option<&Path>) -> String {
+    match (first, library.file_name()) {
+        (Some(first), Some(name)) if library.starts_with(first) => {
+            format!("{LIBRARIES}/{}", name.to_string_lossy())
+        }
+        _ => library.to_string_lossy().into_owned(),
+    }
 }
 
 /// The archive's bytes: entries of a 110-byte header in hexadecimal, a name, and the content, each
@@ -219,7 +283,7 @@ mod tests {
         let (init, path) = (dir.path().join("init"), dir.path().join("archive"));
         fs::write(&init, "#!/bin/sh\n").expect("written");
         let archive = Initramfs::new(&init)
-            .and_then(|archive| archive.file(&init, "/etc/deep/copy"))
+            .and_then(|archive| archive.part(&Part::file("/etc/deep/copy", *b"made here")))
             .and_then(|archive| archive.link("/bin/sh", "busybox"));
         archive.and_then(|archive| archive.write(&path)).expect("made");
         let script = format!("busybox cpio -t <{}", path.display());
@@ -231,7 +295,16 @@ mod tests {
 
     #[test]
     fn a_dynamic_program_brings_its_libraries() {
-        let libraries = shared_libraries(Path::new("/bin/sh")).expect("listed");
+        let libraries = shared_libraries(Path::new("/bin/sh"), None).expect("listed");
         assert!(libraries.iter().any(|path| path.to_string_lossy().contains("libc.so")));
+    }
+
+    #[test]
+    fn a_library_of_elsewhere_goes_where_the_loader_looks() {
+        let elsewhere = Path::new("/srv/tree/lib");
+        let place = |path: &str, first| place_of_library(Path::new(path), first);
+        assert_eq!(place("/srv/tree/lib/libx.so.1", Some(elsewhere)), "/lib/x86_64-linux-gnu/libx.so.1");
+        assert_eq!(place("/lib64/ld.so", Some(elsewhere)), "/lib64/ld.so");
+        assert_eq!(place("/lib64/ld.so", None), "/lib64/ld.so");
     }
 }

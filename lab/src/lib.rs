@@ -16,6 +16,7 @@
 //! Needs root (namespaces) and the tools of `scripts/packages`; no KVM, no huge pages, no network.
 
 pub mod agent;
+pub mod apps;
 pub mod artifacts;
 pub mod audit;
 pub mod bulk;

@@ -18,6 +18,8 @@ pub enum Need {
     Guest,
     /// The guest's agent.
     Agent,
+    /// Debian's applications for the guest.
+    Applications,
     /// Linux 6.12 for the guest.
     NewerKernel,
     /// QEMU 10.0 as `scripts/qemu-backports` provides it.
@@ -43,6 +45,10 @@ impl Need {
             Self::Agent => {
                 let there = Artifacts::locate().is_ok_and(|artifacts| artifacts.agent().exists());
                 lack(there, "the guest's agent is not built; mend: make guest-agent")
+            }
+            Self::Applications => {
+                let found = Artifacts::locate().and_then(|artifacts| artifacts.applications());
+                found.err().map(|error| error.to_string())
             }
             Self::NewerKernel => {
                 let found = Artifacts::locate().and_then(|artifacts| artifacts.newer_kernel());

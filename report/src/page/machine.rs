@@ -1,0 +1,60 @@
+//! Where it was measured, and what was asked for.
+
+use crate::run::Run;
+use maud::{Markup, html};
+use serde_json::{Map, Value};
+
+pub(super) fn section(run: &Run) -> Markup {
+    let machine = &run.machine;
+    let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
+    let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
+    let mut rows = vec![
+        ("Holdfast", text(&machine.holdfast)),
+        ("QEMU", text(&machine.qemu)),
+        ("DPDK", text(&machine.dpdk)),
+        ("kernel", text(&machine.kernel)),
+        ("guest's kernel", text(&machine.guest_kernel)),
+        ("processor", text(&machine.cpu)),
+        ("cores", number(machine.cores)),
+        ("memory", machine.memory_mib.map_or_else(|| "-".into(), |mib| format!("{mib} MiB"))),
+        ("began", text(&machine.started)),
+        ("took", machine.took_s.map_or_else(|| "-".into(), |took| format!("{took:.0} s"))),
+    ];
+    let asked = &run.configuration;
+    let join = |values: Vec<String>| if values.is_empty() { "-".into() } else { values.join(", ") };
+    rows.extend([
+        ("modes", join(asked.modes.iter().map(ToString::to_string).collect())),
+        ("epochs", join(asked.epochs_ms.iter().map(|ms| format!("{ms} ms")).collect())),
+        ("rounds", number(asked.rounds.map(u64::from))),
+        ("seconds of a stream", number(asked.seconds)),
+        ("seed", number(asked.seed)),
+        (
+            "wire",
+            match asked.wire.as_deref() {
+                None => "-".into(),
+                Some("") => "a plain cable".into(),
+                Some(wire) => wire.into(),
+            },
+        ),
+        ("quick", asked.quick.map_or_else(|| "-".into(), |quick| if quick { "yes" } else { "no" }.into())),
+    ]);
+    html! {
+        div.scroll {
+            table {
+                tbody {
+                    @for (name, value) in rows { tr { th { (name) } td { (value) } } }
+                    (more(&machine.more))
+                    (more(&asked.more))
+                }
+            }
+        }
+    }
+}
+
+fn more(fields: &Map<String, Value>) -> Markup {
+    html! {
+        @for (name, value) in fields {
+            tr { th { (name) } td { (value.as_str().map_or_else(|| value.to_string(), str::to_owned)) } }
+        }
+    }
+}
