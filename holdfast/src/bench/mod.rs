@@ -1,7 +1,9 @@
 //! `holdfast bench`: figures as ratios taken in one run, on the client's clock.
 
 mod bulk;
+mod compare;
 mod quick;
+mod report;
 
 use crate::cli::Failure;
 use clap::{Args, Subcommand};
@@ -14,6 +16,10 @@ pub(crate) enum Bench {
     Quick(quick::QuickOptions),
     /// What the guest sends to the client: modes, lengths of an epoch, sizes and numbers of connections.
     Bulk(Box<bulk::BulkOptions>),
+    /// Tell two stored runs apart, row by row: how many times as fast, and whether that is more than chance.
+    Compare(compare::CompareOptions),
+    /// Render a stored run as one HTML page with plots.
+    Report(report::ReportOptions),
 }
 
 /// Where a benchmark's figures go besides the terminal.
@@ -26,10 +32,11 @@ pub(crate) struct Output {
 
 /// Runs a benchmark.
 pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
-    crate::demo::check_host()?;
     match bench {
-        Bench::Quick(options) => quick::run(options),
-        Bench::Bulk(options) => bulk::run(options),
+        Bench::Quick(options) => crate::demo::check_host().and_then(|()| quick::run(options)),
+        Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
+        Bench::Compare(options) => compare::run(options),
+        Bench::Report(options) => report::run(options),
     }
 }
 
