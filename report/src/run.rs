@@ -179,7 +179,7 @@ pub struct Bulk {
     /// Completion times of all transfers in `ms`, or rates of each second or round in `mbit_s`.
     #[serde(default)]
     pub samples: Vec<f64>,
-    /// Of `samples`; none when there are none.
+    /// Of `samples`; may be none when there are none.
     #[serde(default)]
     pub samples_unit: Option<Unit>,
 }
@@ -401,9 +401,9 @@ impl Run {
                 }
                 Row::Stream(row) if row.seconds.is_none() => return wrong(at, "a stream has `seconds`"),
                 Row::Stream(row) | Row::Transfer(row)
-                    if row.samples.is_empty() != row.samples_unit.is_none() =>
+                    if !row.samples.is_empty() && row.samples_unit.is_none() =>
                 {
-                    return wrong(at, "`samples` and `samples_unit` go together");
+                    return wrong(at, "`samples` have a `samples_unit`");
                 }
                 Row::Application(Application { requests_s: None, mbit_s: None, .. }) => {
                     return wrong(at, "an application has `requests_s` or `mbit_s`");
@@ -512,7 +512,7 @@ mod tests {
             (r#"{"bench": "paper"}"#, "missing field `rows`"),
             (&paper(&wrong_mode), "awake"),
             (&paper(&format!("{STREAM}, {no_seconds}")), "rows[1]: a stream has `seconds`"),
-            (&paper(&no_unit), "rows[0]: `samples` and"),
+            (&paper(&no_unit), "rows[0]: `samples` have"),
         ] {
             let fault = Run::read(text).unwrap_err().to_string();
             assert!(fault.contains(said), "{fault}");

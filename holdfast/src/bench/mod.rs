@@ -1,8 +1,10 @@
 //! `holdfast bench`: figures as ratios taken in one run, on the client's clock.
 
 mod bulk;
+mod compare;
 mod mode;
 mod quick;
+mod report;
 mod stage;
 
 use crate::cli::Failure;
@@ -16,6 +18,10 @@ pub(crate) enum Bench {
     Quick(quick::QuickOptions),
     /// What the guest sends to the client: modes, lengths of an epoch, sizes and numbers of connections.
     Bulk(Box<bulk::BulkOptions>),
+    /// Tell two stored runs apart, row by row: how many times as fast, and whether that is more than chance.
+    Compare(compare::CompareOptions),
+    /// Render a stored run as one HTML page with plots.
+    Report(report::ReportOptions),
 }
 
 /// Where a benchmark's figures go besides the terminal.
@@ -28,10 +34,11 @@ pub(crate) struct Output {
 
 /// Runs a benchmark.
 pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
-    crate::demo::check_host()?;
     match bench {
-        Bench::Quick(options) => quick::run(options),
-        Bench::Bulk(options) => bulk::run(options),
+        Bench::Quick(options) => crate::demo::check_host().and_then(|()| quick::run(options)),
+        Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
+        Bench::Compare(options) => compare::run(options),
+        Bench::Report(options) => report::run(options),
     }
 }
 

@@ -38,6 +38,18 @@ impl fmt::Display for Comparison {
             of(Verdict::TooFewSamples),
             of(Verdict::SingleFigures),
         )?;
+        if of(Verdict::SingleFigures) > 0 {
+            writeln!(
+                f,
+                "Where a run has no samples of a row, no statistics are possible: its figures say nothing of chance."
+            )?;
+        }
+        if of(Verdict::TooFewSamples) > 0 {
+            writeln!(
+                f,
+                "Too few samples: so few could not show a difference among so many rows, however large it is."
+            )?;
+        }
         writeln!(
             f,
             "(medians; Mann–Whitney, two-sided, p below {LEVEL} after Holm's correction over all rows; samples of one \
@@ -60,11 +72,15 @@ impl fmt::Display for Compared {
             figure(self.median_b),
             or_dash(self.ratio.map(|ratio| format!("{ratio:.3}"))),
             or_dash(self.interval.map(|[low, high]| format!("{low:.3} to {high:.3}"))),
-            or_dash(self.p_corrected.map(|p| format!("{p:.4}"))),
+            or_dash(self.p_corrected.map(probability)),
             format!("{} / {}", self.samples_a, self.samples_b),
             self.verdict.name(),
         )
     }
+}
+
+fn probability(p: f64) -> String {
+    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
 }
 
 /// The unit where room is short.

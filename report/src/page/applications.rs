@@ -1,7 +1,7 @@
 //! Applications: bars relative to native, and the figures themselves.
 
 use super::plot::{Axis, Plot};
-use super::series::{Series, legend};
+use super::series::{Series, swatches};
 use super::words;
 use super::{figure, nothing};
 use crate::aims::application_ratio;
@@ -24,9 +24,9 @@ pub(super) fn section(run: &Run) -> Markup {
     let shown = run.applications().filter(|row| row.mode != Mode::Native);
     html! {
         p { "Requests a second (for iperf3, and where an application has no requests, Mbit/s), as a part of what the same "
-            "application did in mode native beside it. Hatched colours are not used: adaptive epochs are the paler "
-            "bars. The dashed levels are native and the aim." }
-        (legend(shown.map(|row| Series::of(row.mode, row.adaptive))))
+            "application did in mode native beside it. Adaptive epochs are the paler bars; the dashed levels "
+            "are native and the aim." }
+        (swatches(shown.map(|row| Series::of(row.mode, row.adaptive))))
         @for epoch_ms in &epochs {
             (figure(&format!("epochs of {epoch_ms} ms"), &plot(run, *epoch_ms)))
         }
@@ -58,15 +58,15 @@ fn plot(run: &Run, epoch_ms: u64) -> Plot {
     }
     let values = bars.iter().map(|bar| bar.3 * 1.06).chain([1.05]);
     let mut plot = Plot::new(Axis::names("", &apps), Axis::from_zero("relative to native", values), SIZE);
+    plot.level(1.0);
+    plot.level(AIM);
     let width = FILLED / series.len().max(1) as f64;
     for (group, at, of, ratio) in bars {
         let left = group as f64 - FILLED / 2.0 + width * at as f64;
         let right = left + width * 0.9;
-        plot.bar((left, 0.0), (right, ratio), of.colour(), if of.adaptive { 0.55 } else { 1.0 });
+        plot.bar((left, 0.0), (right, ratio), of.colour(), of.opacity());
         plot.text_above((f64::midpoint(left, right), ratio), format!("{ratio:.2}"));
     }
-    plot.level(1.0);
-    plot.level(AIM);
     plot
 }
 

@@ -47,7 +47,7 @@ fn plot(lines: &Lines) -> Plot {
     let mut plot = Plot::new(Axis::log_at("size", ticks), Axis::log("completion time, ms", values), HALF);
     for (at, (series, line)) in lines.iter().enumerate() {
         // Sizes lie further apart than epochs do.
-        let x = |place| aside(place, at * 3, lines.len() * 3 - 2);
+        let x = |place| aside(place, at * 2, lines.len() * 2 - 1);
         for (place, point) in line {
             if let Some((low, high)) = point.spread(0.1, 0.9) {
                 plot.whisker((x(*place), low), (x(*place), high), series.colour());

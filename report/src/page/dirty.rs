@@ -17,8 +17,8 @@ pub(super) fn section(run: &Run) -> Markup {
         return nothing("recordings of epochs");
     }
     html! {
-        p { "Pages of 4 KiB that were written in an epoch. The bar is from the first to the third quartile with the median's "
-            "figure beside it, the line from the 1st to the 99th percentile, the dot the greatest." }
+        p { "Pages of 4 KiB that were written in an epoch. The bar is from the first to the third quartile with the median in "
+            "it, the pale line from the 1st to the 99th percentile, the dot is the greatest." }
         (figure("dirty pages of an epoch", &plot(&recordings)))
         (table(&recordings))
     }
@@ -38,7 +38,8 @@ fn plot(recordings: &[&Recording]) -> Plot {
     let pages = |of: &Recording| values(of, |epoch| epoch.dirty_pages.max(1) as f64);
     let all = recordings.iter().flat_map(|of| {
         let pages = pages(of);
-        [quantile(&pages, 0.0), quantile(&pages, 1.0)].into_iter().flatten()
+        // With room for the words beside the greatest.
+        [quantile(&pages, 0.0), quantile(&pages, 1.0).map(|most| most * 1.1)].into_iter().flatten()
     });
     let height = 70 + 26 * recordings.len() as u32;
     let mut plot = Plot::new(Axis::log("pages", all), Axis::names("", &names).downwards(), (WIDTH, height));
@@ -50,7 +51,7 @@ fn plot(recordings: &[&Recording]) -> Plot {
         plot.bar((at(0.25), y - 0.28), (at(0.75), y + 0.28), colour, 0.6);
         plot.line(vec![(at(0.5), y - 0.28), (at(0.5), y + 0.28)], super::plot::INK, false);
         plot.dot((at(1.0), y), colour, 3, 1.0);
-        plot.text_beside((at(1.0), y), words::number(at(0.5)));
+        plot.text_beside((at(1.0), y), format!("p50 {}", words::number(at(0.5))));
     }
     plot
 }
@@ -74,7 +75,7 @@ fn table(recordings: &[&Recording]) -> Markup {
                         @let wire = values(of, |epoch| epoch.wire_bytes as f64 / 1024.0);
                         @let streams = values(of, |epoch| epoch.stream_bytes as f64 / 1024.0);
                         tr {
-                            td { (name(of)) } td.figure { (of.epochs.len()) }
+                            td.name { (name(of)) } td.figure { (of.epochs.len()) }
                             @for (values, share) in [(&pages, 0.5), (&pages, 0.99), (&pause, 0.5), (&pause, 0.99),
                                 (&commit, 0.5), (&commit, 0.99), (&wire, 0.5), (&streams, 0.5)] {
                                 td.figure { (words::number_or_dash(quantile(values, share))) }

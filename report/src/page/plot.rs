@@ -66,8 +66,11 @@ impl Axis {
         let (low, high) = bounds(values);
         let (low, high) = (low / 1.25, high * 1.25);
         let decades = (low.log10().floor() as i32)..=(high.log10().ceil() as i32);
-        let wide = (high / low).log10() > 3.0;
-        let steps: &[f64] = if wide { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let steps: &[f64] = match (high / low).log10() {
+            wide if wide > 3.0 => &[1.0],
+            narrow if narrow < 1.0 => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+            _ => &[1.0, 2.0, 5.0],
+        };
         let ticks = decades
             .flat_map(|decade| steps.iter().map(move |step| step * 10_f64.powi(decade)))
             .filter(|value| (low..=high).contains(value))
@@ -207,9 +210,9 @@ impl Plot {
         self.marks.push(Mark::Line { points, colour, dashed, width: 2, opacity: 1.0 });
     }
 
-    /// A thin one, for a spread.
+    /// A broad and pale one, for a spread.
     pub(super) fn whisker(&mut self, from: (f64, f64), to: (f64, f64), colour: Colour) {
-        self.marks.push(Mark::Line { points: vec![from, to], colour, dashed: false, width: 1, opacity: 0.8 });
+        self.marks.push(Mark::Line { points: vec![from, to], colour, dashed: false, width: 4, opacity: 0.4 });
     }
 
     /// From one end of the plot to the other, for an aim.

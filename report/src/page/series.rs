@@ -23,6 +23,11 @@ impl Series {
         words::mode(self.mode, self.adaptive)
     }
 
+    /// Of bars, which cannot be dashed.
+    pub(super) const fn opacity(self) -> f64 {
+        if self.adaptive { 0.55 } else { 1.0 }
+    }
+
     /// Told apart by the colour-blind as well.
     pub(super) const fn colour(self) -> Colour {
         match self.mode {
@@ -71,7 +76,7 @@ pub(super) fn places(lines: &Lines) -> Vec<u64> {
 /// A little aside, so that marks of several lines at one place do not cover each other; for logarithmic axes.
 pub(super) fn aside(place: u64, at: usize, of: usize) -> f64 {
     let steps = at as f64 - (of as f64 - 1.0) / 2.0;
-    place as f64 * 1.018_f64.powf(steps)
+    place as f64 * 1.03_f64.powf(steps)
 }
 
 /// Which line is which.
@@ -94,14 +99,28 @@ pub(super) fn legend(series: impl IntoIterator<Item = Series>) -> Markup {
     }
 }
 
+/// Which bar is which.
+pub(super) fn swatches(series: impl IntoIterator<Item = Series>) -> Markup {
+    let mut series: Vec<Series> = series.into_iter().collect();
+    series.sort_unstable();
+    series.dedup();
+    let names: Vec<String> = series.iter().map(|of| of.name()).collect();
+    let keys = series.iter().zip(&names).map(|(of, name)| (name.as_str(), of.colour(), of.opacity()));
+    boxes(&keys.collect::<Vec<_>>())
+}
+
 /// Which colour is which.
 pub(super) fn colours(keys: &[(&str, Colour)]) -> Markup {
+    boxes(&keys.iter().map(|(name, colour)| (*name, *colour, 1.0)).collect::<Vec<_>>())
+}
+
+fn boxes(keys: &[(&str, Colour, f64)]) -> Markup {
     html! {
         p.legend {
-            @for (name, colour) in keys {
+            @for (name, colour, opacity) in keys {
                 span.key {
                     svg width="14" height="10" viewBox="0 0 14 10" xmlns="http://www.w3.org/2000/svg" {
-                        rect x="0" y="0" width="14" height="10" fill=(colour.css()) {}
+                        rect x="0" y="0" width="14" height="10" fill=(colour.css()) opacity=(opacity) {}
                     }
                     (name)
                 }

@@ -15,20 +15,24 @@ h3 { font-size: 15px; margin: 14px 0 2px; }
 p { margin: 6px 0; max-width: 860px; }
 .soft, .note { color: var(--soft); }
 .warning { color: var(--bad); font-weight: 600; }
-nav a { margin-right: 14px; color: var(--soft); }
+nav a { display: inline-block; margin-right: 16px; color: var(--soft); white-space: nowrap; }
+a { color: inherit; }
 table { border-collapse: collapse; margin: 10px 0; font-size: 14px; }
 th, td { text-align: left; padding: 4px 14px 4px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; }
-td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+td.figure, th.figure { text-align: right; font-variant-numeric: tabular-nums; }
+td.figure, td.name { white-space: nowrap; }
+th { vertical-align: bottom; }
 .reached { color: var(--good); font-weight: 600; }
 .missed { color: var(--bad); font-weight: 600; }
 .scroll { overflow-x: auto; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(440px, 1fr)); gap: 10px 24px; }
 figure { margin: 0; }
 figure svg { max-width: 100%; height: auto; display: block; }
-.legend { margin: 4px 0; }
+.legend { margin: 4px 0; max-width: none; }
 .key { display: inline-block; margin-right: 18px; white-space: nowrap; font-size: 14px; }
 .key svg { margin-right: 6px; }
+figure svg text { paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 svg text[fill="#1B1B1F"] { fill: var(--ink); }
 svg [stroke="#1B1B1F"] { stroke: var(--ink); }
 svg [fill="#1B1B1F"]:not(text) { fill: var(--ink); }
