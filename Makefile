@@ -18,7 +18,7 @@ SEEDS ?= 10000
 FIRST ?= 1
 FUZZ_SEED ?= 1
 
-.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk fuzz clean
+.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk bench-paper fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ bench-quick: build guest ## pause, commit latency and throughput, as ratios take
 
 bench-bulk: build guest ## the guest's sending, mode by mode and epoch by epoch (half an hour); BULK="--epochs 50" passes options
 	$(HOLDFAST) bench bulk $(BULK)
+
+bench-paper: build guest ## the paper's evaluation again, as a page with plots (an hour); PAPER="--quick" for ten minutes
+	scripts/guest-apps >/dev/null
+	$(HOLDFAST) bench paper $(PAPER)
 
 fuzz: ## SECONDS=600 for each fuzzing target, guided by coverage (fetches libfuzzer-sys)
 	@for target in parser engine ledger; do tests/fuzz/libfuzzer/fuzz $$target $(SECONDS); done

@@ -45,7 +45,9 @@ pub struct TransferSpec {
     pub most: usize,
     /// No further one begins after that time, once there are [`LEAST_TRANSFERS`].
     pub time: Duration,
-    /// Longest pause before one, evenly from none: so that they do not all begin at the same moment of an
+    /// The connection rests for so long before each.
+    pub rest: Duration,
+    /// Longest pause before one, after that, evenly from none: so that they do not all begin at the same moment of an
     /// epoch, the one in which the last one ended.
     pub pause: Duration,
 }
@@ -79,6 +81,8 @@ pub struct FlowSpec {
 pub struct Flows {
     /// Of all together, in 10^6 bits a second.
     pub throughput_mbit_s: f64,
+    /// The same in each whole second of the time that counts.
+    pub each_second_mbit_s: Vec<f64>,
     /// Bytes of each in the time that counts.
     pub bytes: Vec<u64>,
     /// Jain's index of these: 1 when all are equal, 1/n when one has all.
@@ -119,7 +123,7 @@ impl Client {
             let throw =
                 holdfast_guest_init::stream::mix(spec.seed ^ (done.completion_ms.len() as u64 + 1) << 20);
             // Not a wait for an event: the moment in the epoch at which a client asks is no one's choice.
-            thread::sleep(spec.pause.mul_f64((throw >> 11) as f64 / (1u64 << 53) as f64));
+            thread::sleep(spec.rest + spec.pause.mul_f64((throw >> 11) as f64 / (1u64 << 53) as f64));
             let at = Instant::now();
             done.exact &= match &mut open {
                 Some(connection) => fetch(connection, &stream, spec.bytes).map_err(failed)?,
@@ -281,33 +285,66 @@ fn run(mut flows: Vec<Flow>, spec: &FlowSpec) -> Flows {
     let began = Instant::now();
     let (mut counting, mut counted) = (None, None);
     let (mut looked, mut progress) = (began, (began, 0));
+    let mut seconds = Seconds::default();
     let most = MOST_AHEAD / spec.connections.max(1) as u64;
     loop {
         let now = Instant::now();
         if counting.is_none() && now - began >= spec.warm_up {
             counting = Some(now);
             flows.iter_mut().for_each(|flow| flow.before = flow.received);
+            seconds.begin(now, total(&flows));
         }
         if let Some(since) = counting.filter(|since| counted.is_none() && now - *since >= spec.time) {
             counted = Some((now - since, flows.iter().map(|flow| flow.received - flow.before).collect()));
         }
         let ending = counted.is_some();
+        if seconds.rates.len() < spec.time.as_secs() as usize {
+            seconds.look(now, || total(&flows));
+        }
         if now - looked >= LOOK {
             looked = now;
             flows.iter_mut().for_each(|flow| flow.look(most));
-            let all: u64 = flows.iter().map(|flow| flow.received).sum();
+            let all = total(&flows);
             if all > progress.1 {
                 progress = (now, all);
             }
         }
         let stalled = now - progress.0 >= PATIENCE;
         if stalled || flows.iter().all(|flow| flow.is_done(ending)) {
-            return outcome(&flows, counted, stalled);
+            return Flows { each_second_mbit_s: seconds.rates, ..outcome(&flows, counted, stalled) };
         }
         if !ending {
             flows.iter_mut().filter(|flow| flow.fault.is_none()).for_each(Flow::ask);
         }
         wait(&mut flows, ending, &mut buffer);
+    }
+}
+
+fn total(flows: &[Flow]) -> u64 {
+    flows.iter().map(|flow| flow.received).sum()
+}
+
+/// The rate second by second.
+#[derive(Default)]
+struct Seconds {
+    since: Option<(Instant, u64)>,
+    rates: Vec<f64>,
+}
+
+impl Seconds {
+    fn begin(&mut self, now: Instant, received: u64) {
+        self.since = Some((now, received));
+    }
+
+    /// Ends a second when it is over.
+    fn look(&mut self, now: Instant, received: impl Fn() -> u64) {
+        let Some((since, before)) = self.since else { return };
+        let time = now - since;
+        if time >= Duration::from_secs(1) {
+            let received = received();
+            self.rates.push((received - before) as f64 * 8e-6 / time.as_secs_f64());
+            self.since = Some((now, received));
+        }
     }
 }
 
@@ -345,6 +382,7 @@ fn outcome(flows: &[Flow], counted: Option<(Duration, Vec<u64>)>, stalled: bool)
     let (time, bytes) = counted.unwrap_or_default();
     let all: u64 = bytes.iter().sum();
     Flows {
+        each_second_mbit_s: Vec::new(),
         throughput_mbit_s: if time.is_zero() { 0.0 } else { all as f64 * 8e-6 / time.as_secs_f64() },
         fairness: fairness(&bytes),
         exact: fault.is_none() && all > 0,
@@ -437,6 +475,7 @@ mod tests {
                 setup,
                 most: 4,
                 time: Duration::from_secs(20),
+                rest: Duration::ZERO,
                 pause: Duration::from_millis(1),
             };
             let done = Client::new(&namespace).transfers(&spec).expect("ran");

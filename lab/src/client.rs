@@ -244,6 +244,18 @@ impl Client {
 
     /// Times `count` exchanges of `bytes` bytes, one at a time, in microseconds.
     pub fn round_trips(&self, guest: IpAddr, bytes: usize, count: usize) -> Result<Summary, ClientError> {
+        self.request_times_us(guest, bytes, count, Duration::MAX).map(|times| Summary::of(&times))
+    }
+
+    /// How long each of `count` exchanges of `bytes` with the echo service took, in microseconds; no further
+    /// one begins after `time`.
+    pub fn request_times_us(
+        &self,
+        guest: IpAddr,
+        bytes: usize,
+        count: usize,
+        time: Duration,
+    ) -> Result<Vec<f64>, ClientError> {
         let target = SocketAddr::new(guest, ECHO_PORT);
         let patience = Duration::from_secs(30);
         let mut stream = self.connect(target, patience)?;
@@ -252,12 +264,13 @@ impl Client {
         let message = vec![0x5a; bytes.max(1)];
         let mut answer = vec![0; message.len()];
         let mut times = Vec::with_capacity(count);
-        for _ in 0..count {
+        let first = Instant::now();
+        while times.len() < count && first.elapsed() < time {
             let began = Instant::now();
             stream.write_all(&message).and_then(|()| stream.read_exact(&mut answer)).map_err(failed)?;
             times.push(began.elapsed().as_secs_f64() * 1e6);
         }
-        Ok(Summary::of(&times))
+        Ok(times)
     }
 
     /// Sets how the guest dirties its memory; no pages stops it.

@@ -3,6 +3,7 @@
 mod bulk;
 mod compare;
 mod mode;
+mod paper;
 mod quick;
 mod report;
 mod stage;
@@ -18,6 +19,9 @@ pub(crate) enum Bench {
     Quick(quick::QuickOptions),
     /// What the guest sends to the client: modes, lengths of an epoch, sizes and numbers of connections.
     Bulk(Box<bulk::BulkOptions>),
+    /// The paper's evaluation again: streams, transfers, small requests and applications in all modes; a
+    /// document and a page with plots.
+    Paper(Box<paper::PaperOptions>),
     /// Tell two stored runs apart, row by row: how many times as fast, and whether that is more than chance.
     Compare(compare::CompareOptions),
     /// Render a stored run as one HTML page with plots.
@@ -37,6 +41,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     match bench {
         Bench::Quick(options) => crate::demo::check_host().and_then(|()| quick::run(options)),
         Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
+        Bench::Paper(options) => crate::demo::check_host().and_then(|()| paper::run(options)),
         Bench::Compare(options) => compare::run(options),
         Bench::Report(options) => report::run(options),
     }

@@ -134,6 +134,12 @@ impl Stage {
         self.pair.a.vm(VM)
     }
 
+    /// The same with its last epochs.
+    pub(super) fn status_with_epochs(&self) -> Result<Value, PairError> {
+        let document = self.pair.a.ask(&json!({"command": "status", "vm": VM, "epochs": true}))?;
+        Ok(document["vms"][0].clone())
+    }
+
     /// Ends the pair; gives what the emulated wire did.
     pub(super) fn end(mut self) -> Result<Option<Report>, Failure> {
         self.pair.stop().map_err(Failure::failed)?;

@@ -128,6 +128,7 @@ impl<'a> Matrix<'a> {
             setup,
             most: self.options.transfers.max(1),
             time: ROW_TIME,
+            rest: Duration::ZERO,
             pause: Duration::from_millis(epoch_ms),
         };
         let done = self.stage.client.transfers(&spec).map_err(Failure::failed)?;
@@ -181,6 +182,7 @@ impl<'a> Matrix<'a> {
                 setup: true,
                 most,
                 time: ROW_TIME,
+                rest: Duration::ZERO,
                 pause: Duration::from_millis(epoch_ms),
             };
             let done = self.stage.client.transfers(&spec).map_err(Failure::failed)?;
