@@ -67,7 +67,7 @@ pub struct CutReport {
     /// Bytes of those.
     pub bytes: u64,
     /// Who the ports are and how their flows stand, for [`KeptPorts`] on the other host, in the order of
-    /// the ports.
+    /// the ports; behind the head, if one was given.
     pub port_state: Vec<u8>,
     /// Whether that says all by itself, without what came for the epochs before and by the stream.
     pub self_contained: bool,
@@ -292,7 +292,23 @@ impl Handle {
     /// # Errors
     /// [`GateError`]; no port is cut then.
     pub fn cut(&self, ports: &[PortId], epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
-        let state = Vec::with_capacity(3 + ports.len() * (6 + MAX_ENCODED));
+        self.cut_behind(&[], ports, epoch, whole)
+    }
+
+    /// As [`Handle::cut`]; the state is written behind `head`, so that nobody copies it while the guest stands
+    /// still.
+    ///
+    /// # Errors
+    /// As of [`Handle::cut`].
+    pub fn cut_behind(
+        &self,
+        head: &[u8],
+        ports: &[PortId],
+        epoch: EpochId,
+        whole: bool,
+    ) -> Result<CutReport, GateError> {
+        let mut state = Vec::with_capacity(head.len() + 3 + ports.len() * (6 + MAX_ENCODED));
+        state.extend(head);
         match self.call(ports, Action::Cut { epoch, whole, state })? {
             Answer::Cut(report) => Ok(report),
             _ => Err(GateError::CoreGone),

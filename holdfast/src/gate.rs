@@ -95,12 +95,11 @@ fn told(fault: PortError) -> GateError {
 
 impl OutputGate for PortGate {
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError> {
-        let (report, bytes) = self.output.cut(|treatment| {
-            let report = self.handle.cut(&self.ports, epoch, whole).map_err(told)?;
-            let bytes = treatment.encode(&report.port_state);
-            Ok((report, bytes))
-        })?;
-        let state = GateState { bytes, self_contained: report.self_contained };
+        let cut = |treatment: &Treatment| {
+            self.handle.cut_behind(&treatment.encode(), &self.ports, epoch, whole).map_err(told)
+        };
+        let report = self.output.cut(cut)?;
+        let state = GateState { bytes: report.port_state, self_contained: report.self_contained };
         Ok(CutReport { frames: report.frames, bytes: report.bytes, state })
     }
 

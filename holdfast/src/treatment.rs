@@ -35,11 +35,11 @@ impl Treatment {
         if self.speculative { Mode::Speculative } else { Mode::Commit }
     }
 
-    /// Its bytes, in front of the state of the ports.
-    pub(crate) fn encode(&self, ports: &[u8]) -> Vec<u8> {
+    /// Its bytes, behind which the state of the ports follows.
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let text = serde_json::to_vec(self).expect("plain data");
         let len = u32::try_from(text.len()).expect("exceptions are bounded");
-        [&len.to_le_bytes(), &text[..], ports].concat()
+        [&len.to_le_bytes(), &text[..]].concat()
     }
 
     /// The treatment, and the state of the ports that follows.
@@ -176,16 +176,16 @@ mod tests {
 
     #[test]
     fn a_treatment_is_read_as_it_was_written_and_the_ports_follow() {
-        let state = treatment().encode(b"ports");
+        let state = [&treatment().encode()[..], b"ports"].concat();
         assert_eq!(Treatment::decode(&state), Ok((treatment(), &b"ports"[..])));
         let most = Treatment { except: vec![treatment().except[1]; Exception::MOST], ..treatment() };
-        assert_eq!(Treatment::decode(&most.encode(&[])), Ok((most, &[][..])));
+        assert_eq!(Treatment::decode(&most.encode()), Ok((most, &[][..])));
     }
 
     /// RB-1: what no treatment can be is refused, and nothing is taken on its word.
     #[test]
     fn bytes_that_are_no_treatment_are_refused() {
-        let sound = treatment().encode(&[]);
+        let sound = treatment().encode();
         let framed = |text: &str| [&(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
         let many = vec!["\"22\""; Exception::MOST + 1].join(",");
         for wrong in [

@@ -28,6 +28,16 @@ fn is_there(pid: i32) -> bool {
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }
 
+/// Waits for the end of a process that may be anybody's child.
+fn wait_for_end_of(pid: i32) {
+    match process::open_process(pid.unsigned_abs()) {
+        Ok(process) => assert!(process::has_ended(&process, LIMIT), "process {pid} goes on"),
+        // It was reaped before.
+        Err(fault) => assert_eq!(fault.raw_os_error(), Some(nix::libc::ESRCH), "{fault}"),
+    }
+}
+
+/// For what nobody tells of: what a guest writes to its memory, and a socket that comes to be.
 fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !done() {
@@ -117,8 +127,8 @@ fn a_standby_is_ended_with_its_owner() {
     let config = waiting(dir.path());
     let standby = std::thread::spawn(move || Standby::start(&config).unwrap()).join().unwrap();
     let pid = standby.process().pid();
-    std::thread::sleep(Duration::from_millis(20));
-    standby.check().unwrap();
+    // Its end would be told at once; that there is none takes a time to say.
+    assert!(!standby.process().wait_for_end(Duration::from_millis(20)));
     drop(standby);
     assert!(!is_there(pid));
 }
@@ -241,7 +251,7 @@ fn a_command_that_cannot_be_a_standby_says_why() {
     assert!(matches!(fault, StandbyError::NotExec { .. }), "{fault}");
     let StandbyError::NotExec { serving, .. } = fault else { unreachable!() };
     kill(Pid::from_raw(serving), Signal::SIGKILL).unwrap();
-    wait_until("the end of the child", || !is_there(serving));
+    wait_for_end_of(serving);
     // Here `-incoming` is the shell's name only.
     let running = with(&["sh", "-c", &format!("exec {quoted_plain}"), "-incoming"]);
     let fault = Standby::start(&running).unwrap_err();
@@ -289,7 +299,8 @@ fn owning_process() {
         live = waiting.take().map(|standby| standby.go_live(&fs::read(state).unwrap()).unwrap());
     }
     println!("\nowns {pid}");
-    std::thread::sleep(LIMIT * 3);
+    // Until it is killed, or the test is.
+    drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
     drop((waiting, live));
 }
 
@@ -298,6 +309,7 @@ fn owner(dir: &Path, state: Option<&Path>) -> i32 {
     command
         .args(["--exact", "standby::tests::owning_process", "--nocapture"])
         .env(OWNER_DIR, dir)
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     if let Some(state) = state {
         command.env(OWNER_LIVE, state);
@@ -318,16 +330,15 @@ fn a_standby_dies_with_holdfast_and_a_living_guest_does_not() {
     }
     let dir = place();
     let pid = owner(dir.path(), None);
-    wait_until("the standby's end", || !is_there(pid));
+    wait_for_end_of(pid);
     let mut primary = Primary::start();
     primary.qemu.stop().unwrap();
     let state = dir.path().join("state");
     fs::write(&state, primary.qemu.save_devices().unwrap()).unwrap();
     let pid = owner(dir.path(), Some(&state));
-    std::thread::sleep(Duration::from_millis(100));
-    assert!(is_there(pid));
+    // Its owner was reaped, so that a signal at the owner's death would have come before the answer.
     let mut qemu = Qemu::connect(&dir.path().join("standby.qmp"), LIMIT).unwrap();
     assert_eq!((qemu.pid(), qemu.run_state().unwrap()), (pid, RunState::Running));
     qemu.quit().unwrap();
-    wait_until("the guest's end", || !is_there(pid));
+    wait_for_end_of(pid);
 }

@@ -119,7 +119,7 @@ impl Wire for KernelWire {
     }
 
     fn tx_burst(&mut self, frames: &mut VecDeque<MbufFrame>, max: usize) -> usize {
-        let burst = max.min(frames.len());
+        let burst = max.min(coalescing::BURST).min(frames.len());
         self.outgoing.fill(OFFLOADS, &mut frames.drain(..burst));
         let mut sent = 0;
         let sender = &mut self.sender;
@@ -203,8 +203,7 @@ fn cut(
     let plan = Plan::received(header, frame, mtu).map_err(|_| Broken)?;
     for index in 0..plan.frames() {
         let len = plan.frame_len(index);
-        let room = if tag.is_some() { TAG_LEN } else { 0 };
-        let mut made = MbufFrame::from(pool.alloc(len + room).ok_or(Broken)?);
+        let mut made = MbufFrame::from(pool.alloc(len).ok_or(Broken)?);
         plan.write(index, frame, &mut made.mbuf.bytes_mut()[..len]);
         if !finish(&mut made, len, tag) {
             return Err(Broken);
@@ -269,3 +268,6 @@ fn offload_header_of(bytes: &[u8; HEADER_LEN]) -> VirtioNetHdr {
 }
 
 const _: () = assert!(coalescing::BURST < PARTS_MAX, "a merged frame has its headers and a part a segment");
+
+#[cfg(test)]
+mod tests;
