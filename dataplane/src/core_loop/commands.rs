@@ -207,9 +207,8 @@ impl<W: Wire> Core<W> {
             let Port { identity, speculating, .. } = &mut self.ports[slot];
             encode_state(identity, &mut state, |out| {
                 if let Some(speculating) = speculating {
-                    // The guest stands still: this is the last of the epoch.
-                    speculating.pump(epoch);
-                    self_contained &= speculating.cut(epoch, whole, out);
+                    let now = Time::from_ns(monotonic_ns());
+                    self_contained &= speculating.cut(now, epoch, whole, out);
                 }
             });
         }

@@ -13,10 +13,11 @@
 use super::port::{Egress, Inbound};
 use super::{PortId, record};
 use crate::audit::Audit;
+use crate::core_loop::outflow::Outflow;
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::frame::{Frame, Wire};
 use crate::guest::{GuestFrame, VirtioNetHdr};
-use crate::stream::{CHUNK_HEAD, CHUNK_LEN, Tap};
+use crate::stream::Tap;
 use holdfast_epoch::EpochId;
 use holdfast_speculation::{
     Engine, EngineConfig, FlowReport, FromGuest, FromWire, Ledger, Payload, Rules, Sink, Speculation, Time,
@@ -34,16 +35,9 @@ const NEEDS_CHECKSUM: u8 = 1;
 /// The engine of a port and what ties it to the rest.
 pub(super) struct Speculating {
     engine: Engine,
-    /// None until somebody replicates.
-    tap: Option<Tap>,
-    /// Place of the port among its VM's, as the stream names it.
-    place: u8,
-    /// A buffer that was taken and found nothing to carry.
-    buffer: Option<Vec<u8>>,
+    outflow: Outflow,
     /// Whether the mode is speculative, when the port is protected.
     wanted: bool,
-    /// The last turn found no buffer for bytes that wait to be streamed.
-    blocked: bool,
 }
 
 /// A guest's frame as the engine reads it.
@@ -61,13 +55,12 @@ impl Payload for Whole<'_> {
 
 impl Speculating {
     pub(super) fn new(config: EngineConfig) -> Self {
-        Self { engine: Engine::new(config), tap: None, place: 0, buffer: None, wanted: false, blocked: false }
+        Self { engine: Engine::new(config), outflow: Outflow::default(), wanted: false }
     }
 
     /// Ties the port to the stream of its VM.
     pub(super) fn attach(&mut self, tap: Tap, place: u8) {
-        self.tap = Some(tap);
-        self.place = place;
+        self.outflow = Outflow::new(tap, place);
     }
 
     /// Whether there is nothing for it to do: no flow is known, and none is to be.
@@ -116,34 +109,16 @@ impl Speculating {
         true
     }
 
-    /// Streams what was taken and not streamed yet, as belonging to `epoch`.
-    pub(super) fn pump(&mut self, epoch: EpochId) {
-        let Some(tap) = &self.tap else { return };
-        self.blocked = false;
-        loop {
-            let Some(mut bytes) = self.buffer.take().or_else(|| tap.buffer()) else {
-                self.blocked = true;
-                return;
-            };
-            bytes.clear();
-            bytes.extend([self.place, 0, 0, 0, 0]);
-            let len = self.engine.stream(CHUNK_LEN - CHUNK_HEAD, &mut bytes);
-            if len == 0 {
-                self.buffer = Some(bytes);
-                return;
-            }
-            bytes[1..CHUNK_HEAD].copy_from_slice(&(len as u32).to_le_bytes());
-            if let Err(bytes) = tap.send(epoch, bytes) {
-                // Nobody replicates any more: the supervisor has ended.
-                self.buffer = Some(bytes);
-                self.blocked = true;
-                return;
-            }
-        }
+    /// Streams what was taken and not streamed yet, as belonging to `epoch`; see [`Outflow::pump`].
+    pub(super) fn pump(&mut self, now: Time, epoch: EpochId) {
+        self.outflow.pump(now, epoch, &mut self.engine);
     }
 
-    /// What was streamed so far belongs to `epoch`; its state goes to `out`. Whether it says all by itself.
-    pub(super) fn cut(&mut self, epoch: EpochId, whole: bool, out: &mut Vec<u8>) -> bool {
+    /// Streams the last of `epoch`, whose guest stands still; its state goes to `out`. Whether that says all
+    /// by itself.
+    pub(super) fn cut(&mut self, now: Time, epoch: EpochId, whole: bool, out: &mut Vec<u8>) -> bool {
+        self.pump(now, epoch);
+        self.outflow.flush();
         // Without a flow the whole table is as short as what has changed.
         let whole = whole || self.engine.known_flows() == 0;
         self.engine.cut(epoch, whole, out);
@@ -188,6 +163,7 @@ impl Speculating {
     /// Forgets all flows (FO-1).
     pub(super) fn discard(&mut self) {
         self.engine.discard();
+        self.outflow.discard();
     }
 
     pub(super) fn flows(&self) -> Vec<FlowReport> {
@@ -198,14 +174,15 @@ impl Speculating {
         self.engine.held_bytes()
     }
 
-    /// When the engine has to be looked at again, in nanoseconds.
+    /// When engine or stream have to be looked at again, in nanoseconds.
     pub(super) fn due_ns(&self) -> Option<u64> {
-        self.engine.next_deadline().map(Time::as_ns)
+        let engine = self.engine.next_deadline();
+        engine.into_iter().chain(self.outflow.due()).min().map(Time::as_ns)
     }
 
     /// Whether bytes wait for a buffer that nobody tells of.
     pub(super) const fn is_blocked(&self) -> bool {
-        self.blocked
+        self.outflow.is_blocked()
     }
 
     /// Whether frames for the guest wait for room or memory that nobody tells of.
@@ -244,7 +221,7 @@ pub(super) fn turn<W: Wire>(
         speculating.engine.handle_timeouts(now);
     }
     if let Some(epoch) = egress.escrow.open_epoch() {
-        speculating.pump(epoch);
+        speculating.pump(now, epoch);
     }
     let mut made = speculating.engine.poll_guest(now, &mut ToGuest { wire, inbound, counters });
     let waiting = egress.waiting().frames;
