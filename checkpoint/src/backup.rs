@@ -29,7 +29,7 @@ use crate::gate::{GateError, GateState};
 use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
 use crate::pages::PAGE_SIZE;
 use crate::primary::SharedGate;
-use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Refusal, RefusalCode, Seal, StateKind};
+use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Payload, Refusal, RefusalCode, Seal, StateKind};
 use crate::reduction::{Reduced, restore};
 use holdfast_epoch::{EpochId, Term};
 
@@ -60,6 +60,8 @@ pub(crate) struct BackupSession {
     limit: u64,
     staged: Staging,
     scratch: Vec<u8>,
+    /// Buffers of messages that were dealt with.
+    spent: Vec<Vec<u8>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,17 +72,14 @@ enum Phase {
     Open { next: EpochId, base: bool, first: bool },
 }
 
-/// Memory for streamed bytes that is kept from one epoch to the next: fresh memory costs a fault a page.
-const STREAM_KEPT: usize = 64 << 20;
-
 /// The epoch on its way.
 #[derive(Debug, Default)]
 struct Staging {
     pages: StagedPages,
     devices: Vec<u8>,
     gate: Vec<u8>,
-    /// Bytes that were acknowledged to the guest.
-    stream: Vec<u8>,
+    /// Bytes that were acknowledged to the guest, as they came.
+    stream: Vec<Payload>,
     hasher: EpochHasher,
     base: Option<PageHasher>,
     bytes: u64,
@@ -89,12 +88,24 @@ struct Staging {
 impl BackupSession {
     /// A session that was welcomed, of a primary in `term`; an epoch may take `limit` bytes.
     pub(crate) fn new(term: Term, limit: u64) -> Self {
-        Self { term, state: Phase::Welcomed, limit, staged: Staging::default(), scratch: Vec::new() }
+        Self {
+            term,
+            state: Phase::Welcomed,
+            limit,
+            staged: Staging::default(),
+            scratch: Vec::new(),
+            spent: Vec::new(),
+        }
     }
 
     /// Term of the session.
     pub(crate) const fn term(&self) -> Term {
         self.term
+    }
+
+    /// Buffers that messages came in and that are free again.
+    pub(crate) fn spent(&mut self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.spent.drain(..)
     }
 
     /// Takes a message of the primary.
@@ -112,13 +123,15 @@ impl BackupSession {
             (Phase::Welcomed, Message::Begin(begin)) => self.begin(begin, image),
             (Phase::Open { base: true, .. }, Message::Base(batch)) => self.base(&batch, image),
             (Phase::Open { next, .. }, Message::Pages(epoch, batch)) if epoch == next => {
-                self.pages(&batch, image)
+                let taken = self.pages(&batch, image);
+                self.spent.push(batch.into_buffer());
+                taken
             }
             (Phase::Open { next, .. }, Message::StatePart(epoch, kind, bytes)) if epoch == next => {
                 self.state_part(kind, &bytes)
             }
             (Phase::Open { next, first: false, .. }, Message::Stream(epoch, bytes)) if epoch == next => {
-                self.stream(&bytes)
+                self.stream(bytes)
             }
             (Phase::Open { next, first, .. }, Message::Seal(seal)) if seal.epoch == next => {
                 if first && !seal.self_contained {
@@ -218,11 +231,11 @@ impl BackupSession {
     }
 
     /// RB-1: counted against the same limit as everything else of the epoch.
-    fn stream(&mut self, bytes: &[u8]) -> Result<Outcome, Refusal> {
+    fn stream(&mut self, bytes: Payload) -> Result<Outcome, Refusal> {
         self.staged.bytes += RECORD_COST + bytes.len() as u64;
         self.check_room()?;
-        self.staged.stream.extend_from_slice(bytes);
-        self.staged.hasher.add_stream(bytes);
+        self.staged.hasher.add_stream(&bytes);
+        self.staged.stream.push(bytes);
         Ok(Outcome::Taken)
     }
 
@@ -262,11 +275,9 @@ impl BackupSession {
             StagedEpoch::verified((term, epoch), staged.pages, staged.devices, state, &seal.digest, &digest)
                 .map_err(|fault| refusal(&fault))?;
         let prepared = image.prepare(whole).map_err(|fault| refusal(&fault))?;
-        gate.lock().keep(prepared.gate_state(), &staged.stream).map_err(|fault| not_kept(epoch, &fault))?;
-        if staged.stream.capacity() <= STREAM_KEPT {
-            staged.stream.clear();
-            self.staged.stream = staged.stream;
-        }
+        let stream: Vec<&[u8]> = staged.stream.iter().map(|bytes| &**bytes).collect();
+        gate.lock().keep(prepared.gate_state(), &stream).map_err(|fault| not_kept(epoch, &fault))?;
+        self.spent.extend(staged.stream.into_iter().map(Payload::into_buffer));
         image.commit(prepared).map_err(|fault| refusal(&fault))?;
         log.append(epoch, term).map_err(|error| {
             Refusal::new(

@@ -189,7 +189,7 @@ pub trait OutputGate: Send {
     /// # Errors
     /// When the bytes are not a state, or some that were acknowledged to the guest are missing (SP-2): what
     /// was kept before is still kept then, and nothing of this.
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError>;
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError>;
 
     /// The machine comes here: what was kept last is what the gate goes on from. Called while it is
     /// fenced, before [`OutputGate::admit`].

@@ -112,7 +112,7 @@ impl OutputGate for HoldingGate {
         self.gate.extend_lease(until);
     }
 
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         self.gate.keep(state, stream)
     }
 

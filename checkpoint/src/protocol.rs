@@ -30,6 +30,7 @@
 mod codec;
 mod message;
 mod pages;
+mod payload;
 
 pub use codec::{
     DecodeError, FRAME_HEAD, FrameHead, HELLO_LIMIT, MESSAGE_LIMIT, STREAM_LIMIT, decode, encode,
@@ -40,3 +41,4 @@ pub use message::{
     StateKind, Welcome,
 };
 pub use pages::{PageBatch, PageBatchReader, PagesError};
+pub use payload::Payload;

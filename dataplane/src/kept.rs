@@ -19,9 +19,11 @@ pub enum KeptError {
     #[error(transparent)]
     State(#[from] GateError),
     /// The stream is of no port, or cut off.
-    #[error("peer: the stream of speculative bytes is broken at byte {offset}")]
+    #[error("peer: the stream of speculative bytes is broken in chunk {chunk} at byte {offset}")]
     Stream {
-        /// Where.
+        /// Which chunk of the epoch, from 0.
+        chunk: usize,
+        /// Where in it.
         offset: usize,
     },
     /// The flows or bytes of a port do not fit what was kept.
@@ -47,19 +49,13 @@ pub(crate) struct KeptPort {
 pub struct KeptPorts {
     limits: Vec<Option<LedgerLimits>>,
     ports: Vec<KeptPort>,
-    /// The records of each port in the epoch at hand; empty between epochs, with their memory, as fresh
-    /// memory costs a fault a page.
-    records: Vec<Vec<u8>>,
 }
-
-/// Memory for records of a port that is kept from one epoch to the next.
-const RECORDS_KEPT: usize = 64 << 20;
 
 impl KeptPorts {
     /// Nothing kept yet; `limits` of each port's ledger, none for a port that does not speculate.
     #[must_use]
     pub fn new(limits: &[Option<LedgerLimits>]) -> Self {
-        Self { limits: limits.to_vec(), ports: empty(limits), records: vec![Vec::new(); limits.len()] }
+        Self { limits: limits.to_vec(), ports: empty(limits) }
     }
 
     /// Bytes kept for flows.
@@ -68,54 +64,30 @@ impl KeptPorts {
         self.ports.iter().filter_map(|port| port.ledger.as_ref()).map(Ledger::held_bytes).sum()
     }
 
-    /// Takes an epoch's state and the chunks of its stream, one behind the other.
+    /// Takes an epoch's state and the chunks of its stream, in their order.
     ///
     /// # Errors
     /// [`KeptError`]: the epoch must not be confirmed.
-    pub fn apply(&mut self, state: &[u8], stream: &[u8]) -> Result<(), KeptError> {
-        let taken = self.take_epoch(state, stream);
-        for records in &mut self.records {
-            records.clear();
-            records.shrink_to(RECORDS_KEPT);
-        }
-        taken
-    }
-
-    fn take_epoch(&mut self, state: &[u8], stream: &[u8]) -> Result<(), KeptError> {
+    pub fn apply(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), KeptError> {
         let states = decode_states(state, self.ports.len())?;
-        self.split(stream)?;
-        let streams = &self.records;
+        let streams = sort_by_port(stream, self.ports.len())?;
         // CK-1: all ports go on to the epoch, or none.
         for (place, (port, (state, stream))) in
-            self.ports.iter_mut().zip(states.iter().zip(streams)).enumerate()
+            self.ports.iter_mut().zip(states.iter().zip(&streams)).enumerate()
         {
             if let Some(ledger) = &mut port.ledger {
                 ledger.check(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
             }
         }
         for (place, (port, (state, stream))) in
-            self.ports.iter_mut().zip(states.into_iter().zip(streams)).enumerate()
+            self.ports.iter_mut().zip(states.into_iter().zip(&streams)).enumerate()
         {
             if let Some(ledger) = &mut port.ledger {
-                ledger.apply(state.flows, stream).map_err(|error| KeptError::Ledger { place, error })?;
+                ledger
+                    .apply_parts(state.flows, stream)
+                    .map_err(|error| KeptError::Ledger { place, error })?;
             }
             port.identity = state.identity;
-        }
-        Ok(())
-    }
-
-    /// Sorts a stream's records by their port.
-    fn split(&mut self, stream: &[u8]) -> Result<(), KeptError> {
-        let mut rest = stream;
-        let broken = |rest: &[u8]| KeptError::Stream { offset: stream.len() - rest.len() };
-        while !rest.is_empty() {
-            let (head, after) = rest.split_first_chunk::<CHUNK_HEAD>().ok_or_else(|| broken(rest))?;
-            let [place, len @ ..] = *head;
-            let len = u32::from_le_bytes(len) as usize;
-            let (bytes, after) = after.split_at_checked(len).ok_or_else(|| broken(rest))?;
-            let port = self.records.get_mut(usize::from(place)).ok_or_else(|| broken(rest))?;
-            port.extend_from_slice(bytes);
-            rest = after;
         }
         Ok(())
     }
@@ -124,6 +96,25 @@ impl KeptPorts {
     pub(crate) fn take(&mut self) -> Vec<KeptPort> {
         std::mem::replace(&mut self.ports, empty(&self.limits))
     }
+}
+
+/// The records of each port, where they are in the chunks.
+fn sort_by_port<'a>(stream: &[&'a [u8]], ports: usize) -> Result<Vec<Vec<&'a [u8]>>, KeptError> {
+    let mut sorted = vec![Vec::new(); ports];
+    for (number, chunk) in stream.iter().enumerate() {
+        let mut rest = *chunk;
+        let broken = |rest: &[u8]| KeptError::Stream { chunk: number, offset: chunk.len() - rest.len() };
+        while !rest.is_empty() {
+            let (head, after) = rest.split_first_chunk::<CHUNK_HEAD>().ok_or_else(|| broken(rest))?;
+            let [place, len @ ..] = *head;
+            let len = u32::from_le_bytes(len) as usize;
+            let (records, after) = after.split_at_checked(len).ok_or_else(|| broken(rest))?;
+            let port: &mut Vec<&[u8]> = sorted.get_mut(usize::from(place)).ok_or_else(|| broken(rest))?;
+            port.push(records);
+            rest = after;
+        }
+    }
+    Ok(sorted)
 }
 
 fn empty(limits: &[Option<LedgerLimits>]) -> Vec<KeptPort> {
@@ -168,27 +159,16 @@ mod tests {
         kept.apply(&state([&good, &good]), &[]).expect("as before");
     }
 
-    /// RB-1: nothing of an epoch's stream stays behind, whether it was taken or refused.
-    #[test]
-    fn the_records_of_an_epoch_go_with_it() {
-        let mut kept = KeptPorts::new(&[Some(LIMITS), None]);
-        let good = whole();
-        for (flows, taken) in [(&good[..], true), (&b"nonsense"[..], false)] {
-            let applied = kept.apply(&state([flows, &[]]), &[1, 3, 0, 0, 0, 1, 2, 3]);
-            assert_eq!(applied.is_ok(), taken, "{applied:?}");
-            assert!(kept.records.iter().all(Vec::is_empty), "{:?}", kept.records);
-        }
-    }
-
     /// RB-1: a stream of a port that is not there, or that is cut off, is refused.
     #[test]
     fn a_broken_stream_is_refused_with_its_place() {
         let mut kept = KeptPorts::new(&[Some(LIMITS), None]);
         let good = state([&whole(), &[]]);
-        for stream in [&[2, 0, 0, 0, 0][..], &[0, 9, 0, 0, 0, 1], &[0, 0]] {
-            let fault = kept.apply(&good, stream).expect_err("refused");
-            assert!(matches!(fault, KeptError::Stream { offset: 0 }), "{fault}");
+        let sound = &[0, 0, 0, 0, 0][..];
+        for broken in [&[2, 0, 0, 0, 0][..], &[0, 9, 0, 0, 0, 1], &[0, 0]] {
+            let fault = kept.apply(&good, &[sound, broken]).expect_err("refused");
+            assert!(matches!(fault, KeptError::Stream { chunk: 1, offset: 0 }), "{fault}");
         }
-        kept.apply(&good, &[0, 0, 0, 0, 0]).expect("no records");
+        kept.apply(&good, &[sound, sound]).expect("no records");
     }
 }

@@ -169,7 +169,7 @@ impl OutputGate for PortGate {
         }
     }
 
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         let (treatment, ports) = Treatment::decode(state).map_err(GateError::State)?;
         self.kept.apply(ports, stream).map_err(|fault| GateError::State(fault.to_string()))?;
         self.output.foresee(&treatment);

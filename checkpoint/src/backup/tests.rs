@@ -57,7 +57,7 @@ impl OutputGate for Keeper {
         Err(GateError::Gone)
     }
     fn extend_lease(&mut self, _until: Instant) {}
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         self.kept.lock().unwrap().keep(state, stream)?;
         drop(fs::remove_file(&self.harms));
         Ok(())
@@ -125,7 +125,7 @@ impl Bench {
     /// What comes of epoch `number` of term 2 before its seal, and the seal.
     fn speak(&mut self, number: u64, state: &GateState, stream: &[&[u8]], pages: &[(u64, u8)]) -> Message {
         for part in stream {
-            self.tell(Message::Stream(epoch(number), part.to_vec())).expect("taken");
+            self.tell(Message::Stream(epoch(number), part.to_vec().into())).expect("taken");
         }
         for &(page, fill) in pages {
             self.tell(Message::Pages(epoch(number), batch(page..page + 1, fill).0)).expect("taken");
@@ -394,12 +394,12 @@ fn an_epoch_that_lacks_bytes_is_not_confirmed() {
 fn the_first_epoch_of_a_session_must_be_whole() {
     let mut bench = bench();
     bench.synchronise(1);
-    assert_eq!(bench.refused(Message::Stream(epoch(1), vec![1])), RefusalCode::OutOfOrder);
-    assert_eq!(bench.refused(Message::Stream(epoch(3), vec![1])), RefusalCode::OutOfOrder);
+    assert_eq!(bench.refused(Message::Stream(epoch(1), vec![1].into())), RefusalCode::OutOfOrder);
+    assert_eq!(bench.refused(Message::Stream(epoch(3), vec![1].into())), RefusalCode::OutOfOrder);
     bench.session = BackupSession::new(term(2), LIMIT);
-    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1])), RefusalCode::OutOfOrder);
+    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1].into())), RefusalCode::OutOfOrder);
     bench.tell(Message::Begin(Begin { full: false, term: term(2), first: epoch(2) })).expect("newer");
-    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1])), RefusalCode::OutOfOrder);
+    assert_eq!(bench.refused(Message::Stream(epoch(2), vec![1].into())), RefusalCode::OutOfOrder);
     let seal = bench.speak(2, &Spoken::default().state(false), &[], &[]);
     assert_eq!(bench.refused(seal), RefusalCode::Gate);
 }
@@ -440,7 +440,8 @@ fn a_stream_beyond_the_staging_limit_is_refused() {
     for len in [0, 1, 1000] {
         let mut bench = bench();
         bench.synchronise(1);
-        let endless = (0..100_000).find_map(|_| bench.tell(Message::Stream(epoch(2), vec![1; len])).err());
+        let endless =
+            (0..100_000).find_map(|_| bench.tell(Message::Stream(epoch(2), vec![1; len].into())).err());
         let refusal = endless.expect("there is a limit");
         assert_eq!(refusal.code, RefusalCode::NoRoom);
         assert!(refusal.text.contains("staging limit"), "{refusal}");

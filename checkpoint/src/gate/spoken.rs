@@ -49,7 +49,7 @@ impl Spoken {
         GateState::delta(bytes)
     }
 
-    pub(crate) fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    pub(crate) fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         let bad = |text: &str| GateError::State(text.to_owned());
         if state.is_empty() && stream.is_empty() {
             *self = Self::default();
@@ -62,7 +62,7 @@ impl Spoken {
             0 => self.clone(),
             _ => Self { start, bytes: bytes.to_vec() },
         };
-        next.hold(stream);
+        stream.iter().for_each(|part| next.hold(part));
         if next.end() != end || start < next.start || start > end {
             return Err(bad("bytes are missing"));
         }

@@ -72,9 +72,10 @@ impl EpochPolicy for FixedLength {
 
 /// An epoch with more traffic than this is one of bulk, and the next one is taken to be: to end that at its
 /// first output would delay all that follows for the sake of its beginning.
-const BULK_BYTES: u64 = 256 << 10;
+const BULK_BYTES: u64 = 32 << 10;
 
-/// Bulk that has paused for so long is over: its sender waits for an answer.
+/// Bulk that has paused for so long, and for half of what it costs to look, is over: its sender waits for an
+/// answer. On a processor that is shared a sender is silent for a while without having ended.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// Weight of the last pause in the pause that is expected.
@@ -134,7 +135,11 @@ impl EpochPolicy for FollowOutput {
 
     fn on_output(&self) -> OnOutput {
         let least = self.least();
-        if self.bulk { OnOutput::EndWhenQuiet { quiet: QUIET, least } } else { OnOutput::End(least) }
+        if !self.bulk {
+            return OnOutput::End(least);
+        }
+        let quiet = Duration::from_secs_f64(self.pause_s / 2.0).clamp(QUIET, QUIET.max(self.longest / 2));
+        OnOutput::EndWhenQuiet { quiet, least }
     }
 
     fn set_length(&mut self, length: Duration) {
@@ -212,7 +217,15 @@ mod tests {
     fn bulk_is_left_to_run_until_it_falls_silent() {
         let mut policy = FollowOutput::new(ms(50), 0.3);
         assert_eq!(policy.run_for(&facts(45, 5, BULK_BYTES + 1)), ms(45));
-        assert!(matches!(policy.on_output(), OnOutput::EndWhenQuiet { quiet: QUIET, .. }));
+        let quiet = |policy: &FollowOutput| match policy.on_output() {
+            OnOutput::EndWhenQuiet { quiet, .. } => quiet,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(quiet(&policy), Duration::from_micros(2500), "half a pause");
+        policy.run_for(&facts(45, 1, BULK_BYTES + 1));
+        assert!(quiet(&policy) >= QUIET);
+        policy.run_for(&facts(45, 500, BULK_BYTES + 1));
+        assert_eq!(quiet(&policy), ms(25), "no longer than half an epoch");
         policy.run_for(&facts(45, 5, 1));
         assert!(matches!(policy.on_output(), OnOutput::End(_)));
     }

@@ -147,7 +147,7 @@ impl OutputGate for Told {
         Ok(())
     }
     fn extend_lease(&mut self, _until: Instant) {}
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         self.kept.lock().unwrap().keep(state, stream)
     }
     fn restore(&mut self) -> Result<(), GateError> {

@@ -5,6 +5,7 @@ use crate::protocol::message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, Refusal, RefusalCode, Seal, StateKind, Welcome,
 };
 use crate::protocol::pages::PageBatch;
+use crate::protocol::payload::Payload;
 use holdfast_epoch::{Digest, EpochId, Term};
 use thiserror::Error;
 
@@ -283,11 +284,11 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
         }
         kind::DEVICE_STATE => {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
-            return Ok(Message::StatePart(epoch, StateKind::Devices, rest));
+            return Ok(Message::StatePart(epoch, StateKind::Devices, rest.to_vec()));
         }
         kind::GATE_STATE => {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
-            return Ok(Message::StatePart(epoch, StateKind::Gate, rest));
+            return Ok(Message::StatePart(epoch, StateKind::Gate, rest.to_vec()));
         }
         kind::STREAM => {
             let (epoch, rest) = split_epoch(body, "Stream")?;
@@ -331,11 +332,10 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
     if body.rest.is_empty() { Ok(message) } else { Err(DecodeError::Excess(body.name)) }
 }
 
-fn split_epoch(mut body: Vec<u8>, name: &'static str) -> Result<(EpochId, Vec<u8>), DecodeError> {
+fn split_epoch(body: Vec<u8>, name: &'static str) -> Result<(EpochId, Payload), DecodeError> {
     let epoch = body.first_chunk::<EPOCH_BYTES>().ok_or(DecodeError::Truncated(name))?;
     let epoch = EpochId::new(u64::from_le_bytes(*epoch));
-    body.drain(..EPOCH_BYTES);
-    Ok((epoch, body))
+    Ok((epoch, Payload::behind(body, EPOCH_BYTES)))
 }
 
 struct Body<'a> {
@@ -482,7 +482,7 @@ mod tests {
             Message::Pages(epoch, PageBatch::from_bytes(vec![2; 80])),
             Message::StatePart(epoch, StateKind::Devices, vec![3; 5]),
             Message::StatePart(epoch, StateKind::Gate, vec![]),
-            Message::Stream(epoch, vec![4; 7]),
+            Message::Stream(epoch, vec![4; 7].into()),
             Message::Seal(Seal { epoch, term, pages: 12, self_contained: true, digest }),
             Message::Seal(Seal { epoch, term, pages: 0, self_contained: false, digest }),
             Message::Committed { epoch, term, digest },
@@ -539,7 +539,7 @@ mod tests {
     /// RB-1: streamed bytes have a bound of their own below that of a message; the longest piece fits.
     #[test]
     fn a_stream_message_longer_than_its_bound_is_refused_by_its_head() {
-        let whole = Message::Stream(EpochId::new(7), vec![1; STREAM_LIMIT]);
+        let whole = Message::Stream(EpochId::new(7), vec![1; STREAM_LIMIT].into());
         let mut frame = encode(&whole);
         assert_eq!(read(&frame), Ok(whole));
         let longer = u32::try_from(STREAM_LIMIT + EPOCH_BYTES + 1).expect("small");

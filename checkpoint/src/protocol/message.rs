@@ -1,7 +1,7 @@
 //! The messages.
 
 use crate::gate::PortLimits;
-use crate::protocol::PageBatch;
+use crate::protocol::{PageBatch, Payload};
 use holdfast_epoch::{Digest, EpochId, Term};
 use std::fmt;
 
@@ -195,7 +195,7 @@ pub enum Message {
     StatePart(EpochId, StateKind, Vec<u8>),
     /// Bytes that the gate acknowledged to the guest in this epoch, ahead of its seal; pieces follow each
     /// other.
-    Stream(EpochId, Vec<u8>),
+    Stream(EpochId, Payload),
     /// See [`Seal`].
     Seal(Seal),
     /// The backup holds all of an epoch.

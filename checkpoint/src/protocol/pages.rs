@@ -4,6 +4,7 @@
 //! and the data: nothing for a page of zeroes, 4096 bytes as they are, or fewer as an LZ4 block.
 
 use crate::pages::{PAGE_SIZE, PageIndex};
+use crate::protocol::Payload;
 use crate::reduction::Reduced;
 use thiserror::Error;
 
@@ -15,7 +16,7 @@ const INDEX_LIMIT: u64 = 1 << 48;
 /// Some records, still as they travel.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct PageBatch {
-    bytes: Vec<u8>,
+    bytes: Payload,
 }
 
 impl std::fmt::Debug for PageBatch {
@@ -27,8 +28,14 @@ impl std::fmt::Debug for PageBatch {
 impl PageBatch {
     /// Takes records as received; they are looked at by [`PageBatch::records`].
     #[must_use]
-    pub fn from_bytes(bytes: Vec<u8>) -> Self {
-        Self { bytes }
+    pub fn from_bytes(bytes: impl Into<Payload>) -> Self {
+        Self { bytes: bytes.into() }
+    }
+
+    /// The buffer, to be used again.
+    #[must_use]
+    pub fn into_buffer(self) -> Vec<u8> {
+        self.bytes.into_buffer()
     }
 
     /// The records as they travel.

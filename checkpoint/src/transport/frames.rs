@@ -27,13 +27,15 @@ impl Assembler {
         Self { limit, head: [0; FRAME_HEAD], body: None, filled: 0 }
     }
 
-    /// Calls `read` for more bytes until a message is whole; none when `read` would block.
+    /// Calls `read` for more bytes until a message is whole; none when `read` would block. Bodies are put
+    /// into buffers of `spare` as long as there are some: fresh memory costs a fault a page.
     ///
     /// # Errors
     /// The outer ones are those of `read`; an end of the stream is `UnexpectedEof`.
     pub(super) fn next(
         &mut self,
         mut read: impl FnMut(&mut [u8]) -> io::Result<usize>,
+        mut spare: impl FnMut() -> Option<Vec<u8>>,
     ) -> io::Result<Option<Result<Arrival, DecodeError>>> {
         loop {
             let room = match &mut self.body {
@@ -54,7 +56,11 @@ impl Assembler {
             match self.body.take() {
                 Some((head, body)) => return Ok(Some(arrival(head, body))),
                 None => match FrameHead::parse(self.head, self.limit) {
-                    Ok(head) => self.body = Some((head, vec![0; head.len])),
+                    Ok(head) => {
+                        let mut body = if head.is_bulk() { spare().unwrap_or_default() } else { Vec::new() };
+                        body.resize(head.len, 0);
+                        self.body = Some((head, body));
+                    }
                     Err(fault) => return Ok(Some(Err(fault))),
                 },
             }
@@ -76,16 +82,19 @@ mod tests {
         let (mut assembler, mut rest, mut found) = (Assembler::new(4096), bytes, Vec::new());
         loop {
             let mut fresh = step;
-            let turn = assembler.next(|room| {
-                if fresh == 0 || rest.is_empty() {
-                    return Err(ErrorKind::WouldBlock.into());
-                }
-                let count = room.len().min(fresh).min(rest.len());
-                room[..count].copy_from_slice(&rest[..count]);
-                rest = &rest[count..];
-                fresh -= count;
-                Ok(count)
-            });
+            let turn = assembler.next(
+                |room| {
+                    if fresh == 0 || rest.is_empty() {
+                        return Err(ErrorKind::WouldBlock.into());
+                    }
+                    let count = room.len().min(fresh).min(rest.len());
+                    room[..count].copy_from_slice(&rest[..count]);
+                    rest = &rest[count..];
+                    fresh -= count;
+                    Ok(count)
+                },
+                || Some(vec![0xaa; 100]),
+            );
             match turn.expect("no error of the stream") {
                 Some(Ok(arrival)) => found.push(arrival.message),
                 Some(Err(fault)) => return (found, Some(fault)),

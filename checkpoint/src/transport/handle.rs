@@ -77,6 +77,7 @@ pub struct Link {
     pub(super) control: Option<Sender<Control>>,
     pub(super) bulk: Sender<Vec<u8>>,
     pub(super) spare: Receiver<Vec<u8>>,
+    pub(super) spent: Sender<Vec<u8>>,
     pub(super) events: Receiver<LinkEvent>,
     pub(super) waker: Arc<Waker>,
     pub(super) end: Arc<OnceLock<LinkEnd>>,
@@ -166,6 +167,12 @@ impl Link {
                 used
             },
         )
+    }
+
+    /// Gives back a buffer that a message came in.
+    pub fn give_back(&self, buffer: Vec<u8>) {
+        // One that finds no room is dropped.
+        drop(self.spent.try_send(buffer));
     }
 
     /// Sends what is queued as urgent, and ends the connection.

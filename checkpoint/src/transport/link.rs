@@ -24,6 +24,8 @@ const BULK_QUEUE: usize = 16;
 const CONTROL_QUEUE: usize = 1024;
 /// Events that may wait: the frames of a full window, and as many small messages again.
 const EVENT_QUEUE: usize = 8192;
+/// Buffers that wait for bulk of the peer.
+const SPENT: usize = 64;
 /// Bulk frames are taken up only while less than this is unsent, so that urgent ones do not wait long.
 const UNSENT_LOW: usize = 1 << 20;
 /// A peer that lets this much pile up does not read.
@@ -53,6 +55,8 @@ pub(super) struct Owner {
     /// A bulk frame for which there is no credit yet.
     next_bulk: Option<Vec<u8>>,
     spare: Sender<Vec<u8>>,
+    /// Buffers for what comes.
+    spent: Receiver<Vec<u8>>,
     events: Sender<LinkEvent>,
     end: Arc<OnceLock<LinkEnd>>,
     /// Bulk bytes that we may send.
@@ -119,6 +123,7 @@ pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
     let (control, controlled) = bounded(CONTROL_QUEUE);
     let (bulk, queued) = bounded(BULK_QUEUE);
     let (spare, spares) = bounded(BULK_QUEUE);
+    let (spent, given_back) = bounded(SPENT);
     let (events, seen) = bounded(EVENT_QUEUE);
     let end = Arc::new(OnceLock::new());
     let owner = Owner {
@@ -129,6 +134,7 @@ pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
         bulk: queued,
         next_bulk: None,
         spare,
+        spent: given_back,
         events,
         end: Arc::clone(&end),
         credit: 0,
@@ -138,7 +144,7 @@ pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
         heartbeats: None,
         grants: None,
     };
-    let link = Link { control: Some(control), bulk, spare: spares, events: seen, waker, end, peer };
+    let link = Link { control: Some(control), bulk, spare: spares, spent, events: seen, waker, end, peer };
     Ok((link, owner))
 }
 
@@ -298,8 +304,8 @@ impl Owner {
 
     fn listen(&mut self) -> Result<(), Stop> {
         for _ in 0..BURST {
-            let (assembler, wire) = (&mut self.assembler, &mut self.wire);
-            match assembler.next(|room| wire.read(room))? {
+            let Self { assembler, wire, spent, .. } = self;
+            match assembler.next(|room| wire.read(room), || spent.try_recv().ok())? {
                 Some(arrival) => self.take(arrival?)?,
                 None => return Ok(()),
             }

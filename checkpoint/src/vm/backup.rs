@@ -488,6 +488,7 @@ impl Backup<'_> {
         match active.session.handle(message, &mut self.image, &mut self.log, &self.core.gate) {
             Ok(outcome) => {
                 active.link.grant(charge);
+                active.session.spent().for_each(|buffer| active.link.give_back(buffer));
                 match outcome {
                     Outcome::Taken => {}
                     Outcome::Begun { full } => {

@@ -133,18 +133,26 @@ impl Ledger {
     /// # Errors
     /// When the bytes are no state, exceed the limits, or (SP-2) speak of bytes that are not here.
     pub fn apply(&mut self, state: &[u8], stream: &[u8]) -> Result<(), LedgerError> {
-        self.take(state, stream, true)
+        self.take(state, &[stream], true)
     }
 
-    /// Whether [`Ledger::apply`] would take it; nothing changes.
+    /// As [`Ledger::apply`], of a stream in parts, each of which has whole records.
     ///
     /// # Errors
     /// Those of [`Ledger::apply`].
-    pub fn check(&mut self, state: &[u8], stream: &[u8]) -> Result<(), LedgerError> {
+    pub fn apply_parts(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), LedgerError> {
+        self.take(state, stream, true)
+    }
+
+    /// Whether [`Ledger::apply_parts`] would take it; nothing changes.
+    ///
+    /// # Errors
+    /// Those of [`Ledger::apply`].
+    pub fn check(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), LedgerError> {
         self.take(state, stream, false)
     }
 
-    fn take(&mut self, state: &[u8], stream: &[u8], keep: bool) -> Result<(), LedgerError> {
+    fn take(&mut self, state: &[u8], stream: &[&[u8]], keep: bool) -> Result<(), LedgerError> {
         let (whole, changes) = self.read_state(state)?;
         let pieces = if whole { HashMap::new() } else { read_stream(stream)? };
         let (mut held, mut taken, mut count) =
@@ -252,14 +260,16 @@ impl Ledger {
     }
 }
 
-fn read_stream(stream: &[u8]) -> Result<HashMap<u32, Vec<Piece<'_>>>, LedgerError> {
-    let mut pieces = HashMap::<u32, Vec<Piece<'_>>>::new();
-    let mut reader = Reader(stream);
-    while !reader.is_empty() {
-        let (slot, generation) = (reader.u32()?, reader.u32()?);
-        let (seq, len) = (reader.seq()?, reader.u32()?);
-        let bytes = reader.bytes(len as usize)?;
-        pieces.entry(slot).or_default().push(Piece { generation, seq, bytes });
+fn read_stream<'a>(stream: &[&'a [u8]]) -> Result<HashMap<u32, Vec<Piece<'a>>>, LedgerError> {
+    let mut pieces = HashMap::<u32, Vec<Piece<'a>>>::new();
+    for part in stream {
+        let mut reader = Reader(part);
+        while !reader.is_empty() {
+            let (slot, generation) = (reader.u32()?, reader.u32()?);
+            let (seq, len) = (reader.seq()?, reader.u32()?);
+            let bytes = reader.bytes(len as usize)?;
+            pieces.entry(slot).or_default().push(Piece { generation, seq, bytes });
+        }
     }
     Ok(pieces)
 }

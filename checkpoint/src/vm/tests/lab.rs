@@ -410,7 +410,7 @@ impl OutputGate for WrittenGate {
 
     fn extend_lease(&mut self, _until: Instant) {}
 
-    fn keep(&mut self, state: &[u8], stream: &[u8]) -> Result<(), GateError> {
+    fn keep(&mut self, state: &[u8], stream: &[&[u8]]) -> Result<(), GateError> {
         if self.forgets.exists() {
             return Err(GateError::State("the laboratory forgets".to_owned()));
         }

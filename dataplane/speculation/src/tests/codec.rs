@@ -80,7 +80,7 @@ fn bytes_of_the_flow_that_was_in_a_place_before_are_no_bytes_of_the_next() {
     let (_, state, stream) = world.sealed.remove(0);
     world.ledger.apply(&state, &stream).expect("the epoch is taken");
     world.ledger.check(&state_of(1, &record), &[]).expect("the same flow has its bytes still");
-    for verdict in [Ledger::check, Ledger::apply] {
+    for verdict in [Ledger::check, Ledger::apply_parts] {
         let fault =
             verdict(&mut world.ledger, &state_of(2, &record), &[]).expect_err("another flow has none");
         assert!(matches!(fault, LedgerError::MissingBytes { slot: 0, .. }), "{fault}");

@@ -49,11 +49,11 @@ impl<'a> Vm<'a> {
         // What found no buffer before the cut is of the next epoch.
         for chunk in self.early.extract_if(.., |chunk| chunk.epoch <= epoch) {
             assert_eq!(chunk.epoch, epoch, "all of an epoch comes before its cut returns");
-            streamed.extend(&chunk.bytes);
-            self.stream.spare.send(chunk.bytes).expect("the core takes it back");
+            streamed.push(chunk.bytes);
         }
-        let streamed = if whole { &[][..] } else { &streamed };
-        self.kept.apply(&state, streamed).expect("SP-2: what was acknowledged is there");
+        let parts: Vec<&[u8]> = streamed.iter().filter(|_| !whole).map(Vec::as_slice).collect();
+        self.kept.apply(&state, &parts).expect("SP-2: what was acknowledged is there");
+        streamed.into_iter().for_each(|bytes| self.stream.spare.send(bytes).expect("the core takes it back"));
         self.epoch += 1;
         self.core.settle();
     }
