@@ -311,7 +311,13 @@ impl Judge {
             return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
         }
         shown.learn_scale(&segment, Some(outside));
-        check_ack(&segment, inside, outside, untouched || !self.strict)?;
+        // What lies beyond the guest's window it drops before it looks at the ACK. A stranger may say there what
+        // it likes; what the engine says is checked all the same.
+        let beyond = inside.is_beyond(&segment);
+        let says = original.and_then(Segment::parse).and_then(|original| original.ack);
+        if !beyond || says != segment.ack {
+            check_ack(&segment, inside, outside, untouched || !self.strict)?;
+        }
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
         // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
@@ -326,9 +332,7 @@ impl Judge {
         {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
-        // Nor at what lies beyond its window: that is dropped before its ACK is looked at. It is checked all
-        // the same, as the dataplane may not know how far the window reaches.
-        if !old && !inside.is_beyond(&segment) {
+        if !old && !beyond {
             shown.note(&segment, outside.acknowledged, untouched, scales);
         }
         Ok(())
@@ -615,7 +619,8 @@ impl Inside {
         if segment.end() == segment.seq { segment.seq.before(has) } else { !segment.end().after(has) }
     }
 
-    /// Whether a segment lies beyond its window: it is not acceptable either (RFC 9293 §3.10.7.4).
+    /// Whether a segment lies beyond its window: it is not acceptable either (RFC 9293 §3.10.7.4). A client
+    /// sends none.
     fn is_beyond(&self, segment: &Segment) -> bool {
         self.reach.edge.is_some_and(|edge| segment.seq.after(edge))
     }
@@ -716,9 +721,8 @@ mod tests {
         frame((EPHEMERAL, SERVICE), sequence, acknowledgement, window, 0)
     }
 
-    /// A guest has sent 300 bytes and offers 500. A stranger's ACK of them all, whose window was rewritten,
-    /// comes before the client's of 100.
-    fn a_strangers_ack_then_the_clients(said_in_fragments: Option<u16>, stranger: u32) -> Verdict {
+    /// It offers 500.
+    fn guest_that_sent_300_bytes() -> Judge {
         let mut judge = Judge { strict: true, strict_client: true, ..Judge::default() };
         let mut syn =
             Tcp { ports: (SERVICE, EPHEMERAL), sequence: GUEST - 1, ..Tcp::data(false, Vec::new()) };
@@ -727,6 +731,12 @@ mod tests {
             judge.captured(&frame, true);
             judge.said(&frame);
         }
+        judge
+    }
+
+    /// A stranger's ACK of all 300 bytes, whose window was rewritten, comes before the client's of 100.
+    fn a_strangers_ack_then_the_clients(said_in_fragments: Option<u16>, stranger: u32) -> Verdict {
+        let mut judge = guest_that_sent_300_bytes();
         if let Some(window) = said_in_fragments {
             judge.said(&of_guest(GUEST + 300, window, 0));
         }
@@ -742,6 +752,24 @@ mod tests {
     fn an_ack_beyond_the_guests_window_was_not_shown() {
         assert_eq!(a_strangers_ack_then_the_clients(None, CLIENT + 5000), Ok(()));
         assert_eq!(a_strangers_ack_then_the_clients(Some(4000), CLIENT + 5000), Ok(()));
+    }
+
+    /// SP-1, SP-4
+    #[test]
+    fn an_ack_of_a_fin_is_a_strangers_only_beyond_the_guests_window() {
+        let mut judge = guest_that_sent_300_bytes();
+        let mut fin = Tcp { ports: (SERVICE, EPHEMERAL), ..Tcp::data(false, Vec::new()) };
+        (fin.sequence, fin.acknowledgement, fin.flags) = (GUEST + 300, CLIENT, flag::FIN | flag::ACK);
+        judge.captured(&fin.bytes(), true);
+        let mut comes = |sequence, says, shown| {
+            let original = of_client(sequence, says, 700);
+            let verdict = judge.queued(&of_client(sequence, shown, 900), Some(&original));
+            verdict.map_err(|violation| violation.rule)
+        };
+        let (of_bytes, of_fin) = (GUEST + 300, GUEST + 301);
+        assert_eq!(comes(CLIENT + 5000, of_fin, of_fin), Ok(()));
+        assert_eq!(comes(CLIENT + 400, of_fin, of_fin), Err("SP-1"), "the guest looks at it");
+        assert_eq!(comes(CLIENT + 5000, of_bytes, of_fin), Err("SP-1"), "the engine says it");
     }
 
     /// SP-4
