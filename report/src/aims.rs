@@ -1,7 +1,7 @@
 //! What was aimed at, and whether a run reached it.
 
 use crate::page::words;
-use crate::run::{Bulk, Mode, Run};
+use crate::run::{Bulk, Mode, Run, Unit};
 use crate::statistics::median;
 use serde::Serialize;
 
@@ -77,7 +77,7 @@ pub(crate) fn stream_ratio(run: &Run, epoch_ms: u64, mode: Mode, to: Mode) -> Op
         let rows = run.streams().filter(|row| {
             row.connections == 1 && row.seconds == longest && row.mode == mode && row.epoch_ms == epoch_ms
         });
-        fixed_first(rows, |row| row.adaptive, |row| row.throughput_mbit_s)
+        fixed_first(rows, |row| row.adaptive, rate_mbit_s)
     };
     Some(rate(mode)? / rate(to)?)
 }
@@ -164,9 +164,15 @@ pub(crate) fn application_ratio(
     (native > 0.0).then_some(median(&rates)? / native)
 }
 
+/// The median rate of a stream, as the page's own table has it.
+fn rate_mbit_s(row: &Bulk) -> f64 {
+    let sampled = row.samples_unit == Some(Unit::MbitS);
+    sampled.then(|| median(&row.samples)).flatten().unwrap_or(row.throughput_mbit_s)
+}
+
 /// The median time of a transfer.
 pub(crate) fn completion_ms(row: &Bulk) -> Option<f64> {
-    let sampled = row.samples_unit.is_some_and(crate::run::Unit::is_time);
+    let sampled = row.samples_unit.is_some_and(Unit::is_time);
     sampled.then(|| median(&row.samples)).flatten().or(row.completion_p50_ms)
 }
 
@@ -245,7 +251,13 @@ mod tests {
         };
         let found = found(&json!([
             stream("native", 100.0),
-            stream("aware", 95.0),
+            row(
+                "stream",
+                "aware",
+                false,
+                json!({"seconds": 5, "throughput_mbit_s": 50.0, "samples": [95.0, 1.0, 99.0],
+                "samples_unit": "mbit_s"})
+            ),
             transfer("speculative", 30.0),
             transfer("aware", 24.0),
             latency("native", true, 50.0),

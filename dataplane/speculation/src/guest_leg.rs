@@ -395,7 +395,7 @@ impl Connection {
         }
         let base = self.queue.base();
         let budget = self.budget.min(shared.flow_bytes);
-        let ahead = (budget / 2).max(shared.initial_window);
+        let ahead = (budget / 2).min(shared.most_ahead()).max(shared.initial_window);
         let wanted = self.queue.end() + budget.saturating_sub(self.queue.len()).min(ahead);
         let most = base + shared.largest_window(slot);
         let edge = wanted.earlier(most).later(shown);

@@ -15,6 +15,13 @@ const INITIAL_WINDOW: u32 = 16 << 10;
 /// Window of a flow below which speculation is not worth it.
 const LEAST_WINDOW: u32 = 4 << 10;
 
+/// Of the room, the part that windows beyond what is held may take of all flows together.
+const PART_AHEAD: u32 = 16;
+
+/// Window beyond what is held of a flow that has made use of it: one frame of the largest kind, however
+/// many flows there are.
+const LEAST_AHEAD: u32 = 64 << 10;
+
 /// Bytes held for one record of a sent segment.
 const BYTES_A_RECORD: usize = 1024;
 
@@ -86,6 +93,16 @@ impl Shared {
     pub(crate) fn largest_window(&self, slot: u32) -> u32 {
         let share = self.store.fair_share().max(self.initial_window);
         if self.others_starve(slot) { share } else { share.max(self.room().min(1 << 30)) }
+    }
+
+    /// Most bytes that a window may reach beyond what is held of its flow: the same for all that hold
+    /// something.
+    ///
+    /// What is held stays until the client confirms it, but what lies beyond is on its short way between
+    /// guest and core. There it waits behind that of other flows, as long as their windows together are
+    /// large, and each gets through in the measure of its window.
+    pub(crate) fn most_ahead(&self) -> u32 {
+        (self.store.share_of_holders() / PART_AHEAD).max(LEAST_AHEAD)
     }
 
     /// Promises a queue room for the bytes up to `edge`, instead of what it was promised before.

@@ -28,6 +28,8 @@ pub(crate) struct Store {
     reserved: u64,
     /// Flows with such a promise.
     windows: u32,
+    /// Queues that hold something.
+    holding: u32,
     held: usize,
 }
 
@@ -115,7 +117,7 @@ impl Store {
         let count = block_count(bytes) as u32;
         let links = (1..=count).map(|next| if next == count { NONE } else { next }).collect();
         let bytes = vec![0; count as usize * BLOCK as usize];
-        Self { bytes, links, free: 0, free_blocks: count, reserved: 0, windows: 0, held: 0 }
+        Self { bytes, links, free: 0, free_blocks: count, reserved: 0, windows: 0, holding: 0, held: 0 }
     }
 
     /// Bytes of memory that a store for `bytes` bytes takes.
@@ -139,6 +141,11 @@ impl Store {
         each.min((1 << 30) / BLOCK) * BLOCK
     }
 
+    /// Bytes of each flow if all that hold something had the same.
+    pub(crate) fn share_of_holders(&self) -> u32 {
+        (self.links.len() as u32 / self.holding.max(1)).min((1 << 30) / BLOCK) * BLOCK
+    }
+
     /// Promises the queue blocks for the bytes up to `edge`, instead of what it was promised before.
     pub(crate) fn reserve(&mut self, queue: &mut Queue, edge: SeqNum) {
         let wanted = blocks(queue.base, edge.later(queue.end));
@@ -157,6 +164,7 @@ impl Store {
         offset: usize,
         len: u32,
     ) -> u32 {
+        let was_empty = queue.is_empty();
         let mut done = 0;
         while done < len {
             let within = queue.end.get() % BLOCK;
@@ -170,6 +178,7 @@ impl Store {
             done += part;
         }
         self.held += done as usize;
+        self.holding += u32::from(was_empty && done > 0);
         done
     }
 
@@ -205,6 +214,7 @@ impl Store {
             return;
         }
         self.held -= freed as usize;
+        self.holding -= u32::from(to == queue.end);
         let whole = blocks_before(queue.base, to);
         queue.base = to;
         for _ in 0..whole {
@@ -231,6 +241,7 @@ impl Store {
     pub(crate) fn truncate(&mut self, queue: &mut Queue, to: SeqNum) {
         assert!(!to.before(queue.base) && !to.after(queue.end), "what is not held is not dropped");
         self.held -= queue.end.bytes_since(to) as usize;
+        self.holding -= u32::from(to == queue.base && !queue.is_empty());
         let keep = blocks(queue.base, to);
         let (mut last, mut block) = (NONE, queue.head);
         for _ in 0..keep {
@@ -436,6 +447,7 @@ mod tests {
                 }
                 prop_assert_eq!(&held(&store, &mut queue, Reader::Stream), &model);
                 prop_assert_eq!(store.held(), model.len());
+                prop_assert_eq!(store.holding, u32::from(!model.is_empty()));
                 prop_assert_eq!(store.links.len() as u32 - store.free_blocks, blocks(queue.base(), queue.end()));
             }
         }

@@ -3,7 +3,11 @@
 use crate::histogram;
 use crate::page::words;
 use crate::run::{Bulk, Mode, Row, Run, Unit};
+use hdrhistogram::Histogram;
 use std::fmt;
+
+/// What a file claims to have measured is not believed without bound.
+const MOST_SAMPLES: u64 = 1_000_000;
 
 /// What makes two rows the same row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,17 +63,21 @@ fn of_row(row: &Row) -> Option<(Identity, Measured)> {
         }
         Row::Latency(row) => {
             let histogram = row.histogram.as_deref().and_then(|text| histogram::decode(text).ok());
-            let samples = histogram.map_or_else(Vec::new, |histogram| {
-                histogram::counts_ms(&histogram)
-                    .flat_map(|(value, count)| std::iter::repeat_n(value, count as usize))
-                    .collect()
-            });
+            let samples = histogram.map_or_else(Vec::new, |histogram| spread(&histogram));
             let measured = Measured { samples, unit: Unit::Ms, figure: row.p50_ms };
             ("latency", "requests".to_owned(), row.mode, row.epoch_ms, row.adaptive, measured)
         }
         Row::Unknown => return None,
     };
     Some((Identity { kind, what, mode, epoch_ms, adaptive }, measured))
+}
+
+/// The samples of a distribution; of a very large one evenly fewer.
+fn spread(histogram: &Histogram<u64>) -> Vec<f64> {
+    let each = histogram.len() / MOST_SAMPLES + 1;
+    histogram::counts_ms(histogram)
+        .flat_map(|(value, count)| std::iter::repeat_n(value, count.div_ceil(each) as usize))
+        .collect()
 }
 
 fn bulk(row: &Bulk, usual: Unit) -> Measured {
@@ -79,4 +87,19 @@ fn bulk(row: &Bulk, usual: Unit) -> Measured {
         Unit::MbitS | Unit::RequestsS => row.throughput_mbit_s,
     };
     Measured { samples: row.samples.clone(), unit, figure }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_distribution_of_any_size_becomes_samples() {
+        let mut histogram = histogram::of([1000, 1800, 1800, 2000]);
+        assert_eq!(spread(&histogram), [1.0, 1.8, 1.8, 2.0]);
+        histogram.record_n(1500, 1 << 60).unwrap();
+        let samples = spread(&histogram);
+        assert!((900_000..1_100_000).contains(&samples.len()), "{}", samples.len());
+        assert_eq!(crate::statistics::median(&samples), Some(1.5));
+    }
 }

@@ -10,8 +10,8 @@ pub(super) fn section(run: &Run) -> Markup {
     let missed = aims.iter().filter(|aim| aim.reached() == Some(false)).count();
     let reached = aims.iter().filter(|aim| aim.reached() == Some(true)).count();
     html! {
-        p { (reached) " reached, " (missed) " missed, " (aims.len() - reached - missed) " not measured. Ratios are of "
-            "medians of this run alone." }
+        p { (reached) " reached, " (missed) " missed, " (aims.len() - reached - missed) " not measured. Ratios are taken "
+            "within this run." }
         table {
             thead { tr { th { "what" } th.figure { "found" } th.figure { "aim" } th { "" } } }
             tbody {

@@ -205,40 +205,56 @@ impl Plot {
         Self { x, y, size, marks: Vec::new() }
     }
 
+    /// What has no place is left out.
+    fn add(&mut self, mut mark: Mark) {
+        let placed = |(x, y): &(f64, f64)| x.is_finite() && y.is_finite();
+        let drawn = match &mut mark {
+            Mark::Line { points, .. } => {
+                points.retain(placed);
+                !points.is_empty()
+            }
+            Mark::Dot { at, .. } | Mark::Text { at, .. } => placed(at),
+            Mark::Bar { from, to, .. } => placed(from) && placed(to),
+        };
+        if drawn {
+            self.marks.push(mark);
+        }
+    }
+
     /// Through these points.
     pub(super) fn line(&mut self, points: Vec<(f64, f64)>, colour: Colour, dashed: bool) {
-        self.marks.push(Mark::Line { points, colour, dashed, width: 2, opacity: 1.0 });
+        self.add(Mark::Line { points, colour, dashed, width: 2, opacity: 1.0 });
     }
 
     /// A broad and pale one, for a spread.
     pub(super) fn whisker(&mut self, from: (f64, f64), to: (f64, f64), colour: Colour) {
-        self.marks.push(Mark::Line { points: vec![from, to], colour, dashed: false, width: 4, opacity: 0.4 });
+        self.add(Mark::Line { points: vec![from, to], colour, dashed: false, width: 4, opacity: 0.4 });
     }
 
     /// From one end of the plot to the other, for an aim.
     pub(super) fn level(&mut self, y: f64) {
         let points = vec![(self.x.low, y), (self.x.high, y)];
-        self.marks.push(Mark::Line { points, colour: INK, dashed: true, width: 1, opacity: 0.7 });
+        self.add(Mark::Line { points, colour: INK, dashed: true, width: 1, opacity: 0.7 });
     }
 
     /// A filled circle.
     pub(super) fn dot(&mut self, at: (f64, f64), colour: Colour, radius: u32, opacity: f64) {
-        self.marks.push(Mark::Dot { at, colour, radius, opacity });
+        self.add(Mark::Dot { at, colour, radius, opacity });
     }
 
     /// A filled rectangle.
     pub(super) fn bar(&mut self, from: (f64, f64), to: (f64, f64), colour: Colour, opacity: f64) {
-        self.marks.push(Mark::Bar { from, to, colour, opacity });
+        self.add(Mark::Bar { from, to, colour, opacity });
     }
 
     /// Above a point.
     pub(super) fn text_above(&mut self, at: (f64, f64), text: String) {
-        self.marks.push(Mark::Text { at, text, beside: false });
+        self.add(Mark::Text { at, text, beside: false });
     }
 
     /// Beside a point, to its right.
     pub(super) fn text_beside(&mut self, at: (f64, f64), text: String) {
-        self.marks.push(Mark::Text { at, text, beside: true });
+        self.add(Mark::Text { at, text, beside: true });
     }
 
     /// As SVG.
@@ -283,10 +299,9 @@ impl Plot {
         for mark in &self.marks {
             match mark {
                 Mark::Line { points, colour, dashed, width, opacity } => {
-                    let points = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite());
+                    let points = points.iter().copied();
                     let style = colour.mix(*opacity).stroke_width(*width);
                     if *dashed {
-                        let points: Vec<_> = points.collect();
                         chart.draw_series(DashedLineSeries::new(points, 6, 4, style))?;
                     } else {
                         chart.draw_series(LineSeries::new(points, style))?;
@@ -372,5 +387,18 @@ mod tests {
         let svg = Plot::new(Axis::log("x & y", []), Axis::names("", &["<one>".into()]), (300, 200)).svg();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert!(svg.contains("x &amp; y") && svg.contains("&lt;one&gt;") && svg.contains(&INK.css()));
+    }
+
+    #[test]
+    fn what_has_no_place_is_not_drawn_at_another() {
+        let empty = || Plot::new(Axis::from_zero("x", [1.0]), Axis::log("y", [1.0, 10.0]), (300, 200));
+        let (none, mut plot) = (empty().svg(), empty());
+        plot.dot((0.5, f64::NAN), INK, 3, 1.0);
+        plot.bar((0.5, 0.0), (f64::INFINITY, 1.0), INK, 1.0);
+        plot.text_above((f64::NAN, 1.0), "nowhere".into());
+        plot.line(vec![(f64::NAN, 1.0)], INK, false);
+        assert_eq!(plot.svg(), none);
+        plot.line(vec![(0.1, 2.0), (0.2, f64::NAN), (0.3, 3.0)], INK, true);
+        assert_ne!(plot.svg(), none);
     }
 }

@@ -58,11 +58,21 @@ struct Inside {
     scale: Option<u8>,
     acknowledged: Option<SeqNum>,
     edge: Option<SeqNum>,
+    /// How far it takes what is sent to it.
+    reach: Reach,
     /// The smallest window that it offered with each ACK, in bytes.
     offers: BTreeMap<u32, u32>,
     stamp: Option<u32>,
     /// What it has been shown.
     shown: Shown,
+}
+
+/// How far the guest's window reaches by what it said itself: in fragments and in broken segments too, of
+/// which the rest of the dataplane learns nothing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Reach {
+    scale: Option<u8>,
+    edge: Option<SeqNum>,
 }
 
 /// What the guest was shown of its peer.
@@ -178,6 +188,19 @@ impl Judge {
         view.note(&segment);
     }
 
+    /// The guest sent this; its fragments were put together. After [`Judge::captured`].
+    pub(crate) fn said(&mut self, frame: &[u8]) {
+        let Some(segment) = Segment::parse(frame).filter(|segment| !segment.has(flag::RST)) else { return };
+        let view = self.live.entry(segment.ports).or_default();
+        if segment.has(flag::SYN) {
+            view.reach = Reach { scale: segment.scale, edge: None };
+        }
+        view.shown.learn_scale(&segment, self.outside.get(&segment.ports));
+        let Some(ack) = segment.ack else { return };
+        let edge = ack + scaled(&segment, view.reach.scale.filter(|_| view.shown.scale.is_some()));
+        view.reach.edge = Some(view.reach.edge.map_or(edge, |known| known.later(edge)));
+    }
+
     /// A frame of the client, sent but not delivered yet.
     pub(crate) fn client_sent(&mut self, frame: &[u8]) {
         let Some(segment) = Segment::parse(frame) else { return };
@@ -288,7 +311,13 @@ impl Judge {
             return broken("ECN", format!("a forged ACK tells of congestion: {segment}"));
         }
         shown.learn_scale(&segment, Some(outside));
-        check_ack(&segment, inside, outside, untouched || !self.strict)?;
+        // What lies beyond the guest's window it drops before it looks at the ACK. A stranger may say there what
+        // it likes; what the engine says is checked all the same.
+        let beyond = inside.is_beyond(&segment);
+        let says = original.and_then(Segment::parse).and_then(|original| original.ack);
+        if !beyond || says != segment.ack {
+            check_ack(&segment, inside, outside, untouched || !self.strict)?;
+        }
         check_stamps(&segment, key, outside, &self.stamps, untouched, self.strict)?;
         let scales = inside.scale.is_some();
         // Nothing that comes after the guest's FIN, or after a reset, is stopped by a window.
@@ -303,7 +332,7 @@ impl Judge {
         {
             return broken("SP-4", format!("a forged ACK is ahead of what the client sent: {segment}"));
         }
-        if !old {
+        if !old && !beyond {
             shown.note(&segment, outside.acknowledged, untouched, scales);
         }
         Ok(())
@@ -318,12 +347,11 @@ impl Judge {
         let view = self.live.entry(key).or_default();
         view.shown.learn_scale(&segment, self.outside.get(&key));
         let scales = view.scale.is_some();
-        // An ACK of what it has not sent is not acceptable either, nor what lies beyond its own window.
+        // An ACK of what it has not sent is not acceptable either.
         // Of a guest whose SYN left in fragments that is not known; its client confirms no more than it got.
         let most = if view.first.is_some() { Some(view.sent) } else { acknowledged };
         let unsent = segment.ack.is_some_and(|ack| most.is_none_or(|most| ack.after(most)));
-        let strange = unsent || view.edge.is_some_and(|edge| segment.seq.after(edge));
-        if !view.has(&segment) && !strange {
+        if !view.has(&segment) && !unsent && !view.is_beyond(&segment) {
             view.shown.note(&segment, acknowledged, true, scales);
         }
         view.shown.forged |= forged;
@@ -591,6 +619,12 @@ impl Inside {
         if segment.end() == segment.seq { segment.seq.before(has) } else { !segment.end().after(has) }
     }
 
+    /// Whether a segment lies beyond its window: it is not acceptable either (RFC 9293 §3.10.7.4). A client
+    /// sends none.
+    fn is_beyond(&self, segment: &Segment) -> bool {
+        self.reach.edge.is_some_and(|edge| segment.seq.after(edge))
+    }
+
     /// Takes note of what the guest sent.
     fn note(&mut self, segment: &Segment) {
         self.sent = self.sent.later(segment.end());
@@ -663,5 +697,87 @@ impl Inside {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_packet::sample::Tcp;
+
+    const GUEST: u32 = 1000;
+    const CLIENT: u32 = 77;
+
+    fn frame(ports: (u16, u16), sequence: u32, acknowledgement: u32, window: u16, len: usize) -> Vec<u8> {
+        let options = Vec::new();
+        Tcp { ports, sequence, acknowledgement, window, options, ..Tcp::data(false, vec![1; len]) }.bytes()
+    }
+
+    fn of_guest(sequence: u32, window: u16, len: usize) -> Vec<u8> {
+        frame((SERVICE, EPHEMERAL), sequence, CLIENT, window, len)
+    }
+
+    fn of_client(sequence: u32, acknowledgement: u32, window: u16) -> Vec<u8> {
+        frame((EPHEMERAL, SERVICE), sequence, acknowledgement, window, 0)
+    }
+
+    /// It offers 500.
+    fn guest_that_sent_300_bytes() -> Judge {
+        let mut judge = Judge { strict: true, strict_client: true, ..Judge::default() };
+        let mut syn =
+            Tcp { ports: (SERVICE, EPHEMERAL), sequence: GUEST - 1, ..Tcp::data(false, Vec::new()) };
+        (syn.acknowledgement, syn.flags, syn.options) = (CLIENT, flag::SYN | flag::ACK, Vec::new());
+        for frame in [syn.bytes(), of_guest(GUEST, 500, 300)] {
+            judge.captured(&frame, true);
+            judge.said(&frame);
+        }
+        judge
+    }
+
+    /// A stranger's ACK of all 300 bytes, whose window was rewritten, comes before the client's of 100.
+    fn a_strangers_ack_then_the_clients(said_in_fragments: Option<u16>, stranger: u32) -> Verdict {
+        let mut judge = guest_that_sent_300_bytes();
+        if let Some(window) = said_in_fragments {
+            judge.said(&of_guest(GUEST + 300, window, 0));
+        }
+        judge.queued(&of_client(stranger, GUEST + 300, 900), Some(&of_client(stranger, GUEST + 300, 700)))?;
+        let original = of_client(CLIENT, GUEST + 100, 700);
+        judge.delivered(&original);
+        judge.queued(&of_client(CLIENT, GUEST + 100, 1100), Some(&original))
+    }
+
+    /// SP-4. RFC 9293 §3.10.7.4: what lies beyond its window a guest drops before it looks at its ACK, so
+    /// that it was not shown it.
+    #[test]
+    fn an_ack_beyond_the_guests_window_was_not_shown() {
+        assert_eq!(a_strangers_ack_then_the_clients(None, CLIENT + 5000), Ok(()));
+        assert_eq!(a_strangers_ack_then_the_clients(Some(4000), CLIENT + 5000), Ok(()));
+    }
+
+    /// SP-1, SP-4
+    #[test]
+    fn an_ack_of_a_fin_is_a_strangers_only_beyond_the_guests_window() {
+        let mut judge = guest_that_sent_300_bytes();
+        let mut fin = Tcp { ports: (SERVICE, EPHEMERAL), ..Tcp::data(false, Vec::new()) };
+        (fin.sequence, fin.acknowledgement, fin.flags) = (GUEST + 300, CLIENT, flag::FIN | flag::ACK);
+        judge.captured(&fin.bytes(), true);
+        let mut comes = |sequence, says, shown| {
+            let original = of_client(sequence, says, 700);
+            let verdict = judge.queued(&of_client(sequence, shown, 900), Some(&original));
+            verdict.map_err(|violation| violation.rule)
+        };
+        let (of_bytes, of_fin) = (GUEST + 300, GUEST + 301);
+        assert_eq!(comes(CLIENT + 5000, of_fin, of_fin), Ok(()));
+        assert_eq!(comes(CLIENT + 400, of_fin, of_fin), Err("SP-1"), "the guest looks at it");
+        assert_eq!(comes(CLIENT + 5000, of_bytes, of_fin), Err("SP-1"), "the engine says it");
+    }
+
+    /// SP-4
+    #[test]
+    fn an_ack_within_the_guests_window_was_shown_wherever_that_was_said() {
+        for (said_in_fragments, stranger) in [(None, CLIENT + 400), (Some(6000), CLIENT + 5000)] {
+            let verdict = a_strangers_ack_then_the_clients(said_in_fragments, stranger);
+            assert_eq!(verdict.map_err(|violation| violation.rule), Err("SP-4"));
+        }
     }
 }

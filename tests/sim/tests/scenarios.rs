@@ -14,7 +14,7 @@ fn no_seed_violates_an_invariant() {
 }
 
 /// Seeds that once failed, and what was wrong.
-const ONCE_FAILED: [(u64, &str); 11] = [
+const ONCE_FAILED: [(u64, &str); 13] = [
     (339312, "the judge: an ACK older than what the guest has seen opens no window"),
     (304506, "the judge: a FIN beyond the client's window is sent again, like bytes"),
     (86479, "smoltcp: in CLOSING it forgets to send again, and probes kept the card from reminding it"),
@@ -26,6 +26,8 @@ const ONCE_FAILED: [(u64, &str); 11] = [
     (416086, "a segment beyond a window that was told in fragments moved an edge left"),
     (380979, "the judge: the guest echoed the time of a reset that it did not follow"),
     (749470, "the judge: a stranger's ACK to a guest whose SYN left in fragments"),
+    (280106, "the judge: a stranger's ACK beyond the guest's window, which the guest does not look at"),
+    (319883, "the judge: a stranger's ACK of a FIN beyond the guest's window"),
 ];
 
 #[test]

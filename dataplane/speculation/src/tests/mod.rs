@@ -4,6 +4,7 @@ mod client_side;
 mod codec;
 mod draining;
 mod failover;
+mod fairness;
 mod flows;
 mod guest_side;
 mod histories;

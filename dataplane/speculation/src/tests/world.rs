@@ -298,6 +298,20 @@ impl World {
         self.transmit();
     }
 
+    /// Streams all that is held and lets the engine speak to the guest; no backup will look at it.
+    pub(super) fn turn_to_guest(&mut self) {
+        while self.engine.stream(1000, &mut self.stream) > 0 {}
+        self.stream.clear();
+        self.speak();
+    }
+
+    /// Commits the oldest sealed epoch without a backup.
+    pub(super) fn commit_oldest(&mut self) {
+        let (epoch, ..) = self.sealed.remove(0);
+        self.committed = Some(epoch);
+        self.engine.commit(self.now, epoch);
+    }
+
     /// Lets the engine speak to the guest without streaming anything before.
     pub(super) fn speak(&mut self) {
         let mut sink = Frames::with_room(1000);

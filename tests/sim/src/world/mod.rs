@@ -21,6 +21,7 @@ use crate::judge::{Judge, Key, Verdict, broken};
 use crate::party::Party;
 use crate::random::{Random, spread};
 use crate::scenario::{Mode, Moment, Scenario, Side};
+use crate::surgery::{Link, Reassembly};
 use crate::trace::Trace;
 use crate::wire::Wire;
 use holdfast_speculation::{Ledger, Time};
@@ -90,6 +91,9 @@ pub(crate) struct World {
     client: Party,
     host: Option<Host>,
     judge: Judge,
+    /// Of the guest's fragments.
+    reassembly: Reassembly,
+    guest_link: Link,
     broken: Option<Breakage>,
     random: Random,
     queue: BinaryHeap<Reverse<(Time, u64, Event)>>,
@@ -157,6 +161,8 @@ impl World {
             client: Party::new(Side::Client, scenario),
             host: Some(Host::new(scenario, 1, scenario.mode, Time::ZERO)),
             judge: Judge::default(),
+            reassembly: Reassembly::default(),
+            guest_link: Link::new(true, scenario.tags, scenario.v6),
             broken,
             queue: BinaryHeap::new(),
             order: 0,

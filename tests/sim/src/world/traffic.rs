@@ -37,6 +37,9 @@ impl World {
             let spoiled = self.spoil(&mut frame);
             self.trace.frame(self.now, if spoiled { "guest spoiled" } else { "guest" }, &frame);
             self.judge.captured(&frame, !spoiled);
+            if let Some(whole) = self.reassembly.take(frame.clone(), &self.guest_link) {
+                self.judge.said(&whole);
+            }
             let Some(host) = &mut self.host else { return Ok(()) };
             let passed = host.capture(self.now, frame);
             let (mode, epoch) = (host.mode, host.open);
