@@ -267,12 +267,17 @@ impl Flow {
         }
     }
 
-    /// Once a [`LOOK`]: as much ahead as comes in two seconds, so that an answer that takes many epochs does
-    /// not hold the flow up, and the end does not take for ever.
-    fn look(&mut self, most: u64) {
+    /// What comes in two seconds, by the last looks.
+    fn in_two_seconds(&self) -> u64 {
         let oldest = self.seen.front().copied().unwrap_or(0);
-        let in_two_seconds = (self.received - oldest) * 2 * LOOKS as u64 / self.seen.len() as u64;
-        self.ahead = in_two_seconds.min(most).max(self.least_ahead);
+        (self.received - oldest) * 2 * LOOKS as u64 / self.seen.len() as u64
+    }
+
+    /// Once a [`LOOK`]: as much ahead as comes in two seconds, so that an answer that takes many epochs does
+    /// not hold the flow up, and the end does not take for ever; of a slow flow as much as of the average one,
+    /// or asking for little would keep it slow.
+    fn look(&mut self, average: u64, most: u64) {
+        self.ahead = self.in_two_seconds().max(average).min(most).max(self.least_ahead);
         self.seen.push_back(self.received);
         if self.seen.len() > LOOKS {
             self.seen.pop_front();
@@ -303,7 +308,8 @@ fn run(mut flows: Vec<Flow>, spec: &FlowSpec) -> Flows {
         }
         if now - looked >= LOOK {
             looked = now;
-            flows.iter_mut().for_each(|flow| flow.look(most));
+            let average = flows.iter().map(Flow::in_two_seconds).sum::<u64>() / flows.len().max(1) as u64;
+            flows.iter_mut().for_each(|flow| flow.look(average, most));
             let all = total(&flows);
             if all > progress.1 {
                 progress = (now, all);
