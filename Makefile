@@ -65,6 +65,7 @@ sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtu
 guests: build guest
 	scripts/qemu-backports
 	scripts/guest-kernel --newer
+	scripts/guest-apps
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
 
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers
