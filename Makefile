@@ -57,6 +57,7 @@ check: ## format, lints, unit tests: the quick one, before each commit
 
 unit: guest
 	scripts/qemu-backports
+	scripts/guest-apps
 	HOLDFAST_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --locked --exclude holdfast-tests
 
 sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed

@@ -7,14 +7,14 @@ use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::pair::Victim;
 use holdfast_lab::requirements::{Need, can_run};
 use holdfast_lab::topology::guest_ip;
-use holdfast_tests::oracles::all_is_well_after_the_move;
+use holdfast_tests::oracles::{GAP_BUDGET, all_is_well_after_the_move};
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{Scene, VM, options, wait_epochs, wait_until};
 use serde_json::json;
 use std::thread;
 use std::time::Duration;
 
-/// Seconds of each load, which is enough for some epochs.
+/// Of each load: some epochs, and less than the lease.
 const TIME: Duration = Duration::from_secs(1);
 /// Of the load under which the host is lost: far longer than it takes to see that it is under way.
 const LONGER: Duration = Duration::from_secs(5);
@@ -69,7 +69,11 @@ fn applications_answer_exactly_and_outlive_their_host() {
     scene.pair.kill(Victim::Host, 0).expect("killed");
     scene.taken_over(VM);
     assert!(!loading.is_finished(), "the load ended before the guest had moved");
-    loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let figures = loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    // Whoever waited for an answer when the host was lost had to wait for the lease to end, and got it.
+    let longest = Duration::from_micros(figures.latency.map_or(0, |latency| latency.max()));
+    println!("the longest waited for {longest:?}");
+    assert!(longest > TIME && longest < GAP_BUDGET, "{longest:?}");
     load(&client, App::Rsync, seed, TIME);
     all_is_well_after_the_move(&mut scene);
 }
