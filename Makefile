@@ -57,6 +57,7 @@ check: ## format, lints, unit tests: the quick one, before each commit
 
 unit: guest
 	scripts/qemu-backports
+	scripts/guest-apps
 	HOLDFAST_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --locked --exclude holdfast-tests
 
 sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed
@@ -65,6 +66,7 @@ sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtu
 guests: build guest
 	scripts/qemu-backports
 	scripts/guest-kernel --newer
+	scripts/guest-apps
 	$(CARGO) test --release --locked -p holdfast-tests -- --test-threads=1
 
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers

@@ -3,6 +3,7 @@
 //! Every test makes hosts, client and guests of its own and leaves nothing behind. Needs root and what
 //! `make guest` provides.
 
+mod applications;
 mod attachment;
 mod aware;
 mod memory;

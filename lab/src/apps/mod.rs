@@ -10,7 +10,7 @@
 //!
 //! [`carry`] puts them into a guest, where they wait side by side and do next to nothing; [`measure`] loads one
 //! of them for a time. All times are the client's: a guest that is paused has a slow clock. Where a driver is
-//! our own it checks every byte: what the applications serve is cut from one seeded stream ([`tree`]).
+//! our own it checks every byte: what the applications serve is cut from one seeded stream.
 //! `scripts/guest-apps` fetches the programs.
 
 mod figures;

@@ -14,7 +14,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 6379;
-const CLIENTS: u64 = 50;
+/// As of nginx's connections.
+const CLIENTS: u64 = 128;
 /// What is stored: enough keys that a SET dirties a page of its own.
 const KEYS: &str = "10000";
 const VALUE_BYTES: &str = "64";
