@@ -1,7 +1,7 @@
 //! The agent in a guest: its congestion control is there while Holdfast speculates, and at no other time.
 
 use crate::can;
-use holdfast_lab::agent::{serve, serve_shell, shell};
+use holdfast_lab::agent::{carry, serve, serve_shell, shell};
 use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::pair::{PairOptions, Victim};
 use holdfast_lab::requirements::{Need, can_run};
@@ -10,6 +10,8 @@ use holdfast_tests::oracles::{GAP_BUDGET, all_is_well, all_is_well_after_the_mov
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{SOON, Scene, VM, options, wait_until};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 /// Bytes that flow each way before and after something happens.
 const SOME: u64 = 1 << 20;
@@ -24,6 +26,18 @@ fn aware(spec: &mut GuestSpec) {
 fn aware_on_newer_kernel(spec: &mut GuestSpec) {
     spec.newer_kernel().expect("Linux 6.12");
     aware(spec);
+}
+
+/// The agent is there and does not run.
+fn carrying(spec: &mut GuestSpec) {
+    spec.sysctls.push(("net/core/bpf_jit_kallsyms".into(), "1".into()));
+    serve_shell(spec).expect("busybox");
+    carry(spec).expect("the agent");
+}
+
+fn carrying_on_newer_kernel(spec: &mut GuestSpec) {
+    spec.newer_kernel().expect("Linux 6.12");
+    carrying(spec);
 }
 
 fn aware_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
@@ -65,6 +79,96 @@ fn wait_no_trace(scene: &Scene) {
         );
         said == "reno cubic\ncubic\n0\nls: /run/holdfast-guest: No such file or directory"
     });
+}
+
+fn wait_present(scene: &Scene) {
+    wait_until("the agent is present", SOON, || {
+        ask(scene, "/bin/holdfast-guest status --json").contains("\"state\":\"present\"")
+    });
+}
+
+/// A connection to what echoes at that port of the guest, which has echoed once.
+fn echoing(scene: &Scene, port: u16) -> TcpStream {
+    let mut connection = scene.client().connect((guest_ip(1), port).into(), SOON).expect("connected");
+    connection.set_read_timeout(Some(SOON)).expect("set");
+    let mut said = [0; 4];
+    connection.write_all(b"echo").and_then(|()| connection.read_exact(&mut said)).expect("an echo");
+    connection
+}
+
+/// So many connections were given the congestion control when the agent attached, and so many as they were made.
+fn counts(scene: &Scene, moved: u64, chosen: u64) {
+    let count = || {
+        let counters = &status(scene)["counters"];
+        ["moved_sockets", "chosen_flows"].map(|name| counters[name].as_u64().expect("a number"))
+    };
+    // Written once a second: what is too much is seen as well.
+    wait_until("connections are counted", SOON, || count().iter().sum::<u64>() >= moved + chosen);
+    assert_eq!(count(), [moved, chosen]);
+}
+
+/// Connections that are chosen get the congestion control, those that are there and those to come; no other does,
+/// such as those of the shell, of which there are many. No socket has it when the agent has ended: as long as one
+/// does, the kernel keeps the programs.
+fn chooses(options: PairOptions, seed: u64) {
+    let mut scene = Scene::ready(options, seed);
+    let refused = ask(&scene, "/bin/holdfast-guest run --port 7001 2>&1; echo exit $?");
+    assert!(refused.ends_with("exit 3") && refused.contains("mount -t cgroup2"), "{refused}");
+    ask(&scene, "mount -t cgroup2 none /sys/fs/cgroup");
+    let before = scene.streams(guest_ip(1), 0);
+    before.flow(SOME);
+    ask(&scene, "/bin/holdfast-guest run --port 1,7001 >/dev/console 2>&1 </dev/null &");
+    wait_present(&scene);
+    let after = scene.streams(guest_ip(1), 1);
+    after.flow(SOME);
+    drop(echoing(&scene, 7002));
+    counts(&scene, 2, 2);
+    assert_eq!(congestion_control(&scene), "cubic");
+    let flowing = status(&scene);
+    assert!(flowing["counters"]["opened_flows"].as_u64() >= Some(4), "{flowing}");
+    ask(&scene, "killall holdfast-guest");
+    wait_no_trace(&scene);
+    before.flow(SOME);
+    after.flow(SOME);
+
+    ask(
+        &scene,
+        "mkdir /sys/fs/cgroup/web; \
+         sh -c 'echo $$ >/sys/fs/cgroup/web/cgroup.procs; exec /bin/busybox nc -ll -p 7091 -e /bin/busybox cat' \
+         >/dev/console 2>&1 </dev/null &",
+    );
+    wait_until("somebody listens", SOON, || ask(&scene, "netstat -ltn").contains(":7091 "));
+    let served = echoing(&scene, 7091);
+    ask(&scene, "/bin/holdfast-guest run --cgroup web >/dev/console 2>&1 </dev/null &");
+    wait_present(&scene);
+    counts(&scene, 1, 0);
+    let more = [echoing(&scene, 7091), echoing(&scene, 7091)];
+    drop(echoing(&scene, 7002));
+    counts(&scene, 1, 2);
+    ask(&scene, "killall holdfast-guest");
+    wait_no_trace(&scene);
+    drop((served, more));
+    before.finish_exact();
+    after.finish_exact();
+    all_is_well(&mut scene);
+}
+
+/// Ports and a control group are chosen, on Linux 6.1.
+#[test]
+fn only_chosen_connections_get_the_congestion_control() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    chooses(aware_options("speculative", carrying), seed(405));
+}
+
+/// As above, on Linux 6.12.
+#[test]
+fn only_chosen_connections_get_the_congestion_control_on_linux_6_12() {
+    if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
+        return;
+    }
+    chooses(aware_options("speculative", carrying_on_newer_kernel), seed(406));
 }
 
 fn survives(options: PairOptions, seed: u64) {

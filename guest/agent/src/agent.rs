@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use crate::channel::Channel;
+use crate::choice::Choice;
 use crate::congestion::{self, Congestion};
 use crate::control::{Counters, Settings};
 use crate::interfaces::{self, Interface, Interfaces};
@@ -29,6 +30,8 @@ struct Agent {
     /// Ports and epoch as the programs have them.
     told: (Vec<i32>, u32),
     fast_us: u32,
+    choice: Choice,
+    netns_cookie: u64,
     /// The guest's own.
     previous: String,
     /// Of attachments that are over.
@@ -38,7 +41,7 @@ struct Agent {
 }
 
 /// Runs until it is told to end.
-pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
+pub(crate) fn run(fast_us: u32, choice: Choice) -> Result<(), Failure> {
     let folder = Path::new(FOLDER);
     let left = Status::read(folder).ok().flatten();
     if let Some(other) =
@@ -50,22 +53,30 @@ pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
     if congestion::undo(previous).map_err(Failure::failed)? {
         println!("holdfast-guest: undid what an agent left that was killed");
     }
+    if let Some((fault, mend)) = choice.fault(Path::new("/")) {
+        return Err(Failure::Lacks(format!("{fault}\n  mend: {mend}")));
+    }
     // Said now, not when Holdfast appears.
     congestion::try_load().map_err(Failure::lacks)?;
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
     signals.thread_block().map_err(Failure::failed)?;
     let ends = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::failed)?;
-    let mut agent = Agent {
-        channel: Channel::open().map_err(|fault| Failure::Lacks(format!(
+    let channel = Channel::open().map_err(|fault| {
+        Failure::Lacks(format!(
             "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs \
              CONFIG_PACKET"
-        )))?,
+        ))
+    })?;
+    let mut agent = Agent {
+        netns_cookie: channel.namespace().map_err(Failure::failed)?,
+        channel,
         interfaces: Interfaces::new(Path::new("/")),
         presence: Presence::default(),
         congestion: None,
         told: Default::default(),
         fast_us,
+        choice,
         previous: congestion::default_name().map_err(Failure::failed)?,
         counted: Counters::default(),
         deaf: Vec::new(),
@@ -151,14 +162,23 @@ impl Agent {
         self.told = (ports.clone(), self.presence.epoch_us());
         match &mut self.congestion {
             Some(congestion) => {
+                congestion.follow_group().map_err(Failure::failed)?;
                 congestion.set(ports, fast_us, proof_us, valid_until_us).map_err(Failure::failed)
             }
             None => {
                 self.previous = congestion::default_name().map_err(Failure::failed)?;
-                let settings = Settings { ports, fast_us, proof_us, valid_until_us, ..Settings::default() };
-                self.congestion =
-                    Some(Congestion::attach(&self.previous, settings).map_err(Failure::failed)?);
-                println!("holdfast-guest: attached; before: {}", self.previous);
+                let netns_cookie = self.netns_cookie;
+                let settings = Settings {
+                    ports,
+                    fast_us,
+                    proof_us,
+                    valid_until_us,
+                    netns_cookie,
+                    ..Settings::default()
+                };
+                let congestion = Congestion::attach(&self.previous, settings, &self.choice);
+                self.congestion = Some(congestion.map_err(Failure::failed)?);
+                println!("holdfast-guest: attached, for {}; before: {}", self.choice, self.previous);
                 Ok(())
             }
         }
@@ -188,6 +208,7 @@ impl Agent {
             reason: reason.into(),
             interfaces: ports.map(|interface| interface.name.clone()).collect(),
             epoch_us: self.told.1,
+            chosen: self.choice.to_string(),
             own_congestion_control: self.previous.clone(),
             counters: self.counted.plus(&counters),
         };

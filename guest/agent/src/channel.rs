@@ -11,6 +11,9 @@ use std::io::{self, Read};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// As in the kernel's `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// The socket and what was asked.
 pub(crate) struct Channel {
     socket: OwnedFd,
@@ -30,6 +33,23 @@ impl Channel {
         // SAFETY: the descriptor is new and ours.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         Ok(Self { socket, random: File::open("/dev/urandom")?, asked: HashMap::new() })
+    }
+
+    /// The network namespace that this is in, as the kernel numbers it.
+    pub(crate) fn namespace(&self) -> io::Result<u64> {
+        let mut cookie = 0u64;
+        let mut len = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: both live until the call returns, and the length is that of the word.
+        let done = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
     }
 
     /// Asks by the card of that index.

@@ -1,6 +1,7 @@
 //! Puts the program and its systemd unit where they belong, and takes them away again.
 
 use crate::Failure;
+use crate::choice::Choice;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -9,10 +10,11 @@ use std::process::Command;
 const PROGRAM: &str = "usr/local/sbin/holdfast-guest";
 const UNIT: &str = "etc/systemd/system/holdfast-guest.service";
 const WANTED: &str = "etc/systemd/system/multi-user.target.wants/holdfast-guest.service";
+const RUN: &str = "holdfast-guest run";
 const UNIT_TEXT: &str = include_str!("holdfast-guest.service");
 
 /// Installs into the system whose root is there, and starts the unit if that system runs.
-pub(crate) fn install(root: &Path) -> Result<(), Failure> {
+pub(crate) fn install(root: &Path, choice: &Choice) -> Result<(), Failure> {
     let program = root.join(PROGRAM);
     make_folder_of(&program)?;
     let new = program.with_extension("new");
@@ -23,7 +25,7 @@ pub(crate) fn install(root: &Path) -> Result<(), Failure> {
     fs::rename(&new, &program).map_err(at(&program))?;
     let unit = root.join(UNIT);
     make_folder_of(&unit)?;
-    fs::write(&unit, UNIT_TEXT).map_err(at(&unit))?;
+    fs::write(&unit, unit_text(choice)).map_err(at(&unit))?;
     println!("installed {} and {}", program.display(), unit.display());
     if is_running_system(root) {
         systemctl(&["daemon-reload"])?;
@@ -56,6 +58,11 @@ pub(crate) fn uninstall(root: &Path) -> Result<(), Failure> {
     if is_running_system(root) { systemctl(&["daemon-reload"]) } else { Ok(()) }
 }
 
+/// The unit, with the options that connections are chosen by.
+fn unit_text(choice: &Choice) -> String {
+    UNIT_TEXT.replace(RUN, &format!("{RUN}{}", choice.unit_words()))
+}
+
 /// Whether it is the system that runs, by systemd.
 fn is_running_system(root: &Path) -> bool {
     root == Path::new("/") && Path::new("/run/systemd/system").exists()
@@ -85,11 +92,11 @@ mod tests {
     #[test]
     fn it_is_installed_twice_and_removed_without_a_trace() {
         let dir = tempfile::tempdir().expect("a folder");
-        for _ in 0..2 {
-            install(dir.path()).expect("installed");
+        for choice in [Choice { ports: vec![80], cgroup: None }, Choice::default()] {
+            install(dir.path(), &choice).expect("installed");
             let mode = fs::metadata(dir.path().join(PROGRAM)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o755);
-            assert_eq!(fs::read_to_string(dir.path().join(UNIT)).expect("there"), UNIT_TEXT);
+            assert_eq!(fs::read_to_string(dir.path().join(UNIT)).expect("there"), unit_text(&choice));
             assert_eq!(fs::read_link(dir.path().join(WANTED)).expect("there"), Path::new("/").join(UNIT));
         }
         for _ in 0..2 {
@@ -98,6 +105,13 @@ mod tests {
                 assert!(!dir.path().join(name).is_symlink() && !dir.path().join(name).exists(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn the_unit_has_the_options_that_were_chosen() {
+        let text = unit_text(&Choice { ports: vec![80, 443], cgroup: Some("a.slice".into()) });
+        assert!(text.contains(" run --port 80,443 --cgroup \"a.slice\"\n"), "{text}");
+        assert_eq!(unit_text(&Choice::default()), UNIT_TEXT);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod agent;
 mod channel;
+mod choice;
 mod congestion;
 mod control;
 mod install;
@@ -16,6 +17,7 @@ mod presence;
 mod probe;
 mod status;
 
+use choice::Choice;
 use clap::{Parser, Subcommand};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -36,9 +38,14 @@ enum Command {
         /// Look at the files of another system, and at nothing else.
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
+        #[command(flatten)]
+        choice: Choice,
     },
-    /// Run until told to end: `holdfast` is the default congestion control while Holdfast speculates.
+    /// Run until told to end: while Holdfast speculates, `holdfast` is the default congestion control, or that of
+    /// chosen connections.
     Run {
+        #[command(flatten)]
+        choice: Choice,
         /// The least that the limit is by which ACKs of Holdfast are told from those of clients.
         #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
         fast_us: u32,
@@ -51,8 +58,10 @@ enum Command {
     },
     /// Undo what an agent left that was killed.
     Undo,
-    /// Install the program and its systemd unit, and start it.
+    /// Install the program and its systemd unit, which runs it with these options, and start it.
     Install {
+        #[command(flatten)]
+        choice: Choice,
         /// Into a system that does not run, such as an image that is mounted there.
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
@@ -88,11 +97,11 @@ impl Failure {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Probe { root } => run_probe(&root),
-        Command::Run { fast_us } => agent::run(fast_us),
+        Command::Probe { root, choice } => run_probe(&root, &choice),
+        Command::Run { choice, fast_us } => agent::run(fast_us, choice),
         Command::Status { json } => tell_status(json),
         Command::Undo => undo(),
-        Command::Install { root } => install::install(&root),
+        Command::Install { choice, root } => install::install(&root, &choice),
         Command::Uninstall { root } => install::uninstall(&root),
     };
     match done {
@@ -108,8 +117,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_probe(root: &Path) -> Result<(), Failure> {
-    let mut found = probe::look(root);
+fn run_probe(root: &Path, choice: &Choice) -> Result<(), Failure> {
+    let mut found = probe::look(root, choice);
     if root == Path::new("/") && found.iter().all(|finding| finding.mend.is_none()) {
         found.push(probe::try_programs());
         found.extend(probe::ask());

@@ -1,6 +1,7 @@
 //! What this guest has and lacks, each lack with what mends it.
 
 use crate::channel::Channel;
+use crate::choice::Choice;
 use crate::congestion;
 use crate::interfaces::{self, Interfaces};
 use crate::presence::ASK_EVERY;
@@ -37,7 +38,7 @@ fn lack(text: impl Into<String>, mend: &'static str) -> Finding {
 }
 
 /// Looks at a system whose root is there; what files can tell.
-pub(crate) fn look(root: &Path) -> Vec<Finding> {
+pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned());
     let mut found = Vec::new();
 
@@ -84,6 +85,10 @@ pub(crate) fn look(root: &Path) -> Vec<Finding> {
             "not the rights to load BPF programs and to speak on the link",
             "run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW",
         )
+    });
+    found.push(match choice.fault(root) {
+        None => good(format!("for {choice}")),
+        Some((fault, mend)) => lack(fault, mend),
     });
     let cards: Vec<String> =
         interfaces::cards(&Interfaces::new(root).all()).map(|card| card.name.clone()).collect();
@@ -174,7 +179,7 @@ mod tests {
 
     fn lacks(without: &[&str], release: &str) -> Vec<String> {
         let dir = system(without, release);
-        let found = look(dir.path()).into_iter();
+        let found = look(dir.path(), &Choice::default()).into_iter();
         found.filter_map(|finding| Some(format!("{} | {}", finding.text, finding.mend?))).collect()
     }
 
@@ -198,6 +203,11 @@ mod tests {
         assert!(lacks(&["proc/sys/net/core/bpf_jit_enable"], "6.1.0")[0].contains("CONFIG_BPF_JIT"));
         assert!(lacks(&["proc/self/status"], "6.1.0")[0].contains("run as root"));
         assert!(lacks(&["sys/class/net/eth0/flags"], "6.1.0")[0].contains("ip link set"));
-        assert_eq!(look(Path::new("/nowhere")).iter().filter(|found| found.mend.is_some()).count(), 6);
+        let dir = system(&[], "6.1.0");
+        let chosen = look(dir.path(), &Choice { ports: vec![80], cgroup: None });
+        let mends: Vec<_> = chosen.iter().filter_map(|finding| finding.mend).collect();
+        assert_eq!(mends, ["mount -t cgroup2 none /sys/fs/cgroup"]);
+        let nowhere = look(Path::new("/nowhere"), &Choice::default());
+        assert_eq!(nowhere.iter().filter(|found| found.mend.is_some()).count(), 6);
     }
 }

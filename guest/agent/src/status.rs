@@ -25,6 +25,8 @@ pub(crate) struct Status {
     pub(crate) interfaces: Vec<String>,
     /// Length of an epoch.
     pub(crate) epoch_us: u32,
+    /// Which connections are meant, in words.
+    pub(crate) chosen: String,
     /// The congestion control that the guest had before, and has when the agent is gone.
     pub(crate) own_congestion_control: String,
     /// What the congestion control did.
@@ -94,6 +96,7 @@ impl fmt::Display for Status {
             let epoch_ms = f64::from(self.epoch_us) / 1e3;
             writeln!(f, "by {}, epochs of {epoch_ms:.1} ms", self.interfaces.join(", "))?;
         }
+        writeln!(f, "for {}", self.chosen)?;
         writeln!(f, "the guest's own congestion control: {}", self.own_congestion_control)?;
         let Counters {
             opened_flows,
@@ -104,11 +107,13 @@ impl fmt::Display for Status {
             moved_sockets,
             in_time_acks,
             late_acks,
+            chosen_flows,
         } = self.counters;
         writeln!(
             f,
             "flows opened {opened_flows}, again {opened_again_flows}; left to Reno for late ACKs \
-             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}; ACKs in time {in_time_acks}, late {late_acks}"
+             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}, \
+             chosen {chosen_flows}; ACKs in time {in_time_acks}, late {late_acks}"
         )
     }
 }
