@@ -29,7 +29,7 @@ fn aware_on_newer_kernel(spec: &mut GuestSpec) {
 }
 
 /// The agent is there and does not run.
-fn carrying(spec: &mut GuestSpec) {
+pub(super) fn carrying(spec: &mut GuestSpec) {
     spec.sysctls.push(("net/core/bpf_jit_kallsyms".into(), "1".into()));
     serve_shell(spec).expect("busybox");
     carry(spec).expect("the agent");
@@ -40,14 +40,14 @@ fn carrying_on_newer_kernel(spec: &mut GuestSpec) {
     carrying(spec);
 }
 
-fn aware_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
+pub(super) fn agent_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
     let mut options = options(mode);
     options.shape = shape;
     options
 }
 
 /// The guest's own shell.
-fn ask(scene: &Scene, commands: &str) -> String {
+pub(super) fn ask(scene: &Scene, commands: &str) -> String {
     shell(&scene.client(), guest_ip(1).into(), commands).expect("the guest's shell").trim().to_owned()
 }
 
@@ -59,7 +59,7 @@ fn wait_congestion_control(scene: &Scene, wanted: &str) {
     wait_until(&format!("congestion control {wanted}"), SOON, || congestion_control(scene) == wanted);
 }
 
-fn status(scene: &Scene) -> Value {
+pub(super) fn status(scene: &Scene) -> Value {
     let said = ask(scene, "/bin/holdfast-guest status --json 2>&1");
     serde_json::from_str(&said).unwrap_or_else(|fault| panic!("{fault}: {said}"))
 }
@@ -159,7 +159,7 @@ fn only_chosen_connections_get_the_congestion_control() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    chooses(aware_options("speculative", carrying), seed(405));
+    chooses(agent_options("speculative", carrying), seed(405));
 }
 
 /// As above, on Linux 6.12.
@@ -168,7 +168,7 @@ fn only_chosen_connections_get_the_congestion_control_on_linux_6_12() {
     if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
         return;
     }
-    chooses(aware_options("speculative", carrying_on_newer_kernel), seed(406));
+    chooses(agent_options("speculative", carrying_on_newer_kernel), seed(406));
 }
 
 fn survives(options: PairOptions, seed: u64) {
@@ -213,7 +213,7 @@ fn an_aware_guest_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    survives(aware_options("speculative", aware), seed(401));
+    survives(agent_options("speculative", aware), seed(401));
 }
 
 /// SP-3: as above, on Linux 6.12.
@@ -222,7 +222,7 @@ fn an_aware_guest_of_linux_6_12_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
         return;
     }
-    survives(aware_options("speculative", aware_on_newer_kernel), seed(402));
+    survives(agent_options("speculative", aware_on_newer_kernel), seed(402));
 }
 
 /// The agent comes and goes with speculation, by itself.
@@ -231,7 +231,7 @@ fn the_agent_attaches_only_while_holdfast_speculates() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    let mut scene = Scene::ready(aware_options("commit", aware), seed(403));
+    let mut scene = Scene::ready(agent_options("commit", aware), seed(403));
     wait_until("the agent has asked", SOON, || status(&scene)["reason"].to_string().contains("mode commit"));
     assert_eq!(congestion_control(&scene), "cubic");
     let streams = scene.streams(guest_ip(1), 0);
@@ -256,7 +256,7 @@ fn the_agent_leaves_no_trace() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    let mut scene = Scene::ready(aware_options("speculative", aware), seed(404));
+    let mut scene = Scene::ready(agent_options("speculative", aware), seed(404));
     wait_congestion_control(&scene, "holdfast");
     let probed = ask(&scene, "/bin/holdfast-guest probe; echo exit $?");
     assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode speculative"), "{probed}");

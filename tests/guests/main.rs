@@ -5,6 +5,7 @@
 
 mod attachment;
 mod aware;
+mod clock;
 mod memory;
 mod modes;
 mod native;

@@ -4,6 +4,8 @@
 //! was asked last by that card: whoever has not heard the question cannot answer it.
 #![expect(unsafe_code, reason = "addresses of packet sockets have no safe form")]
 
+use crate::clock::kernel::raw_ns;
+use crate::clock::servo::Exchange;
 use holdfast_packet::guest_channel::{Answer, Ask, ETHERTYPE, LINK, LONGEST};
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +20,8 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 pub(crate) struct Channel {
     socket: OwnedFd,
     random: File,
-    asked: HashMap<i32, u64>,
+    /// Nonce and time, by card.
+    asked: HashMap<i32, (u64, i64)>,
 }
 
 impl Channel {
@@ -57,7 +60,7 @@ impl Channel {
         let mut nonce = [0; 8];
         self.random.read_exact(&mut nonce)?;
         let nonce = u64::from_ne_bytes(nonce);
-        self.asked.insert(ifindex, nonce);
+        self.asked.insert(ifindex, (nonce, raw_ns()));
         let message = Ask { nonce }.encode();
         // SAFETY: all bits zero is a valid address.
         let mut to: libc::sockaddr_ll = unsafe { zeroed() };
@@ -80,8 +83,14 @@ impl Channel {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// The next answer that has come, with the index of its card; what is none is passed over.
-    pub(crate) fn answer(&mut self) -> io::Result<Option<(i32, Answer)>> {
+    /// Whether that card's last question has not been answered.
+    pub(crate) fn is_waiting(&self, ifindex: i32) -> bool {
+        self.asked.contains_key(&ifindex)
+    }
+
+    /// The next answer that has come, with the index of its card, and when it was asked for and heard; what is none
+    /// is passed over.
+    pub(crate) fn answer(&mut self) -> io::Result<Option<(i32, Answer, Exchange)>> {
         loop {
             let mut bytes = [0; LONGEST];
             // SAFETY: all bits zero is a valid address.
@@ -110,9 +119,12 @@ impl Channel {
             };
             let Ok(answer) = Answer::decode(&bytes[..len.min(LONGEST)]) else { continue };
             // Each question has one answer.
-            if self.asked.get(&from.sll_ifindex) == Some(&answer.nonce) {
+            let Some(&(nonce, asked_ns)) = self.asked.get(&from.sll_ifindex) else { continue };
+            if nonce == answer.nonce {
                 self.asked.remove(&from.sll_ifindex);
-                return Ok(Some((from.sll_ifindex, answer)));
+                let host_ns = i64::try_from(answer.host_realtime_ns).unwrap_or(0);
+                let exchange = Exchange { asked_ns, heard_ns: raw_ns(), host_ns };
+                return Ok(Some((from.sll_ifindex, answer, exchange)));
             }
         }
     }

@@ -1,14 +1,15 @@
 //! Holdfast's agent in a guest: congestion control that knows of replication.
 //!
-//! It asks on the link whether Holdfast is there and speculates ([`holdfast_packet::guest_channel`]). While it
-//! does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to what
-//! the escrow offers (`bpf/aware.bpf.c`); otherwise the guest has its own. One process, one thread.
+//! It asks on the link whether Holdfast is there and speculates ([`holdfast_packet::guest_channel`]). While it does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to
+//! what the escrow offers (`bpf/aware.bpf.c`), or that of the connections that were chosen; otherwise the guest has
+//! its own. It keeps the guest's wall clock by the host's as well ([`clock`]). One process, one thread.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 the guest lacks something, which is named.
 
 mod agent;
 mod channel;
 mod choice;
+mod clock;
 mod congestion;
 mod control;
 mod install;
@@ -16,9 +17,11 @@ mod interfaces;
 mod presence;
 mod probe;
 mod status;
+mod step;
 
 use choice::Choice;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use clock::ClockOptions;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -45,7 +48,7 @@ enum Command {
     /// chosen connections.
     Run {
         #[command(flatten)]
-        choice: Choice,
+        options: RunOptions,
         /// The least that the limit is by which ACKs of Holdfast are told from those of clients.
         #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
         fast_us: u32,
@@ -56,12 +59,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Set the wall clock to the host's, once.
+    Step {
+        /// By what the host's clock is seen.
+        #[arg(long, value_enum, default_value = "auto")]
+        clock: clock::Source,
+    },
     /// Undo what an agent left that was killed.
     Undo,
     /// Install the program and its systemd unit, which runs it with these options, and start it.
     Install {
         #[command(flatten)]
-        choice: Choice,
+        options: RunOptions,
         /// Into a system that does not run, such as an image that is mounted there.
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
@@ -72,6 +81,15 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
     },
+}
+
+/// How the agent runs.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+struct RunOptions {
+    #[command(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    clock: ClockOptions,
 }
 
 const FAST_US: u32 = 2000;
@@ -98,10 +116,11 @@ impl Failure {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Probe { root, choice } => run_probe(&root, &choice),
-        Command::Run { choice, fast_us } => agent::run(fast_us, choice),
+        Command::Run { options, fast_us } => agent::run(fast_us, options),
         Command::Status { json } => tell_status(json),
+        Command::Step { clock } => step::step(clock),
         Command::Undo => undo(),
-        Command::Install { choice, root } => install::install(&root, &choice),
+        Command::Install { options, root } => install::install(&root, &options),
         Command::Uninstall { root } => install::uninstall(&root),
     };
     match done {
@@ -156,8 +175,7 @@ fn undo() -> Result<(), Failure> {
     if let Some(running) = left.as_ref().filter(|left| left.is_of_running()) {
         return Err(Failure::Failed(format!("the agent runs, as process {}; end it first", running.pid)));
     }
-    let previous = left.as_ref().map(|left| left.own_congestion_control.as_str());
-    let undone = congestion::undo(previous).map_err(Failure::failed)?;
+    let undone = agent::undo(left.as_ref())?;
     if left.is_some() {
         status::Status::remove(folder).map_err(Failure::failed)?;
     }

@@ -49,11 +49,14 @@ pub(crate) struct Presence {
 }
 
 impl Presence {
-    /// An answer came by that interface.
-    pub(crate) fn handle_answer(&mut self, now: Duration, ifindex: i32, answer: Answer) {
-        let before = self.heard.get(&ifindex).and_then(|heard| heard.speculative_at);
+    /// An answer came by that interface; whether it says something else than the last one.
+    pub(crate) fn handle_answer(&mut self, now: Duration, ifindex: i32, answer: Answer) -> bool {
+        let last = self.heard.get(&ifindex);
+        let is_news = last.is_none_or(|last| last.answer.mode != answer.mode);
+        let before = last.and_then(|heard| heard.speculative_at);
         let speculative_at = if answer.mode == PortMode::Speculative { Some(now) } else { before };
         self.heard.insert(ifindex, Heard { at: now, speculative_at, answer });
+        is_news
     }
 
     /// The state as it should be now; true when it changed with this call.

@@ -2,6 +2,7 @@
 
 use crate::channel::Channel;
 use crate::choice::Choice;
+use crate::clock::ptp::Ptp;
 use crate::congestion;
 use crate::interfaces::{self, Interfaces};
 use crate::presence::ASK_EVERY;
@@ -14,9 +15,10 @@ use std::time::Instant;
 
 /// The oldest kernel that the programs were tried on.
 const OLDEST: (u32, u32) = (6, 1);
-/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_TIME, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
+const SYS_TIME: u64 = 1 << 25;
 const SYS_ADMIN: u64 = 1 << 21;
 const BPF: u64 = 1 << 38 | 1 << 39;
 
@@ -90,6 +92,16 @@ pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
         None => good(format!("for {choice}")),
         Some((fault, mend)) => lack(fault, mend),
     });
+    found.push(match capabilities & SYS_TIME {
+        0 => lack(
+            "not the right to slew the wall clock",
+            "run as root, or with CAP_SYS_TIME; or leave the clock alone by --clock off",
+        ),
+        _ => good(match Ptp::find(root) {
+            Some(path) => format!("the host's clock: {} (ptp_kvm)", path.display()),
+            None => "the host's clock: in Holdfast's answers (there is no ptp_kvm)".into(),
+        }),
+    });
     let cards: Vec<String> =
         interfaces::cards(&Interfaces::new(root).all()).map(|card| card.name.clone()).collect();
     found.push(match cards.is_empty() {
@@ -126,8 +138,8 @@ pub(crate) fn ask() -> Vec<Finding> {
         if poll(&mut watched, PollTimeout::from(left)).is_err() {
             break;
         }
-        while let Ok(Some(answer)) = channel.answer() {
-            answers.push(answer);
+        while let Ok(Some((index, answer, _))) = channel.answer() {
+            answers.push((index, answer));
         }
     }
     let said = |index: i32| match answers.iter().find(|(from, _)| *from == index).map(|(_, answer)| answer) {
@@ -208,6 +220,6 @@ mod tests {
         let mends: Vec<_> = chosen.iter().filter_map(|finding| finding.mend).collect();
         assert_eq!(mends, ["mount -t cgroup2 none /sys/fs/cgroup"]);
         let nowhere = look(Path::new("/nowhere"), &Choice::default());
-        assert_eq!(nowhere.iter().filter(|found| found.mend.is_some()).count(), 6);
+        assert_eq!(nowhere.iter().filter(|found| found.mend.is_some()).count(), 7);
     }
 }

@@ -1,5 +1,6 @@
 //! What the agent says of itself: a file below `/run`, written anew each second.
 
+use crate::clock::ClockStatus;
 use crate::control::Counters;
 use crate::presence::State;
 use holdfast_packet::guest_channel::{Answer, PortMode};
@@ -29,6 +30,8 @@ pub(crate) struct Status {
     pub(crate) chosen: String,
     /// The congestion control that the guest had before, and has when the agent is gone.
     pub(crate) own_congestion_control: String,
+    /// The wall clock.
+    pub(crate) clock: ClockStatus,
     /// What the congestion control did.
     pub(crate) counters: Counters,
 }
@@ -98,6 +101,7 @@ impl fmt::Display for Status {
         }
         writeln!(f, "for {}", self.chosen)?;
         writeln!(f, "the guest's own congestion control: {}", self.own_congestion_control)?;
+        writeln!(f, "{}", self.clock)?;
         let Counters {
             opened_flows,
             left_late_flows,
