@@ -1,4 +1,4 @@
-//! The agent in a guest: its congestion control is there while Holdfast speculates, and at no other time.
+//! The agent in a guest: its congestion control is there in mode aware, and at no other time.
 
 use crate::can;
 use holdfast_lab::agent::{carry, serve, serve_shell, shell};
@@ -112,6 +112,8 @@ fn counts(scene: &Scene, moved: u64, chosen: u64) {
 /// does, the kernel keeps the programs.
 fn chooses(options: PairOptions, seed: u64) {
     let mut scene = Scene::ready(options, seed);
+    let heard = || scene.pair.a.vm(VM).expect("a status")["agent"]["state"].clone();
+    assert_eq!(heard(), "never heard");
     let refused = ask(&scene, "/bin/holdfast-guest run --port 7001 2>&1; echo exit $?");
     assert!(refused.ends_with("exit 3") && refused.contains("mount -t cgroup2"), "{refused}");
     ask(&scene, "mount -t cgroup2 none /sys/fs/cgroup");
@@ -123,7 +125,7 @@ fn chooses(options: PairOptions, seed: u64) {
     after.flow(SOME);
     drop(echoing(&scene, 7002));
     counts(&scene, 2, 2);
-    assert_eq!(congestion_control(&scene), "cubic");
+    assert_eq!((congestion_control(&scene).as_str(), heard()), ("cubic", json!("present")));
     let flowing = status(&scene);
     assert!(flowing["counters"]["opened_flows"].as_u64() >= Some(4), "{flowing}");
     ask(&scene, "killall holdfast-guest");
@@ -159,7 +161,7 @@ fn only_chosen_connections_get_the_congestion_control() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    chooses(agent_options("speculative", carrying), seed(405));
+    chooses(agent_options("aware", carrying), seed(405));
 }
 
 /// As above, on Linux 6.12.
@@ -168,7 +170,7 @@ fn only_chosen_connections_get_the_congestion_control_on_linux_6_12() {
     if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
         return;
     }
-    chooses(agent_options("speculative", carrying_on_newer_kernel), seed(406));
+    chooses(agent_options("aware", carrying_on_newer_kernel), seed(406));
 }
 
 fn survives(options: PairOptions, seed: u64) {
@@ -195,7 +197,8 @@ fn survives(options: PairOptions, seed: u64) {
     scene.pair.kill(Victim::Host, 0).expect("killed");
     println!("{}", scene.taken_over(VM));
     streams.flow(SOME);
-    // The same agent, in the guest that moved; alone, host B does not speculate, and the agent gives way.
+    // The mode came with the guest. The same agent is in it; alone, host B does not speculate, and the agent gives way.
+    assert_eq!(scene.pair.b.vm(VM).expect("a status")["mode"], "aware");
     wait_congestion_control(&scene, "cubic");
     let after = status(&scene);
     assert_eq!((&after["pid"], &after["state"]), (&before["pid"], &json!("absent")), "{after}");
@@ -213,7 +216,7 @@ fn an_aware_guest_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    survives(agent_options("speculative", aware), seed(401));
+    survives(agent_options("aware", aware), seed(401));
 }
 
 /// SP-3: as above, on Linux 6.12.
@@ -222,30 +225,45 @@ fn an_aware_guest_of_linux_6_12_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
         return;
     }
-    survives(agent_options("speculative", aware_on_newer_kernel), seed(402));
+    survives(agent_options("aware", aware_on_newer_kernel), seed(402));
 }
 
-/// The agent comes and goes with speculation, by itself.
+fn wait_reason(scene: &Scene, words: &str) {
+    wait_until(&format!("a reason: {words}"), SOON, || status(scene)["reason"].to_string().contains(words));
+}
+
+/// The agent comes and goes with mode aware, by itself: the operator of the host chooses, not the guest.
 #[test]
-fn the_agent_attaches_only_while_holdfast_speculates() {
+fn the_agent_attaches_only_in_mode_aware() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
     let mut scene = Scene::ready(agent_options("commit", aware), seed(403));
-    wait_until("the agent has asked", SOON, || status(&scene)["reason"].to_string().contains("mode commit"));
+    wait_reason(&scene, "mode commit");
+    let heard = scene.pair.a.vm(VM).expect("a status")["agent"].clone();
+    assert_eq!(heard["state"], "present", "{heard}");
     assert_eq!(congestion_control(&scene), "cubic");
     let streams = scene.streams(guest_ip(1), 0);
     streams.flow(SOME);
     for _ in 0..2 {
-        set_mode(&scene, "speculative");
+        set_mode(&scene, "aware");
         wait_congestion_control(&scene, "holdfast");
         streams.flow(SOME);
+        set_mode(&scene, "speculative");
+        wait_congestion_control(&scene, "cubic");
+        wait_reason(&scene, "has not asked for an agent");
+        streams.flow(SOME);
+        set_mode(&scene, "aware");
+        wait_congestion_control(&scene, "holdfast");
         set_mode(&scene, "commit");
         wait_congestion_control(&scene, "cubic");
         streams.flow(SOME);
     }
     let counters = &status(&scene)["counters"];
-    assert!(counters["moved_sockets"].as_u64() >= Some(8), "two streams, there and back, twice: {counters}");
+    assert!(
+        counters["moved_sockets"].as_u64() >= Some(16),
+        "two streams, there and back, four times: {counters}"
+    );
     streams.finish_exact();
     all_is_well(&mut scene);
 }
@@ -256,10 +274,10 @@ fn the_agent_leaves_no_trace() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    let mut scene = Scene::ready(agent_options("speculative", aware), seed(404));
+    let mut scene = Scene::ready(agent_options("aware", aware), seed(404));
     wait_congestion_control(&scene, "holdfast");
     let probed = ask(&scene, "/bin/holdfast-guest probe; echo exit $?");
-    assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode speculative"), "{probed}");
+    assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode aware"), "{probed}");
     let refused =
         ask(&scene, "mkdir -p /tmp/old/sys/kernel; /bin/holdfast-guest probe --root /tmp/old; echo exit $?");
     assert!(refused.ends_with("exit 3") && refused.contains("CONFIG_DEBUG_INFO_BTF=y"), "{refused}");

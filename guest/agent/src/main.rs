@@ -1,6 +1,7 @@
 //! Holdfast's agent in a guest: congestion control that knows of replication.
 //!
-//! It asks on the link whether Holdfast is there and speculates ([`holdfast_packet::guest_channel`]). While it does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to
+//! It asks on the link whether Holdfast is there and wants it ([`holdfast_packet::guest_channel`], mode aware).
+//! While it does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to
 //! what the escrow offers (`bpf/aware.bpf.c`), or that of the connections that were chosen; otherwise the guest has
 //! its own. It keeps the guest's wall clock by the host's as well ([`clock`]). One process, one thread.
 //!
@@ -44,7 +45,7 @@ enum Command {
         #[command(flatten)]
         choice: Choice,
     },
-    /// Run until told to end: while Holdfast speculates, `holdfast` is the default congestion control, or that of
+    /// Run until told to end: in mode aware, `holdfast` is the default congestion control, or that of
     /// chosen connections.
     Run {
         #[command(flatten)]

@@ -148,7 +148,8 @@ pub(crate) fn ask() -> Vec<Finding> {
             let mode = match answer.mode {
                 PortMode::Native => "mode native, the VM is not protected now",
                 PortMode::Commit => "mode commit",
-                PortMode::Speculative => "mode speculative",
+                PortMode::Speculative => "mode speculative, which has no agent (aware has)",
+                PortMode::Aware => "mode aware",
             };
             format!("Holdfast answers: {mode}, epochs of {:.1} ms", f64::from(answer.epoch_us) / 1e3)
         }

@@ -52,7 +52,10 @@ impl Status {
             (_, Some(PortMode::Commit)) => {
                 "Holdfast holds the guest's output without speculation (mode commit)"
             }
-            (_, Some(PortMode::Speculative)) => "Holdfast has just come back",
+            (_, Some(PortMode::Speculative)) => {
+                "Holdfast is here; its operator has not asked for an agent (mode speculative, not aware)"
+            }
+            (_, Some(PortMode::Aware)) => "Holdfast has just come back",
             (_, None) => "nobody answers: no Holdfast is on the other end",
         };
         (state_name, reason)

@@ -65,6 +65,8 @@ pub(crate) enum RawMode {
     Commit,
     /// As `Commit`, with the guest's TCP running ahead against acknowledgements given in its clients' names.
     Speculative,
+    /// As `Speculative`, and the agent in the guest may attach its congestion control.
+    Aware,
 }
 
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]

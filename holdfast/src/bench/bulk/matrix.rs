@@ -1,10 +1,10 @@
 //! The guest on its pair of hosts, and the cells of the matrix: an epoch and a mode each.
 
 use super::complaints::Listened;
-use super::mode::Mode;
 use super::row::Row;
 use super::{BulkOptions, Found};
 use crate::cli::Failure;
+use crate::config::Mode;
 use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
@@ -51,10 +51,10 @@ fn forgetful(spec: &mut GuestSpec) {
     spec.sysctls.push((GUEST_SETTING.0.into(), GUEST_SETTING.1.into()));
 }
 
-/// With the agent, which is started where it is measured.
+/// With the agent, which attaches where it is measured.
 fn with_agent(spec: &mut GuestSpec) {
     forgetful(spec);
-    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::carry(spec)) {
+    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::serve(spec)) {
         tracing::error!("no agent in the guest: {fault}");
     }
 }
@@ -82,7 +82,7 @@ impl<'a> Matrix<'a> {
         let (Some(mode), Some(epoch)) = (options.modes.first(), options.epochs.first()) else {
             return Err(Failure::Usage("no mode or no epoch is named".into()));
         };
-        let mut plan = PairOptions::new(&program, qemu, mode.output().name());
+        let mut plan = PairOptions::new(&program, qemu, mode.name());
         plan.epoch_ms = *epoch;
         if options.adaptive {
             plan.vm_lines = "epoch_policy = \"adaptive\"\n".to_owned();
@@ -147,18 +147,17 @@ impl<'a> Matrix<'a> {
     fn change(&self, epoch_ms: u64, mode: Mode) -> Result<(), Failure> {
         let host = &self.pair.a;
         let ask = |request: Value| host.ask(&request).map_err(Failure::failed);
-        if self.options.modes.contains(&Mode::Aware) {
-            agent::stop(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
-        }
-        ask(json!({"command": "setmode", "vm": VM, "mode": mode.output()}))?;
+        ask(json!({"command": "setmode", "vm": VM, "mode": mode}))?;
         ask(json!({"command": "epoch", "vm": VM, "epoch_ms": epoch_ms}))?;
         let wanted = if mode.protects() { "protected" } else { "native" };
         host.wait_for(VM, wanted, CHANGE, |status| {
-            status["state"] == wanted && status["mode"] == mode.output().name()
+            status["state"] == wanted && status["mode"] == mode.name()
         })
         .map_err(Failure::failed)?;
-        if mode == Mode::Aware {
-            agent::start(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        if self.options.modes.contains(&Mode::Aware) {
+            let attached = mode == Mode::Aware;
+            agent::wait_attached(&self.client, guest_ip(1).into(), attached, CHANGE)
+                .map_err(Failure::failed)?;
         }
         Ok(())
     }

@@ -7,19 +7,18 @@
 
 mod complaints;
 mod matrix;
-mod mode;
 mod ratios;
 mod row;
 mod size;
 
 use super::{Output, write_json};
 use crate::cli::Failure;
+use crate::config::Mode;
 use clap::Args;
 use complaints::Listened;
 use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_lab::emulator::WireSpec;
 use matrix::Matrix;
-use mode::Mode;
 use row::Row;
 use serde_json::json;
 use size::Size;
@@ -27,8 +26,8 @@ use std::path::PathBuf;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BulkOptions {
-    /// Modes, in the order in which they take their turns. Mode aware is speculative with the agent in the
-    /// guest.
+    /// Modes, in the order in which they take their turns. Mode aware gives the guest its agent, in
+    /// all of them.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "native,commit,speculative")]
     modes: Vec<Mode>,
     /// Lengths of an epoch, in milliseconds.
