@@ -86,6 +86,8 @@ pub struct PortStatus {
     pub term: Term,
     /// Whether its flows speculate while it is protected.
     pub speculative: bool,
+    /// Since when the guest's agent has been silent; none when it has never asked.
+    pub agent_silence: Option<Duration>,
     /// Frames that wait for a commit.
     pub held: Amount,
     /// Bytes of speculating flows that clients have not confirmed.
@@ -394,6 +396,14 @@ impl Handle {
     /// [`GateError`].
     pub fn speculate(&self, ports: &[PortId], wanted: bool) -> Result<(), GateError> {
         self.call(ports, Action::Speculate(wanted)).map(drop)
+    }
+
+    /// Whether the agent in the guest is told that its congestion control may attach, while flows speculate.
+    ///
+    /// # Errors
+    /// [`GateError`].
+    pub fn let_agent_attach(&self, ports: &[PortId], wanted: bool) -> Result<(), GateError> {
+        self.call(ports, Action::LetAgentAttach(wanted)).map(drop)
     }
 
     /// Changes which flows of these ports may speculate; those that may no longer are worked off.

@@ -348,7 +348,7 @@ mod tests {
             |texts: &[&str]| texts.iter().map(|text| text.parse().expect("one")).collect::<Vec<_>>();
         let mut old = Gated::admitted(1);
         old.gate.protect(EpochId::FIRST).expect("protected");
-        old.output.speculate(true).expect("changed");
+        old.output.speculate(Asked::Aware).expect("changed");
         old.output.set_exceptions(exceptions(&["5001", "fd00::/8"])).expect("changed");
         let state = old.gate.cut(EpochId::FIRST, true).expect("cut").state;
         old.output.set_exceptions(exceptions(&["5002"])).expect("changed");
@@ -356,7 +356,7 @@ mod tests {
         let mut new = Gated::new();
         assert_eq!(new.output.shown(), (Asked::Commit, vec![]));
         new.gate.keep(&state.bytes, &[]).expect("kept");
-        let carried = (Asked::Speculative, exceptions(&["5001", "fd00::/8"]));
+        let carried = (Asked::Aware, exceptions(&["5001", "fd00::/8"]));
         assert_eq!(new.output.shown(), carried, "the backup says what it would go on with");
         assert!(!new.handle.status(&[PORT]).expect("told")[0].speculative, "and does nothing of it yet");
         new.gate.restore().expect("restored");

@@ -89,6 +89,9 @@ pub(crate) fn table(document: &Value) -> String {
                 ),
             );
         }
+        if let Some(said) = agent(vm) {
+            line(&mut out, format_args!("  {said}"));
+        }
         for nic in vm["nics"].as_array().map_or(&[][..], Vec::as_slice) {
             line(
                 &mut out,
@@ -157,6 +160,23 @@ fn epochs(out: &mut String, rows: &[Value]) {
         ];
         let cells: String = cells.iter().map(|cell| format!(" {cell:>10}")).collect();
         line(out, format_args!(" {cells}"));
+    }
+}
+
+/// What is to be said of the guest's agent: nothing where none has been heard and none is asked for.
+fn agent(vm: &Value) -> Option<String> {
+    let is_wanted = vm["mode"] == "aware" && vm["role"] == "primary";
+    let silent_s = vm["agent"]["silent_ms"].as_u64().unwrap_or(0) / 1000;
+    let means = if is_wanted {
+        ": mode aware is as speculative without it; mend: holdfast-guest install"
+    } else {
+        ""
+    };
+    match vm["agent"]["state"].as_str()? {
+        "present" => Some("guest's agent present".into()),
+        "absent" => Some(format!("guest's agent absent for {silent_s} s{means}")),
+        _ if is_wanted => Some(format!("guest's agent never heard{means}, in the guest")),
+        _ => None,
     }
 }
 
@@ -262,5 +282,19 @@ mod tests {
         assert_eq!(words[words.len() - 1][4], "-");
         assert_eq!(words.iter().filter(|row| row.contains(&"207")).count(), EPOCHS_SHOWN);
         assert!(table(&json!({"vms": [{"epochs": []}]})).contains("no epoch was sealed"));
+    }
+
+    #[test]
+    fn mode_aware_without_an_agent_is_seen() {
+        let said = |mode: &str, agent: Value| {
+            table(&json!({"vms": [{"vm": "web", "role": "primary", "mode": mode, "agent": agent}]}))
+        };
+        let never = json!({"state": "never heard"});
+        assert!(said("aware", never.clone()).contains("never heard: mode aware is as speculative"));
+        assert!(!said("speculative", never).contains("agent"));
+        let absent = json!({"state": "absent", "silent_ms": 12_345});
+        assert!(said("aware", absent.clone()).contains("absent for 12 s: mode aware"));
+        assert!(said("commit", absent).contains("absent for 12 s\n"));
+        assert!(said("aware", json!({"state": "present", "silent_ms": 1})).contains("agent present\n"));
     }
 }

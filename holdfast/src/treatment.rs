@@ -25,6 +25,8 @@ const MAX_ENCODED: usize = 64 << 10;
 pub(crate) struct Treatment {
     /// Whether flows run ahead of their epochs.
     pub(crate) speculative: bool,
+    /// Whether the guest's agent may know of it.
+    pub(crate) aware: bool,
     /// Those that do not.
     pub(crate) except: Vec<Exception>,
 }
@@ -32,7 +34,11 @@ pub(crate) struct Treatment {
 impl Treatment {
     /// The mode of a protected VM that is treated so.
     const fn mode(&self) -> Mode {
-        if self.speculative { Mode::Speculative } else { Mode::Commit }
+        match (self.speculative, self.aware) {
+            (false, _) => Mode::Commit,
+            (true, false) => Mode::Speculative,
+            (true, true) => Mode::Aware,
+        }
     }
 
     /// Its bytes, behind which the state of the ports follows.
@@ -88,7 +94,8 @@ impl Output {
         mode: Mode,
         except: &[Exception],
     ) -> Result<Self, GateError> {
-        let treatment = Treatment { speculative: mode == Mode::Speculative, except: except.to_vec() };
+        let (speculative, aware) = (mode.speculates(), mode == Mode::Aware);
+        let treatment = Treatment { speculative, aware, except: except.to_vec() };
         let now = Mutex::new(Now { mode, treatment: treatment.clone(), foreseen: None });
         let output = Self { handle: handle.clone(), ports, now };
         output.take_over(treatment)?;
@@ -115,13 +122,17 @@ impl Output {
         self.now().mode = mode;
     }
 
-    /// Lets flows run ahead while the VM is protected, or works those off that have.
-    pub(crate) fn speculate(&self, wanted: bool) -> Result<(), GateError> {
+    /// Lets flows run ahead while the VM is protected if that mode wants it, or works those off that have; and lets
+    /// the guest's agent know.
+    pub(crate) fn speculate(&self, mode: Mode) -> Result<(), GateError> {
         let mut now = self.now();
+        let (wanted, aware) = (mode.speculates(), mode == Mode::Aware);
+        self.handle.let_agent_attach(&self.ports, aware)?;
+        now.treatment.aware = aware;
         self.handle.speculate(&self.ports, wanted)?;
         now.treatment.speculative = wanted;
         // A change to another mode begins here, and may be refused on its way.
-        if !wanted && now.mode == Mode::Speculative {
+        if !wanted && now.mode.speculates() {
             now.mode = Mode::Commit;
         }
         Ok(())
@@ -152,6 +163,7 @@ impl Output {
     pub(crate) fn take_over(&self, treatment: Treatment) -> Result<(), GateError> {
         let mut now = self.now();
         self.handle.set_rules(&self.ports, rules(&treatment.except))?;
+        self.handle.let_agent_attach(&self.ports, treatment.aware)?;
         self.handle.speculate(&self.ports, treatment.speculative)?;
         now.mode = treatment.mode();
         now.treatment = treatment;
@@ -171,7 +183,7 @@ mod tests {
 
     fn treatment() -> Treatment {
         let except = ["22", "10.0.0.0/8", "fd00::1"].map(|text| text.parse().expect("an exception"));
-        Treatment { speculative: true, except: except.to_vec() }
+        Treatment { speculative: true, aware: true, except: except.to_vec() }
     }
 
     #[test]
@@ -194,9 +206,10 @@ mod tests {
             sound[..sound.len() - 1].to_vec(),
             [u32::MAX.to_le_bytes().to_vec(), vec![b'x'; 100]].concat(),
             framed("{}"),
-            framed("{\"speculative\":true,\"except\":[\"ssh\"]}"),
-            framed("{\"speculative\":true,\"except\":[],\"more\":1}"),
-            framed(&format!("{{\"speculative\":true,\"except\":[{many}]}}")),
+            framed("{\"speculative\":true,\"except\":[]}"),
+            framed("{\"speculative\":true,\"aware\":true,\"except\":[\"ssh\"]}"),
+            framed("{\"speculative\":true,\"aware\":true,\"except\":[],\"more\":1}"),
+            framed(&format!("{{\"speculative\":true,\"aware\":true,\"except\":[{many}]}}")),
         ] {
             assert!(Treatment::decode(&wrong).is_err(), "{wrong:?}");
         }

@@ -35,7 +35,7 @@ pub fn serve(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
     spec.start_program(&agent, AGENT, &["run"])
 }
 
-/// Gives a guest the agent, which [`start`] starts.
+/// Gives a guest the agent, which nothing starts.
 ///
 /// # Errors
 /// When it is not built, or the initramfs cannot be written.
@@ -44,40 +44,26 @@ pub fn carry(spec: &mut GuestSpec) -> Result<(), ArtifactsError> {
     spec.add_program(&agent, AGENT)
 }
 
-/// Starts the agent of a guest that has the shell, and waits until it has attached.
+/// Waits until the agent of a guest that has the shell has attached, or has given way.
 ///
 /// # Errors
-/// When the guest does not answer, or the agent does not attach in time.
-pub fn start(client: &Client, guest: IpAddr, patience: Duration) -> Result<(), ClientError> {
-    shell(client, guest, &format!("{AGENT} run </dev/null >/dev/console 2>&1 &"))?;
-    wait_default(client, guest, patience, |name| name == "holdfast")
-}
-
-/// Ends the agent of a guest that has the shell, if it runs, and waits until it is gone.
-///
-/// # Errors
-/// When the guest does not answer, or the agent does not end in time.
-pub fn stop(client: &Client, guest: IpAddr, patience: Duration) -> Result<(), ClientError> {
-    shell(client, guest, "killall holdfast-guest 2>/dev/null")?;
-    wait_default(client, guest, patience, |name| name != "holdfast")
-}
-
-fn wait_default(
+/// When the guest does not answer, or that does not come in time.
+pub fn wait_attached(
     client: &Client,
     guest: IpAddr,
+    attached: bool,
     patience: Duration,
-    done: impl Fn(&str) -> bool,
 ) -> Result<(), ClientError> {
     let until = Instant::now() + patience;
     loop {
         let name = shell(client, guest, "cat /proc/sys/net/ipv4/tcp_congestion_control")?;
-        if done(name.trim()) {
+        if (name.trim() == "holdfast") == attached {
             return Ok(());
         }
         if Instant::now() > until {
             let target = SocketAddr::new(guest, SHELL_PORT);
             let source = io::Error::other(format!("the guest's congestion control stays {}", name.trim()));
-            return Err(ClientError::Exchange { what: "the agent's start or end", target, source });
+            return Err(ClientError::Exchange { what: "the agent's coming or going", target, source });
         }
         std::thread::sleep(LOOK);
     }

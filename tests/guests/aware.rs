@@ -1,7 +1,7 @@
-//! The agent in a guest: its congestion control is there while Holdfast speculates, and at no other time.
+//! The agent in a guest: its congestion control is there in mode aware, and at no other time.
 
 use crate::can;
-use holdfast_lab::agent::{serve, serve_shell, shell};
+use holdfast_lab::agent::{carry, serve, serve_shell, shell};
 use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::pair::{PairOptions, Victim};
 use holdfast_lab::requirements::{Need, can_run};
@@ -10,6 +10,8 @@ use holdfast_tests::oracles::{GAP_BUDGET, all_is_well, all_is_well_after_the_mov
 use holdfast_tests::program::seed;
 use holdfast_tests::scene::{SOON, Scene, VM, options, wait_until};
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 /// Bytes that flow each way before and after something happens.
 const SOME: u64 = 1 << 20;
@@ -26,14 +28,26 @@ fn aware_on_newer_kernel(spec: &mut GuestSpec) {
     aware(spec);
 }
 
-fn aware_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
+/// The agent is there and does not run.
+pub(super) fn carrying(spec: &mut GuestSpec) {
+    spec.sysctls.push(("net/core/bpf_jit_kallsyms".into(), "1".into()));
+    serve_shell(spec).expect("busybox");
+    carry(spec).expect("the agent");
+}
+
+fn carrying_on_newer_kernel(spec: &mut GuestSpec) {
+    spec.newer_kernel().expect("Linux 6.12");
+    carrying(spec);
+}
+
+pub(super) fn agent_options(mode: &str, shape: fn(&mut GuestSpec)) -> PairOptions {
     let mut options = options(mode);
     options.shape = shape;
     options
 }
 
 /// The guest's own shell.
-fn ask(scene: &Scene, commands: &str) -> String {
+pub(super) fn ask(scene: &Scene, commands: &str) -> String {
     shell(&scene.client(), guest_ip(1).into(), commands).expect("the guest's shell").trim().to_owned()
 }
 
@@ -45,7 +59,7 @@ fn wait_congestion_control(scene: &Scene, wanted: &str) {
     wait_until(&format!("congestion control {wanted}"), SOON, || congestion_control(scene) == wanted);
 }
 
-fn status(scene: &Scene) -> Value {
+pub(super) fn status(scene: &Scene) -> Value {
     let said = ask(scene, "/bin/holdfast-guest status --json 2>&1");
     serde_json::from_str(&said).unwrap_or_else(|fault| panic!("{fault}: {said}"))
 }
@@ -65,6 +79,98 @@ fn wait_no_trace(scene: &Scene) {
         );
         said == "reno cubic\ncubic\n0\nls: /run/holdfast-guest: No such file or directory"
     });
+}
+
+fn wait_present(scene: &Scene) {
+    wait_until("the agent is present", SOON, || {
+        ask(scene, "/bin/holdfast-guest status --json").contains("\"state\":\"present\"")
+    });
+}
+
+/// A connection to what echoes at that port of the guest, which has echoed once.
+fn echoing(scene: &Scene, port: u16) -> TcpStream {
+    let mut connection = scene.client().connect((guest_ip(1), port).into(), SOON).expect("connected");
+    connection.set_read_timeout(Some(SOON)).expect("set");
+    let mut said = [0; 4];
+    connection.write_all(b"echo").and_then(|()| connection.read_exact(&mut said)).expect("an echo");
+    connection
+}
+
+/// So many connections were given the congestion control when the agent attached, and so many as they were made.
+fn counts(scene: &Scene, moved: u64, chosen: u64) {
+    let count = || {
+        let counters = &status(scene)["counters"];
+        ["moved_sockets", "chosen_flows"].map(|name| counters[name].as_u64().expect("a number"))
+    };
+    // Written once a second: what is too much is seen as well.
+    wait_until("connections are counted", SOON, || count().iter().sum::<u64>() >= moved + chosen);
+    assert_eq!(count(), [moved, chosen]);
+}
+
+/// Connections that are chosen get the congestion control, those that are there and those to come; no other does,
+/// such as those of the shell, of which there are many. No socket has it when the agent has ended: as long as one
+/// does, the kernel keeps the programs.
+fn chooses(options: PairOptions, seed: u64) {
+    let mut scene = Scene::ready(options, seed);
+    let heard = || scene.pair.a.vm(VM).expect("a status")["agent"]["state"].clone();
+    assert_eq!(heard(), "never heard");
+    let refused = ask(&scene, "/bin/holdfast-guest run --port 7001 2>&1; echo exit $?");
+    assert!(refused.ends_with("exit 3") && refused.contains("mount -t cgroup2"), "{refused}");
+    ask(&scene, "mount -t cgroup2 none /sys/fs/cgroup");
+    let before = scene.streams(guest_ip(1), 0);
+    before.flow(SOME);
+    ask(&scene, "/bin/holdfast-guest run --port 1,7001 >/dev/console 2>&1 </dev/null &");
+    wait_present(&scene);
+    let after = scene.streams(guest_ip(1), 1);
+    after.flow(SOME);
+    drop(echoing(&scene, 7002));
+    counts(&scene, 2, 2);
+    assert_eq!((congestion_control(&scene).as_str(), heard()), ("cubic", json!("present")));
+    let flowing = status(&scene);
+    assert!(flowing["counters"]["opened_flows"].as_u64() >= Some(4), "{flowing}");
+    ask(&scene, "killall holdfast-guest");
+    wait_no_trace(&scene);
+    before.flow(SOME);
+    after.flow(SOME);
+
+    ask(
+        &scene,
+        "mkdir /sys/fs/cgroup/web; \
+         sh -c 'echo $$ >/sys/fs/cgroup/web/cgroup.procs; exec /bin/busybox nc -ll -p 7091 -e /bin/busybox cat' \
+         >/dev/console 2>&1 </dev/null &",
+    );
+    wait_until("somebody listens", SOON, || ask(&scene, "netstat -ltn").contains(":7091 "));
+    let served = echoing(&scene, 7091);
+    ask(&scene, "/bin/holdfast-guest run --cgroup web >/dev/console 2>&1 </dev/null &");
+    wait_present(&scene);
+    counts(&scene, 1, 0);
+    let more = [echoing(&scene, 7091), echoing(&scene, 7091)];
+    drop(echoing(&scene, 7002));
+    counts(&scene, 1, 2);
+    ask(&scene, "killall holdfast-guest");
+    wait_no_trace(&scene);
+    drop((served, more));
+    before.finish_exact();
+    after.finish_exact();
+    all_is_well(&mut scene);
+}
+
+/// Ports and a control group are chosen, on Linux 6.1.
+#[test]
+fn only_chosen_connections_get_the_congestion_control() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    chooses(agent_options("aware", carrying), seed(405));
+}
+
+/// As above, on Linux 6.12.
+#[test]
+fn only_chosen_connections_get_the_congestion_control_on_linux_6_12() {
+    if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
+        return;
+    }
+    chooses(agent_options("aware", carrying_on_newer_kernel), seed(406));
 }
 
 fn survives(options: PairOptions, seed: u64) {
@@ -91,7 +197,8 @@ fn survives(options: PairOptions, seed: u64) {
     scene.pair.kill(Victim::Host, 0).expect("killed");
     println!("{}", scene.taken_over(VM));
     streams.flow(SOME);
-    // The same agent, in the guest that moved; alone, host B does not speculate, and the agent gives way.
+    // The mode came with the guest. The same agent is in it; alone, host B does not speculate, and the agent gives way.
+    assert_eq!(scene.pair.b.vm(VM).expect("a status")["mode"], "aware");
     wait_congestion_control(&scene, "cubic");
     let after = status(&scene);
     assert_eq!((&after["pid"], &after["state"]), (&before["pid"], &json!("absent")), "{after}");
@@ -109,7 +216,7 @@ fn an_aware_guest_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    survives(aware_options("speculative", aware), seed(401));
+    survives(agent_options("aware", aware), seed(401));
 }
 
 /// SP-3: as above, on Linux 6.12.
@@ -118,30 +225,45 @@ fn an_aware_guest_of_linux_6_12_survives_the_loss_of_its_host() {
     if !can() || !can_run(&[Need::Agent, Need::NewerKernel]) {
         return;
     }
-    survives(aware_options("speculative", aware_on_newer_kernel), seed(402));
+    survives(agent_options("aware", aware_on_newer_kernel), seed(402));
 }
 
-/// The agent comes and goes with speculation, by itself.
+fn wait_reason(scene: &Scene, words: &str) {
+    wait_until(&format!("a reason: {words}"), SOON, || status(scene)["reason"].to_string().contains(words));
+}
+
+/// The agent comes and goes with mode aware, by itself: the operator of the host chooses, not the guest.
 #[test]
-fn the_agent_attaches_only_while_holdfast_speculates() {
+fn the_agent_attaches_only_in_mode_aware() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    let mut scene = Scene::ready(aware_options("commit", aware), seed(403));
-    wait_until("the agent has asked", SOON, || status(&scene)["reason"].to_string().contains("mode commit"));
+    let mut scene = Scene::ready(agent_options("commit", aware), seed(403));
+    wait_reason(&scene, "mode commit");
+    let heard = scene.pair.a.vm(VM).expect("a status")["agent"].clone();
+    assert_eq!(heard["state"], "present", "{heard}");
     assert_eq!(congestion_control(&scene), "cubic");
     let streams = scene.streams(guest_ip(1), 0);
     streams.flow(SOME);
     for _ in 0..2 {
-        set_mode(&scene, "speculative");
+        set_mode(&scene, "aware");
         wait_congestion_control(&scene, "holdfast");
         streams.flow(SOME);
+        set_mode(&scene, "speculative");
+        wait_congestion_control(&scene, "cubic");
+        wait_reason(&scene, "has not asked for an agent");
+        streams.flow(SOME);
+        set_mode(&scene, "aware");
+        wait_congestion_control(&scene, "holdfast");
         set_mode(&scene, "commit");
         wait_congestion_control(&scene, "cubic");
         streams.flow(SOME);
     }
     let counters = &status(&scene)["counters"];
-    assert!(counters["moved_sockets"].as_u64() >= Some(8), "two streams, there and back, twice: {counters}");
+    assert!(
+        counters["moved_sockets"].as_u64() >= Some(16),
+        "two streams, there and back, four times: {counters}"
+    );
     streams.finish_exact();
     all_is_well(&mut scene);
 }
@@ -152,10 +274,10 @@ fn the_agent_leaves_no_trace() {
     if !can() || !can_run(&[Need::Agent]) {
         return;
     }
-    let mut scene = Scene::ready(aware_options("speculative", aware), seed(404));
+    let mut scene = Scene::ready(agent_options("aware", aware), seed(404));
     wait_congestion_control(&scene, "holdfast");
     let probed = ask(&scene, "/bin/holdfast-guest probe; echo exit $?");
-    assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode speculative"), "{probed}");
+    assert!(probed.ends_with("exit 0") && probed.contains("Holdfast answers: mode aware"), "{probed}");
     let refused =
         ask(&scene, "mkdir -p /tmp/old/sys/kernel; /bin/holdfast-guest probe --root /tmp/old; echo exit $?");
     assert!(refused.ends_with("exit 3") && refused.contains("CONFIG_DEBUG_INFO_BTF=y"), "{refused}");

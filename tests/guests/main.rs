@@ -6,6 +6,7 @@
 mod applications;
 mod attachment;
 mod aware;
+mod clock;
 mod memory;
 mod modes;
 mod native;

@@ -7,18 +7,18 @@
 //!
 //! ```text
 //! bytes  0  4  magic "HFGC"
-//!        4  1  version, 1
+//!        4  1  version, 2
 //!        5  1  kind: 1 ask, 2 answer
 //!        6  2  length of the message in bytes, from the magic on
 //!        8  8  nonce, chosen by who asks and returned
-//!       16  1  mode: 0 native, 1 commit, 2 speculative       answer alone, from here on
+//!       16  1  mode: 0 native, 1 commit, 2 speculative, 3 aware      answer alone, from here on
 //!       17  3  zero
 //!       20  4  length of an epoch in microseconds; zero when there are none
 //!       24  8  host's wall clock, in nanoseconds since 1970, when the question came
 //! ```
 //!
 //! Numbers are in network order. What a later version adds comes behind, within the length: who does not know it
-//! reads over it. What does not fit is refused as a whole (RB-1).
+//! reads over it. Another version is another language: who does not speak it hears nobody. What does not fit is refused as a whole (RB-1).
 
 use crate::headers::{ETHERNET_LEN, Mac};
 
@@ -36,7 +36,7 @@ pub const ANSWER_LEN: usize = 32;
 pub const LONGEST: usize = 128;
 
 const MAGIC: [u8; 4] = *b"HFGC";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KIND_ASK: u8 = 1;
 const KIND_ANSWER: u8 = 2;
 
@@ -49,6 +49,8 @@ pub enum PortMode {
     Commit,
     /// Holds it, and acknowledges the guest's TCP data at once.
     Speculative,
+    /// As speculative, and the guest's congestion control may know of it.
+    Aware,
 }
 
 /// A question.
@@ -103,6 +105,7 @@ impl Answer {
             PortMode::Native => 0,
             PortMode::Commit => 1,
             PortMode::Speculative => 2,
+            PortMode::Aware => 3,
         };
         out[20..24].copy_from_slice(&self.epoch_us.to_be_bytes());
         out[24..32].copy_from_slice(&self.host_realtime_ns.to_be_bytes());
@@ -119,6 +122,7 @@ impl Answer {
             0 => PortMode::Native,
             1 => PortMode::Commit,
             2 => PortMode::Speculative,
+            3 => PortMode::Aware,
             _ => return Err(Malformed),
         };
         let epoch_us = u32::from_be_bytes([message[20], message[21], message[22], message[23]]);
@@ -186,7 +190,7 @@ mod tests {
     fn messages_are_read_back_as_written() {
         let ask = Ask { nonce: 7 };
         assert_eq!(Ask::decode(&ask.encode()), Ok(ask));
-        for mode in [PortMode::Native, PortMode::Commit, PortMode::Speculative] {
+        for mode in [PortMode::Native, PortMode::Commit, PortMode::Speculative, PortMode::Aware] {
             let answer = Answer { mode, ..ANSWER };
             assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
         }
@@ -207,7 +211,7 @@ mod tests {
     /// RB-1: a message that is wrong anywhere in its head is none.
     #[test]
     fn a_message_that_does_not_fit_is_refused() {
-        for (at, value) in [(0, b'h'), (4, 2), (5, KIND_ANSWER), (6, 0xff), (7, 15)] {
+        for (at, value) in [(0, b'h'), (4, 1), (4, 3), (5, KIND_ANSWER), (6, 0xff), (7, 15)] {
             let mut bytes = Ask { nonce: 7 }.encode();
             bytes[at] = value;
             assert_eq!(Ask::decode(&bytes), Err(Malformed), "byte {at}");
@@ -216,7 +220,7 @@ mod tests {
             assert_eq!(Ask::decode(&Ask { nonce: 7 }.encode()[..len]), Err(Malformed));
         }
         let mut unknown = ANSWER.encode();
-        unknown[16] = 3;
+        unknown[16] = 4;
         assert_eq!(Answer::decode(&unknown), Err(Malformed));
     }
 
@@ -226,7 +230,7 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..80), head: bool) {
             let mut bytes = bytes;
             if head && bytes.len() >= 8 {
-                bytes[..6].copy_from_slice(b"HFGC\x01\x01");
+                bytes[..6].copy_from_slice(b"HFGC\x02\x01");
             }
             if let Ok(ask) = Ask::decode(&bytes) {
                 prop_assert_eq!(&ask.encode()[8..], &bytes[8..16]);

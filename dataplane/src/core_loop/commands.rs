@@ -44,6 +44,7 @@ pub(crate) enum Action {
     Attach(Tap),
     Notify(Sender<()>),
     Speculate(bool),
+    LetAgentAttach(bool),
     SetRules(Rules),
     Restore(Vec<KeptPort>),
     Flows,
@@ -113,6 +114,9 @@ impl<W: Wire> Core<W> {
             Action::Attach(tap) => self.attach(&slots, &tap),
             Action::Notify(bell) => slots.iter().for_each(|&slot| self.ports[slot].bell.hang(bell.clone())),
             Action::Speculate(wanted) => self.speculate_if(&slots, wanted),
+            Action::LetAgentAttach(wanted) => {
+                slots.iter().for_each(|&slot| self.ports[slot].lets_agent_attach = wanted);
+            }
             Action::SetRules(rules) => self.set_rules(&slots, &rules),
             Action::Restore(kept) => self.restore(&slots, kept)?,
             Action::Flows => return Ok(Answer::Flows(self.flows(&slots))),
@@ -168,6 +172,7 @@ impl<W: Wire> Core<W> {
             bell: Bell::default(),
             speculating: speculation.map(|config| Speculating::new(*config)),
             beat: Beat::default(),
+            lets_agent_attach: false,
         });
         Ok(())
     }
@@ -406,6 +411,7 @@ impl<W: Wire> Core<W> {
             fenced: port.egress.fenced,
             term: escrow.term(),
             speculative: port.speculating.as_ref().is_some_and(Speculating::is_wanted),
+            agent_silence: port.beat.agent_silence(monotonic_ns()),
             held: escrow.held(),
             unconfirmed_bytes: port.speculating.as_ref().map_or(0, Speculating::held_bytes),
             waiting: port.egress.waiting(),

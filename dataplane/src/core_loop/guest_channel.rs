@@ -6,6 +6,7 @@
 //!
 //! Owned by the polling core. Allocations: none.
 
+use super::monotonic_ns;
 use super::port::Inbound;
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::frame::{Frame, Wire};
@@ -13,12 +14,14 @@ use crate::guest::GuestFrame;
 use crate::headers::ETHERNET_LEN;
 use holdfast_packet::guest_channel::{Answer, Ask, LONGEST, PortMode, is_ours};
 use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
-/// How long a port's epochs are, from one cut to the next.
+/// How long a port's epochs are, from one cut to the next, and when its guest's agent asked last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Beat {
     last_cut_ns: Option<u64>,
     epoch_ns: u64,
+    asked_ns: Option<u64>,
 }
 
 impl Beat {
@@ -31,7 +34,12 @@ impl Beat {
 
     /// Epochs ended: those to come are counted anew.
     pub(super) fn stop(&mut self) {
-        *self = Self::default();
+        *self = Self { asked_ns: self.asked_ns, ..Self::default() };
+    }
+
+    /// Since when the agent has been silent.
+    pub(super) fn agent_silence(&self, now_ns: u64) -> Option<Duration> {
+        self.asked_ns.map(|asked_ns| Duration::from_nanos(now_ns.saturating_sub(asked_ns)))
     }
 
     fn epoch_us(&self) -> u32 {
@@ -45,7 +53,7 @@ impl Beat {
 pub(super) fn take<W: Wire>(
     frame: &dyn GuestFrame,
     mode: PortMode,
-    beat: &Beat,
+    beat: &mut Beat,
     wire: &mut W,
     inbound: &mut Inbound<W::Frame>,
     counters: &PortCounters,
@@ -66,6 +74,7 @@ pub(super) fn take<W: Wire>(
         return true;
     };
     counters.events.add(PortCounter::Asked, 1);
+    beat.asked_ns = Some(monotonic_ns());
     let host_realtime_ns = realtime_ns();
     let answer = Answer { nonce: ask.nonce, mode, epoch_us: beat.epoch_us(), host_realtime_ns }.frame();
     let Some(mut out) = wire.alloc(answer.len()) else {

@@ -59,6 +59,8 @@ pub(super) struct Port<F> {
     pub(super) speculating: Option<Speculating>,
     /// For the guest that asks.
     pub(super) beat: Beat,
+    /// Whether the guest's agent is told that it may attach, while flows speculate.
+    pub(super) lets_agent_attach: bool,
 }
 
 /// Repetitions of an announcement that are still to come.
@@ -272,7 +274,10 @@ impl<F: Frame> Port<F> {
     pub(super) fn mode_for_guest(&self) -> PortMode {
         match (self.egress.escrow.open_epoch(), &self.speculating) {
             (None, _) => PortMode::Native,
-            (Some(_), Some(speculating)) if speculating.is_wanted() => PortMode::Speculative,
+            (Some(_), Some(speculating)) if speculating.is_wanted() => match self.lets_agent_attach {
+                true => PortMode::Aware,
+                false => PortMode::Speculative,
+            },
             (Some(_), _) => PortMode::Commit,
         }
     }
@@ -435,6 +440,7 @@ mod tests {
             bell: Bell::default(),
             speculating: None,
             beat: Beat::default(),
+            lets_agent_attach: false,
         };
         port.guest.poll_control();
         driver.set_room(Some(0));

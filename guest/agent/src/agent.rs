@@ -1,12 +1,14 @@
 //! The running agent: asks, listens, and lets the congestion control follow.
 
-use crate::Failure;
 use crate::channel::Channel;
+use crate::choice::Choice;
+use crate::clock::Clock;
 use crate::congestion::{self, Congestion};
 use crate::control::{Counters, Settings};
 use crate::interfaces::{self, Interface, Interfaces};
 use crate::presence::{ASK_EVERY, PATIENCE, Presence, State};
 use crate::status::{FOLDER, Status};
+use crate::{Failure, RunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -29,6 +31,11 @@ struct Agent {
     /// Ports and epoch as the programs have them.
     told: (Vec<i32>, u32),
     fast_us: u32,
+    choice: Choice,
+    netns_cookie: u64,
+    clock: Clock,
+    /// That the clock cannot be slewed was said.
+    clock_failed: bool,
     /// The guest's own.
     previous: String,
     /// Of attachments that are over.
@@ -38,7 +45,8 @@ struct Agent {
 }
 
 /// Runs until it is told to end.
-pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
+pub(crate) fn run(fast_us: u32, options: RunOptions) -> Result<(), Failure> {
+    let RunOptions { choice, clock } = options;
     let folder = Path::new(FOLDER);
     let left = Status::read(folder).ok().flatten();
     if let Some(other) =
@@ -46,9 +54,11 @@ pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
     {
         return Err(Failure::Failed(format!("an agent runs already, as process {}", other.pid)));
     }
-    let previous = left.as_ref().map(|left| left.own_congestion_control.as_str());
-    if congestion::undo(previous).map_err(Failure::failed)? {
+    if undo(left.as_ref())? {
         println!("holdfast-guest: undid what an agent left that was killed");
+    }
+    if let Some((fault, mend)) = choice.fault(Path::new("/")) {
+        return Err(Failure::Lacks(format!("{fault}\n  mend: {mend}")));
     }
     // Said now, not when Holdfast appears.
     congestion::try_load().map_err(Failure::lacks)?;
@@ -56,40 +66,66 @@ pub(crate) fn run(fast_us: u32) -> Result<(), Failure> {
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
     signals.thread_block().map_err(Failure::failed)?;
     let ends = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC).map_err(Failure::failed)?;
-    let mut agent = Agent {
-        channel: Channel::open().map_err(|fault| Failure::Lacks(format!(
+    let channel = Channel::open().map_err(|fault| {
+        Failure::Lacks(format!(
             "a packet socket cannot be opened: {fault}\n  mend: run as root, or with CAP_NET_RAW; the kernel needs \
              CONFIG_PACKET"
-        )))?,
+        ))
+    })?;
+    let mut agent = Agent {
+        netns_cookie: channel.namespace().map_err(Failure::failed)?,
+        channel,
         interfaces: Interfaces::new(Path::new("/")),
         presence: Presence::default(),
         congestion: None,
         told: Default::default(),
         fast_us,
+        choice,
+        clock: Clock::open(clock)?,
+        clock_failed: false,
         previous: congestion::default_name().map_err(Failure::failed)?,
         counted: Counters::default(),
         deaf: Vec::new(),
     };
     let served = agent.serve(&ends, folder);
-    let undone = agent.detach();
+    let undone = agent.detach().and(agent.clock.let_go().map_err(Failure::failed));
     drop(Status::remove(folder));
     println!("holdfast-guest: ends; the guest's congestion control is {} again", agent.previous);
     served.and(undone)
 }
 
+/// Undoes what an agent left of which that is the status; whether there was something.
+pub(crate) fn undo(left: Option<&Status>) -> Result<bool, Failure> {
+    let previous = left.map(|left| left.own_congestion_control.as_str());
+    let control = congestion::undo(previous).map_err(Failure::failed)?;
+    let own_clock = left.and_then(|left| left.clock.own);
+    let clock = own_clock.map_or(Ok(false), |own| own.give_back(None)).map_err(Failure::failed)?;
+    Ok(control || clock)
+}
+
 impl Agent {
     fn serve(&mut self, ends: &SignalFd, folder: &Path) -> Result<(), Failure> {
-        let mut next_ask = Duration::ZERO;
+        let (mut next_ask, mut next_round) = (Duration::ZERO, Duration::ZERO);
+        let mut all = Vec::new();
         loop {
             let now = monotonic();
-            if now >= next_ask {
+            let asks = now >= next_ask;
+            if asks {
                 next_ask = now + ASK_EVERY;
-                let all = self.interfaces.all();
-                self.ask(&all);
+                all = self.interfaces.all();
+            }
+            if asks || now >= next_round {
+                next_round = self.clock.period().map_or(next_ask, |period| next_ask.min(now + period));
+                if asks || self.clock.wants_answers() {
+                    self.ask(&all, asks);
+                }
+                self.keep_clock();
+            }
+            if asks {
                 self.follow(now, &all)?;
                 self.tell(&all, folder)?;
             }
-            let wait = next_ask.saturating_sub(monotonic()).as_millis() as u16;
+            let wait = next_round.saturating_sub(monotonic()).as_millis() as u16;
             let mut watched = [
                 PollFd::new(ends.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.channel.as_fd(), PollFlags::POLLIN),
@@ -102,15 +138,18 @@ impl Agent {
                 return Ok(());
             }
             if watched[1].any().unwrap_or(false) && self.listen()? {
-                let all = self.interfaces.all();
                 self.follow(monotonic(), &all)?;
                 self.tell(&all, folder)?;
             }
         }
     }
 
-    fn ask(&mut self, all: &[Interface]) {
+    /// Asks by each card; where an answer is still to come, only `again`: the last question alone is answered.
+    fn ask(&mut self, all: &[Interface], again: bool) {
         for card in interfaces::cards(all) {
+            if !again && self.channel.is_waiting(card.index) {
+                continue;
+            }
             match self.channel.ask(card.index) {
                 Ok(()) => self.deaf.retain(|name| *name != card.name),
                 Err(fault) if !self.deaf.contains(&card.name) => {
@@ -122,14 +161,26 @@ impl Agent {
         }
     }
 
-    /// Takes the answers that have come; whether there were any.
+    /// Takes the answers that have come; whether there was something new.
     fn listen(&mut self) -> Result<bool, Failure> {
-        let mut heard = false;
-        while let Some((ifindex, answer)) = self.channel.answer().map_err(Failure::failed)? {
-            self.presence.handle_answer(monotonic(), ifindex, answer);
-            heard = true;
+        let mut is_news = false;
+        while let Some((ifindex, answer, exchange)) = self.channel.answer().map_err(Failure::failed)? {
+            is_news |= self.presence.handle_answer(monotonic(), ifindex, answer);
+            self.clock.handle_exchange(exchange);
         }
-        Ok(heard)
+        Ok(is_news)
+    }
+
+    /// A clock that cannot be kept is no reason to end.
+    fn keep_clock(&mut self) {
+        match self.clock.round() {
+            Ok(()) => self.clock_failed = false,
+            Err(fault) if !self.clock_failed => {
+                println!("holdfast-guest: the clock cannot be kept: {fault}; mend: run with CAP_SYS_TIME");
+                self.clock_failed = true;
+            }
+            Err(_) => {}
+        }
     }
 
     /// Lets the congestion control be what the presence of Holdfast asks for.
@@ -151,14 +202,23 @@ impl Agent {
         self.told = (ports.clone(), self.presence.epoch_us());
         match &mut self.congestion {
             Some(congestion) => {
+                congestion.follow_group().map_err(Failure::failed)?;
                 congestion.set(ports, fast_us, proof_us, valid_until_us).map_err(Failure::failed)
             }
             None => {
                 self.previous = congestion::default_name().map_err(Failure::failed)?;
-                let settings = Settings { ports, fast_us, proof_us, valid_until_us, ..Settings::default() };
-                self.congestion =
-                    Some(Congestion::attach(&self.previous, settings).map_err(Failure::failed)?);
-                println!("holdfast-guest: attached; before: {}", self.previous);
+                let netns_cookie = self.netns_cookie;
+                let settings = Settings {
+                    ports,
+                    fast_us,
+                    proof_us,
+                    valid_until_us,
+                    netns_cookie,
+                    ..Settings::default()
+                };
+                let congestion = Congestion::attach(&self.previous, settings, &self.choice);
+                self.congestion = Some(congestion.map_err(Failure::failed)?);
+                println!("holdfast-guest: attached, for {}; before: {}", self.choice, self.previous);
                 Ok(())
             }
         }
@@ -188,7 +248,9 @@ impl Agent {
             reason: reason.into(),
             interfaces: ports.map(|interface| interface.name.clone()).collect(),
             epoch_us: self.told.1,
+            chosen: self.choice.to_string(),
             own_congestion_control: self.previous.clone(),
+            clock: self.clock.status(),
             counters: self.counted.plus(&counters),
         };
         status.write(folder).map_err(|fault| Failure::Failed(format!("{}: {fault}", folder.display())))

@@ -4,6 +4,8 @@
 //! was asked last by that card: whoever has not heard the question cannot answer it.
 #![expect(unsafe_code, reason = "addresses of packet sockets have no safe form")]
 
+use crate::clock::kernel::raw_ns;
+use crate::clock::servo::Exchange;
 use holdfast_packet::guest_channel::{Answer, Ask, ETHERTYPE, LINK, LONGEST};
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,11 +13,15 @@ use std::io::{self, Read};
 use std::mem::{size_of, zeroed};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// As in the kernel's `asm-generic/socket.h`.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
 /// The socket and what was asked.
 pub(crate) struct Channel {
     socket: OwnedFd,
     random: File,
-    asked: HashMap<i32, u64>,
+    /// Nonce and time, by card.
+    asked: HashMap<i32, (u64, i64)>,
 }
 
 impl Channel {
@@ -32,12 +38,29 @@ impl Channel {
         Ok(Self { socket, random: File::open("/dev/urandom")?, asked: HashMap::new() })
     }
 
+    /// The network namespace that this is in, as the kernel numbers it.
+    pub(crate) fn namespace(&self) -> io::Result<u64> {
+        let mut cookie = 0u64;
+        let mut len = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: both live until the call returns, and the length is that of the word.
+        let done = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_NETNS_COOKIE,
+                (&raw mut cookie).cast(),
+                &raw mut len,
+            )
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+    }
+
     /// Asks by the card of that index.
     pub(crate) fn ask(&mut self, ifindex: i32) -> io::Result<()> {
         let mut nonce = [0; 8];
         self.random.read_exact(&mut nonce)?;
         let nonce = u64::from_ne_bytes(nonce);
-        self.asked.insert(ifindex, nonce);
+        self.asked.insert(ifindex, (nonce, raw_ns()));
         let message = Ask { nonce }.encode();
         // SAFETY: all bits zero is a valid address.
         let mut to: libc::sockaddr_ll = unsafe { zeroed() };
@@ -60,8 +83,14 @@ impl Channel {
         if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// The next answer that has come, with the index of its card; what is none is passed over.
-    pub(crate) fn answer(&mut self) -> io::Result<Option<(i32, Answer)>> {
+    /// Whether that card's last question has not been answered.
+    pub(crate) fn is_waiting(&self, ifindex: i32) -> bool {
+        self.asked.contains_key(&ifindex)
+    }
+
+    /// The next answer that has come, with the index of its card, and when it was asked for and heard; what is none
+    /// is passed over.
+    pub(crate) fn answer(&mut self) -> io::Result<Option<(i32, Answer, Exchange)>> {
         loop {
             let mut bytes = [0; LONGEST];
             // SAFETY: all bits zero is a valid address.
@@ -90,9 +119,12 @@ impl Channel {
             };
             let Ok(answer) = Answer::decode(&bytes[..len.min(LONGEST)]) else { continue };
             // Each question has one answer.
-            if self.asked.get(&from.sll_ifindex) == Some(&answer.nonce) {
+            let Some(&(nonce, asked_ns)) = self.asked.get(&from.sll_ifindex) else { continue };
+            if nonce == answer.nonce {
                 self.asked.remove(&from.sll_ifindex);
-                return Ok(Some((from.sll_ifindex, answer)));
+                let host_ns = i64::try_from(answer.host_realtime_ns).unwrap_or(0);
+                let exchange = Exchange { asked_ns, heard_ns: raw_ns(), host_ns };
+                return Ok(Some((from.sll_ifindex, answer, exchange)));
             }
         }
     }

@@ -1,13 +1,20 @@
 //! The congestion control in the kernel: loaded, the guest's default, and undone without a trace.
 //!
+//! Where connections are chosen ([`Choice`]), the default stays the guest's: a hook of their control group gives
+//! each connection the congestion control as it is established, and is gone with the process.
+//!
 //! The kernel takes a `tcp_congestion_ops` from a BPF map only once, so each attachment loads the programs anew.
 //! A registration outlives the process that made it; what an agent left that was killed is found by its name and
 //! undone by the next one, and meanwhile lets no flow be open: the settings are valid for a few seconds only.
 
+use crate::choice::Choice;
 use crate::control::{Counters, Settings};
 use libbpf_rs::query::MapInfoIter;
-use libbpf_rs::{Iter, Link, MapCore, MapFlags, MapHandle, MapType, Object, ObjectBuilder, PrintLevel};
+use libbpf_rs::{
+    Iter, Link, MapCore, MapFlags, MapHandle, MapType, Object, ObjectBuilder, PrintLevel, ProgramMut,
+};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use thiserror::Error;
@@ -122,12 +129,7 @@ impl Programs {
     /// Gives the sockets of this namespace that have `settings.from` the other congestion control.
     fn move_sockets(&self, settings: &Settings) -> Result<(), CongestionError> {
         self.set(settings)?;
-        let program = self
-            .object
-            .progs_mut()
-            .find(|program| program.name() == "holdfast_move")
-            .expect("the programs have an iterator");
-        let link = program.attach().map_err(bpf("cannot look at the sockets"))?;
+        let link = self.program("holdfast_move").attach().map_err(bpf("cannot look at the sockets"))?;
         let mut sockets = Iter::new(&link).map_err(bpf("cannot look at the sockets"))?;
         let mut nothing = Vec::new();
         sockets
@@ -135,32 +137,71 @@ impl Programs {
             .map_err(|source| CongestionError::File { path: "the sockets of the guest".into(), source })?;
         Ok(())
     }
+
+    fn program(&self, name: &str) -> ProgramMut<'_> {
+        let mut all = self.object.progs_mut();
+        all.find(|program| program.name() == name).expect("the programs have it")
+    }
 }
 
-/// The congestion control as the guest's default; [`Congestion::detach`] undoes it.
+/// The congestion control as the guest's default, or that of chosen connections; [`Congestion::detach`] undoes it.
 pub(crate) struct Congestion {
     programs: Programs,
     link: Link,
+    choice: Choice,
+    /// Where connections are chosen: the control group that is watched, while it is there.
+    hook: Option<(u64, Link)>,
     /// What the guest had before.
     previous: String,
     settings: Settings,
 }
 
 impl Congestion {
-    /// Loads the programs, makes them the default, and gives them the sockets that have the default now.
-    pub(crate) fn attach(previous: &str, settings: Settings) -> Result<Self, CongestionError> {
+    /// Loads the programs, makes them the default or hooks them in, and gives them the sockets that are meant and
+    /// have the default now.
+    pub(crate) fn attach(
+        previous: &str,
+        settings: Settings,
+        choice: &Choice,
+    ) -> Result<Self, CongestionError> {
         let mut programs = Programs::load()?;
-        let settings = Settings { from: previous.into(), to: NAME.into(), ..settings };
+        let named = choice.ports.clone();
+        let settings = Settings { from: previous.into(), to: NAME.into(), named, ..settings };
         programs.set(&settings)?;
         let link = programs.register()?;
-        let this = Self { programs, link, previous: previous.into(), settings };
-        let made = set_default(NAME).and_then(|()| this.programs.move_sockets(&this.settings));
+        let (choice, previous) = (choice.clone(), previous.to_owned());
+        let mut this = Self { programs, link, choice, hook: None, previous, settings };
+        let made = match this.choice.is_everything() {
+            true => set_default(NAME).and_then(|()| this.programs.move_sockets(&this.settings)),
+            false => this.follow_group(),
+        };
         if let Err(fault) = made {
             // The first fault is told; the rest is undone as far as it goes.
             drop(this.detach());
             return Err(fault);
         }
         Ok(this)
+    }
+
+    /// Watches the chosen control group, which may come, go, and come again as another one.
+    pub(crate) fn follow_group(&mut self) -> Result<(), CongestionError> {
+        if self.choice.is_everything() {
+            return Ok(());
+        }
+        let group = self.choice.group();
+        let group =
+            group.map_err(|source| CongestionError::File { path: "the control group".into(), source })?;
+        if group.as_ref().map(|group| group.id) == self.hook.as_ref().map(|(id, _)| *id) {
+            return Ok(());
+        }
+        self.hook = None;
+        let Some(group) = group else { return Ok(()) };
+        self.settings.cgroup_id = if self.choice.cgroup.is_some() { group.id } else { 0 };
+        // The hook first: who is established meanwhile is seen by one of both.
+        self.programs.set(&self.settings)?;
+        let link = self.programs.program("holdfast_choose").attach_cgroup(group.folder.as_raw_fd());
+        self.hook = Some((group.id, link.map_err(bpf("cannot watch the control group"))?));
+        self.programs.move_sockets(&self.settings)
     }
 
     /// Tells the programs what holds from now on; flows begin anew if the ports changed.
@@ -185,11 +226,13 @@ impl Congestion {
 
     /// Gives the guest back what it had; what of that fails is told, and the rest done.
     pub(crate) fn detach(self) -> Result<(), CongestionError> {
-        let Self { programs, link, previous, settings } = self;
+        let Self { programs, link, hook, previous, settings, .. } = self;
+        drop(hook);
         // Sockets that the iterator does not see are Reno's from now on.
         let generation = settings.generation.wrapping_add(1);
-        let settings =
-            Settings { generation, ports: Vec::new(), from: NAME.into(), to: previous.clone(), ..settings };
+        let (from, to) = (NAME.into(), previous.clone());
+        let (named, cgroup_id) = (Vec::new(), 0);
+        let settings = Settings { generation, ports: Vec::new(), from, to, named, cgroup_id, ..settings };
         let restored = restore_default(&previous);
         let moved = programs.move_sockets(&settings);
         drop(link);

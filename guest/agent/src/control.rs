@@ -2,6 +2,8 @@
 
 /// Interfaces that count, at most; the first ones do.
 pub(crate) const MAX_PORTS: usize = 32;
+/// TCP ports that can be named.
+pub(crate) const MAX_NAMED: usize = 64;
 /// Length of the name of a congestion control, with its NUL.
 const NAME_LEN: usize = 16;
 
@@ -20,13 +22,19 @@ pub(crate) struct Settings {
     pub(crate) valid_until_us: u64,
     /// For the move of sockets.
     pub(crate) from: String,
-    /// For the move of sockets.
+    /// For the move of sockets, and for those that the hook is shown.
     pub(crate) to: String,
+    /// Only connections of these TCP ports are meant; of all when there are none.
+    pub(crate) named: Vec<u16>,
+    /// Only connections below this control group are meant; zero for all.
+    pub(crate) cgroup_id: u64,
+    /// The network namespace, as the kernel numbers it.
+    pub(crate) netns_cookie: u64,
 }
 
 impl Settings {
     /// Length of the variable.
-    const LEN: usize = 24 + 4 * MAX_PORTS + 2 * NAME_LEN;
+    const LEN: usize = 24 + 4 * MAX_PORTS + 2 * NAME_LEN + 24 + 2 * MAX_NAMED;
 
     /// The variable's bytes.
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -44,6 +52,12 @@ impl Settings {
             let len = name.len().min(NAME_LEN - 1);
             field[..len].copy_from_slice(&name.as_bytes()[..len]);
             out.extend(field);
+        }
+        out.extend((self.named.len().min(MAX_NAMED) as u64).to_ne_bytes());
+        out.extend(self.cgroup_id.to_ne_bytes());
+        out.extend(self.netns_cookie.to_ne_bytes());
+        for place in 0..MAX_NAMED {
+            out.extend(self.named.get(place).copied().unwrap_or(0).to_ne_bytes());
         }
         out
     }
@@ -68,6 +82,8 @@ pub(crate) struct Counters {
     pub(crate) in_time_acks: u64,
     /// That did not.
     pub(crate) late_acks: u64,
+    /// Connections that got the congestion control as they were made, having been chosen.
+    pub(crate) chosen_flows: u64,
 }
 
 impl Counters {
@@ -82,6 +98,7 @@ impl Counters {
             moved_sockets: self.moved_sockets + other.moved_sockets,
             in_time_acks: self.in_time_acks + other.in_time_acks,
             late_acks: self.late_acks + other.late_acks,
+            chosen_flows: self.chosen_flows + other.chosen_flows,
         }
     }
 
@@ -100,6 +117,7 @@ impl Counters {
             moved_sockets: word(5),
             in_time_acks: word(6),
             late_acks: word(7),
+            chosen_flows: word(8),
         }
     }
 }
@@ -110,11 +128,17 @@ mod tests {
 
     #[test]
     fn settings_are_as_long_as_the_programs_have_them_whatever_is_in_them() {
-        let many = Settings { ports: (0..100).collect(), from: "x".repeat(99), ..Settings::default() };
+        let many = Settings {
+            ports: (0..100).collect(),
+            from: "x".repeat(99),
+            named: (0..100).collect(),
+            ..Settings::default()
+        };
         assert_eq!(many.encode().len(), Settings::LEN);
         assert_eq!(many.encode()[4..8], 32u32.to_ne_bytes());
-        let name = &many.encode()[Settings::LEN - 32..Settings::LEN - 16];
+        let name = &many.encode()[152..168];
         assert_eq!(name, b"xxxxxxxxxxxxxxx\0");
+        assert_eq!(many.encode()[184..192], 64u64.to_ne_bytes());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Puts the program and its systemd unit where they belong, and takes them away again.
 
 use crate::Failure;
+use crate::RunOptions;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -9,10 +10,11 @@ use std::process::Command;
 const PROGRAM: &str = "usr/local/sbin/holdfast-guest";
 const UNIT: &str = "etc/systemd/system/holdfast-guest.service";
 const WANTED: &str = "etc/systemd/system/multi-user.target.wants/holdfast-guest.service";
+const RUN: &str = "holdfast-guest run";
 const UNIT_TEXT: &str = include_str!("holdfast-guest.service");
 
 /// Installs into the system whose root is there, and starts the unit if that system runs.
-pub(crate) fn install(root: &Path) -> Result<(), Failure> {
+pub(crate) fn install(root: &Path, options: &RunOptions) -> Result<(), Failure> {
     let program = root.join(PROGRAM);
     make_folder_of(&program)?;
     let new = program.with_extension("new");
@@ -23,7 +25,7 @@ pub(crate) fn install(root: &Path) -> Result<(), Failure> {
     fs::rename(&new, &program).map_err(at(&program))?;
     let unit = root.join(UNIT);
     make_folder_of(&unit)?;
-    fs::write(&unit, UNIT_TEXT).map_err(at(&unit))?;
+    fs::write(&unit, unit_text(options)).map_err(at(&unit))?;
     println!("installed {} and {}", program.display(), unit.display());
     if is_running_system(root) {
         systemctl(&["daemon-reload"])?;
@@ -56,6 +58,12 @@ pub(crate) fn uninstall(root: &Path) -> Result<(), Failure> {
     if is_running_system(root) { systemctl(&["daemon-reload"]) } else { Ok(()) }
 }
 
+/// The unit, with the options of what it runs.
+fn unit_text(options: &RunOptions) -> String {
+    let words = options.choice.unit_words() + &options.clock.unit_words();
+    UNIT_TEXT.replace(RUN, &format!("{RUN}{words}"))
+}
+
 /// Whether it is the system that runs, by systemd.
 fn is_running_system(root: &Path) -> bool {
     root == Path::new("/") && Path::new("/run/systemd/system").exists()
@@ -81,15 +89,22 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::choice::Choice;
+    use crate::clock::{ClockOptions, Source};
+
+    fn chosen() -> RunOptions {
+        let choice = Choice { ports: vec![80, 443], cgroup: Some("a.slice".into()) };
+        RunOptions { choice, clock: ClockOptions { clock: Source::Off, step: false } }
+    }
 
     #[test]
     fn it_is_installed_twice_and_removed_without_a_trace() {
         let dir = tempfile::tempdir().expect("a folder");
-        for _ in 0..2 {
-            install(dir.path()).expect("installed");
+        for options in [chosen(), RunOptions::default()] {
+            install(dir.path(), &options).expect("installed");
             let mode = fs::metadata(dir.path().join(PROGRAM)).expect("there").permissions().mode();
             assert_eq!(mode & 0o777, 0o755);
-            assert_eq!(fs::read_to_string(dir.path().join(UNIT)).expect("there"), UNIT_TEXT);
+            assert_eq!(fs::read_to_string(dir.path().join(UNIT)).expect("there"), unit_text(&options));
             assert_eq!(fs::read_link(dir.path().join(WANTED)).expect("there"), Path::new("/").join(UNIT));
         }
         for _ in 0..2 {
@@ -98,6 +113,13 @@ mod tests {
                 assert!(!dir.path().join(name).is_symlink() && !dir.path().join(name).exists(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn the_unit_has_the_options_that_were_chosen() {
+        let text = unit_text(&chosen());
+        assert!(text.contains(" run --port 80,443 --cgroup \"a.slice\" --clock off\n"), "{text}");
+        assert_eq!(unit_text(&RunOptions::default()), UNIT_TEXT);
     }
 
     #[test]

@@ -1,13 +1,16 @@
 //! Holdfast's agent in a guest: congestion control that knows of replication.
 //!
-//! It asks on the link whether Holdfast is there and speculates ([`holdfast_packet::guest_channel`]). While it
-//! does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to what
-//! the escrow offers (`bpf/aware.bpf.c`); otherwise the guest has its own. One process, one thread.
+//! It asks on the link whether Holdfast is there and wants it ([`holdfast_packet::guest_channel`], mode aware).
+//! While it does, the guest's default congestion control is `holdfast`, BPF programs that open each flow's window to
+//! what the escrow offers (`bpf/aware.bpf.c`), or that of the connections that were chosen; otherwise the guest has
+//! its own. It keeps the guest's wall clock by the host's as well ([`clock`]). One process, one thread.
 //!
 //! Exit codes: 0 done, 1 failed, 2 usage, 3 the guest lacks something, which is named.
 
 mod agent;
 mod channel;
+mod choice;
+mod clock;
 mod congestion;
 mod control;
 mod install;
@@ -15,8 +18,11 @@ mod interfaces;
 mod presence;
 mod probe;
 mod status;
+mod step;
 
-use clap::{Parser, Subcommand};
+use choice::Choice;
+use clap::{Args, Parser, Subcommand};
+use clock::ClockOptions;
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,9 +42,14 @@ enum Command {
         /// Look at the files of another system, and at nothing else.
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
+        #[command(flatten)]
+        choice: Choice,
     },
-    /// Run until told to end: `holdfast` is the default congestion control while Holdfast speculates.
+    /// Run until told to end: in mode aware, `holdfast` is the default congestion control, or that of
+    /// chosen connections.
     Run {
+        #[command(flatten)]
+        options: RunOptions,
         /// The least that the limit is by which ACKs of Holdfast are told from those of clients.
         #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
         fast_us: u32,
@@ -49,10 +60,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Set the wall clock to the host's, once.
+    Step {
+        /// By what the host's clock is seen.
+        #[arg(long, value_enum, default_value = "auto")]
+        clock: clock::Source,
+    },
     /// Undo what an agent left that was killed.
     Undo,
-    /// Install the program and its systemd unit, and start it.
+    /// Install the program and its systemd unit, which runs it with these options, and start it.
     Install {
+        #[command(flatten)]
+        options: RunOptions,
         /// Into a system that does not run, such as an image that is mounted there.
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
@@ -63,6 +82,15 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "/")]
         root: PathBuf,
     },
+}
+
+/// How the agent runs.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+struct RunOptions {
+    #[command(flatten)]
+    choice: Choice,
+    #[command(flatten)]
+    clock: ClockOptions,
 }
 
 const FAST_US: u32 = 2000;
@@ -88,11 +116,12 @@ impl Failure {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Probe { root } => run_probe(&root),
-        Command::Run { fast_us } => agent::run(fast_us),
+        Command::Probe { root, choice } => run_probe(&root, &choice),
+        Command::Run { options, fast_us } => agent::run(fast_us, options),
         Command::Status { json } => tell_status(json),
+        Command::Step { clock } => step::step(clock),
         Command::Undo => undo(),
-        Command::Install { root } => install::install(&root),
+        Command::Install { options, root } => install::install(&root, &options),
         Command::Uninstall { root } => install::uninstall(&root),
     };
     match done {
@@ -108,8 +137,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_probe(root: &Path) -> Result<(), Failure> {
-    let mut found = probe::look(root);
+fn run_probe(root: &Path, choice: &Choice) -> Result<(), Failure> {
+    let mut found = probe::look(root, choice);
     if root == Path::new("/") && found.iter().all(|finding| finding.mend.is_none()) {
         found.push(probe::try_programs());
         found.extend(probe::ask());
@@ -147,8 +176,7 @@ fn undo() -> Result<(), Failure> {
     if let Some(running) = left.as_ref().filter(|left| left.is_of_running()) {
         return Err(Failure::Failed(format!("the agent runs, as process {}; end it first", running.pid)));
     }
-    let previous = left.as_ref().map(|left| left.own_congestion_control.as_str());
-    let undone = congestion::undo(previous).map_err(Failure::failed)?;
+    let undone = agent::undo(left.as_ref())?;
     if left.is_some() {
         status::Status::remove(folder).map_err(Failure::failed)?;
     }

@@ -1,17 +1,18 @@
 //! Whether Holdfast is on the other end, and what follows from that: a machine without clock or socket.
 //!
 //! ```text
-//!            speculative answer                     3 s without one
+//!            aware answer                           3 s without one
 //!   Absent ----------------------> Present ------------------------------> Absent
 //!                                   |   ^
-//!             an answer that is not |   | speculative answer
+//!             an answer that is not |   | aware answer
 //!                                   v   |
-//!                                  Paused --- 3 s without a speculative answer --> Absent
+//!                                  Paused --- 3 s without an aware answer --> Absent
 //! ```
 //!
 //! *Present*: the congestion control is the guest's default, and flows by the ports that answered are open.
 //! *Paused*: as *Present*, but no flow is open any more: Holdfast said that it does not speculate now, as after a
-//! failover, and that may be over soon. *Absent*: the guest has its own congestion control back.
+//! failover, or that its operator does not ask for an agent any more (mode speculative), and that may be over soon.
+//! *Absent*: the guest has its own congestion control back.
 
 use holdfast_packet::guest_channel::{Answer, PortMode};
 use std::collections::BTreeMap;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 /// How often the agent asks.
 pub(crate) const ASK_EVERY: Duration = Duration::from_secs(1);
-/// So long without an answer that speculates, and the guest has its own congestion control back.
+/// So long without an aware answer, and the guest has its own congestion control back.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What the guest's congestion control should be.
@@ -36,8 +37,8 @@ pub(crate) enum State {
 #[derive(Clone, Copy, Debug)]
 struct Heard {
     at: Duration,
-    /// Newest answer that speculates.
-    speculative_at: Option<Duration>,
+    /// Newest aware answer.
+    aware_at: Option<Duration>,
     answer: Answer,
 }
 
@@ -49,21 +50,23 @@ pub(crate) struct Presence {
 }
 
 impl Presence {
-    /// An answer came by that interface.
-    pub(crate) fn handle_answer(&mut self, now: Duration, ifindex: i32, answer: Answer) {
-        let before = self.heard.get(&ifindex).and_then(|heard| heard.speculative_at);
-        let speculative_at = if answer.mode == PortMode::Speculative { Some(now) } else { before };
-        self.heard.insert(ifindex, Heard { at: now, speculative_at, answer });
+    /// An answer came by that interface; whether it says something else than the last one.
+    pub(crate) fn handle_answer(&mut self, now: Duration, ifindex: i32, answer: Answer) -> bool {
+        let last = self.heard.get(&ifindex);
+        let is_news = last.is_none_or(|last| last.answer.mode != answer.mode);
+        let before = last.and_then(|heard| heard.aware_at);
+        let aware_at = if answer.mode == PortMode::Aware { Some(now) } else { before };
+        self.heard.insert(ifindex, Heard { at: now, aware_at, answer });
+        is_news
     }
 
     /// The state as it should be now; true when it changed with this call.
     pub(crate) fn poll(&mut self, now: Duration) -> (State, bool) {
         self.heard.retain(|_, heard| now.saturating_sub(heard.at) < PATIENCE);
-        let recent =
-            |heard: &&Heard| heard.speculative_at.is_some_and(|at| now.saturating_sub(at) < PATIENCE);
-        let speculates = |heard: &Heard| heard.answer.mode == PortMode::Speculative;
+        let recent = |heard: &&Heard| heard.aware_at.is_some_and(|at| now.saturating_sub(at) < PATIENCE);
+        let is_aware = |heard: &Heard| heard.answer.mode == PortMode::Aware;
         let was_there = self.state.is_some_and(|state| state != State::Absent);
-        let state = match self.heard.values().filter(recent).any(speculates) {
+        let state = match self.heard.values().filter(recent).any(is_aware) {
             true => State::Present,
             false if was_there && self.heard.values().any(|heard| recent(&heard)) => State::Paused,
             false => State::Absent,
@@ -72,10 +75,10 @@ impl Presence {
         (state, changed)
     }
 
-    /// Interfaces behind which Holdfast speculates, as of the last poll.
+    /// Interfaces behind which Holdfast speculates and lets the agent know, as of the last poll.
     pub(crate) fn ports(&self) -> Vec<i32> {
-        let speculates = |heard: &&Heard| heard.answer.mode == PortMode::Speculative;
-        let ports = self.heard.iter().filter(|(_, heard)| speculates(heard));
+        let is_aware = |heard: &&Heard| heard.answer.mode == PortMode::Aware;
+        let ports = self.heard.iter().filter(|(_, heard)| is_aware(heard));
         ports.map(|(ifindex, _)| *ifindex).collect()
     }
 
@@ -84,10 +87,10 @@ impl Presence {
         self.heard.values().max_by_key(|heard| heard.at).map(|heard| &heard.answer)
     }
 
-    /// Longest epoch of the ports that speculate.
+    /// Longest epoch of those.
     pub(crate) fn epoch_us(&self) -> u32 {
-        let speculates = |heard: &&Heard| heard.answer.mode == PortMode::Speculative;
-        self.heard.values().filter(speculates).map(|heard| heard.answer.epoch_us).max().unwrap_or(0)
+        let is_aware = |heard: &&Heard| heard.answer.mode == PortMode::Aware;
+        self.heard.values().filter(is_aware).map(|heard| heard.answer.epoch_us).max().unwrap_or(0)
     }
 }
 
@@ -107,33 +110,35 @@ mod tests {
     }
 
     #[test]
-    fn it_is_absent_until_an_answer_speculates_and_after_three_seconds_without_one() {
+    fn it_is_absent_until_an_aware_answer_and_after_three_seconds_without_one() {
         let mut presence = Presence::default();
         assert_eq!(presence.poll(at(0)), (State::Absent, true));
         presence.handle_answer(at(1), ETH0, answer(PortMode::Native));
         presence.handle_answer(at(2), ETH1, answer(PortMode::Commit));
         assert_eq!(presence.poll(at(2)), (State::Absent, false));
-        presence.handle_answer(at(3), ETH0, answer(PortMode::Speculative));
+        presence.handle_answer(at(2), ETH1, answer(PortMode::Speculative));
+        assert_eq!(presence.poll(at(2)), (State::Absent, false), "the operator has not asked for an agent");
+        presence.handle_answer(at(3), ETH0, answer(PortMode::Aware));
         assert_eq!(presence.poll(at(3)), (State::Present, true));
         assert_eq!(presence.ports(), [ETH0]);
         assert_eq!(presence.poll(at(32)), (State::Present, false));
         assert_eq!(presence.poll(at(33)), (State::Absent, true));
         assert_eq!(presence.ports(), [0; 0]);
-        presence.handle_answer(at(40), ETH0, answer(PortMode::Speculative));
+        presence.handle_answer(at(40), ETH0, answer(PortMode::Aware));
         assert_eq!(presence.poll(at(40)), (State::Present, true));
     }
 
     #[test]
-    fn a_port_that_ceases_to_speculate_closes_flows_at_once_and_has_three_seconds_to_return() {
+    fn a_port_that_ceases_to_be_aware_closes_flows_at_once_and_has_three_seconds_to_return() {
         let mut presence = Presence::default();
-        presence.handle_answer(at(0), ETH0, answer(PortMode::Speculative));
+        presence.handle_answer(at(0), ETH0, answer(PortMode::Aware));
         assert_eq!(presence.poll(at(0)), (State::Present, true));
         for second in 1..=2 {
             presence.handle_answer(at(10 * second), ETH0, answer(PortMode::Native));
             assert_eq!(presence.poll(at(10 * second)), (State::Paused, second == 1));
             assert_eq!(presence.ports(), [0; 0]);
         }
-        presence.handle_answer(at(25), ETH0, answer(PortMode::Speculative));
+        presence.handle_answer(at(25), ETH0, answer(PortMode::Aware));
         assert_eq!(presence.poll(at(25)), (State::Present, true));
         for second in 3..=5 {
             presence.handle_answer(at(10 * second), ETH0, answer(PortMode::Native));
@@ -146,7 +151,7 @@ mod tests {
     fn one_port_of_two_is_enough_and_only_it_counts() {
         let mut presence = Presence::default();
         presence.handle_answer(at(0), ETH0, answer(PortMode::Commit));
-        presence.handle_answer(at(0), ETH1, answer(PortMode::Speculative));
+        presence.handle_answer(at(0), ETH1, answer(PortMode::Aware));
         assert_eq!(presence.poll(at(0)), (State::Present, true));
         assert_eq!(presence.ports(), [ETH1]);
         assert_eq!(presence.epoch_us(), 25_000);

@@ -1,6 +1,8 @@
 //! What this guest has and lacks, each lack with what mends it.
 
 use crate::channel::Channel;
+use crate::choice::Choice;
+use crate::clock::ptp::Ptp;
 use crate::congestion;
 use crate::interfaces::{self, Interfaces};
 use crate::presence::ASK_EVERY;
@@ -13,9 +15,10 @@ use std::time::Instant;
 
 /// The oldest kernel that the programs were tried on.
 const OLDEST: (u32, u32) = (6, 1);
-/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_SYS_TIME, CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF.
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
+const SYS_TIME: u64 = 1 << 25;
 const SYS_ADMIN: u64 = 1 << 21;
 const BPF: u64 = 1 << 38 | 1 << 39;
 
@@ -37,7 +40,7 @@ fn lack(text: impl Into<String>, mend: &'static str) -> Finding {
 }
 
 /// Looks at a system whose root is there; what files can tell.
-pub(crate) fn look(root: &Path) -> Vec<Finding> {
+pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned());
     let mut found = Vec::new();
 
@@ -85,6 +88,20 @@ pub(crate) fn look(root: &Path) -> Vec<Finding> {
             "run as root, or with CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW",
         )
     });
+    found.push(match choice.fault(root) {
+        None => good(format!("for {choice}")),
+        Some((fault, mend)) => lack(fault, mend),
+    });
+    found.push(match capabilities & SYS_TIME {
+        0 => lack(
+            "not the right to slew the wall clock",
+            "run as root, or with CAP_SYS_TIME; or leave the clock alone by --clock off",
+        ),
+        _ => good(match Ptp::find(root) {
+            Some(path) => format!("the host's clock: {} (ptp_kvm)", path.display()),
+            None => "the host's clock: in Holdfast's answers (there is no ptp_kvm)".into(),
+        }),
+    });
     let cards: Vec<String> =
         interfaces::cards(&Interfaces::new(root).all()).map(|card| card.name.clone()).collect();
     found.push(match cards.is_empty() {
@@ -121,8 +138,8 @@ pub(crate) fn ask() -> Vec<Finding> {
         if poll(&mut watched, PollTimeout::from(left)).is_err() {
             break;
         }
-        while let Ok(Some(answer)) = channel.answer() {
-            answers.push(answer);
+        while let Ok(Some((index, answer, _))) = channel.answer() {
+            answers.push((index, answer));
         }
     }
     let said = |index: i32| match answers.iter().find(|(from, _)| *from == index).map(|(_, answer)| answer) {
@@ -131,7 +148,8 @@ pub(crate) fn ask() -> Vec<Finding> {
             let mode = match answer.mode {
                 PortMode::Native => "mode native, the VM is not protected now",
                 PortMode::Commit => "mode commit",
-                PortMode::Speculative => "mode speculative",
+                PortMode::Speculative => "mode speculative, which has no agent (aware has)",
+                PortMode::Aware => "mode aware",
             };
             format!("Holdfast answers: {mode}, epochs of {:.1} ms", f64::from(answer.epoch_us) / 1e3)
         }
@@ -174,7 +192,7 @@ mod tests {
 
     fn lacks(without: &[&str], release: &str) -> Vec<String> {
         let dir = system(without, release);
-        let found = look(dir.path()).into_iter();
+        let found = look(dir.path(), &Choice::default()).into_iter();
         found.filter_map(|finding| Some(format!("{} | {}", finding.text, finding.mend?))).collect()
     }
 
@@ -198,6 +216,11 @@ mod tests {
         assert!(lacks(&["proc/sys/net/core/bpf_jit_enable"], "6.1.0")[0].contains("CONFIG_BPF_JIT"));
         assert!(lacks(&["proc/self/status"], "6.1.0")[0].contains("run as root"));
         assert!(lacks(&["sys/class/net/eth0/flags"], "6.1.0")[0].contains("ip link set"));
-        assert_eq!(look(Path::new("/nowhere")).iter().filter(|found| found.mend.is_some()).count(), 6);
+        let dir = system(&[], "6.1.0");
+        let chosen = look(dir.path(), &Choice { ports: vec![80], cgroup: None });
+        let mends: Vec<_> = chosen.iter().filter_map(|finding| finding.mend).collect();
+        assert_eq!(mends, ["mount -t cgroup2 none /sys/fs/cgroup"]);
+        let nowhere = look(Path::new("/nowhere"), &Choice::default());
+        assert_eq!(nowhere.iter().filter(|found| found.mend.is_some()).count(), 7);
     }
 }

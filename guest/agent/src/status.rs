@@ -1,5 +1,6 @@
 //! What the agent says of itself: a file below `/run`, written anew each second.
 
+use crate::clock::ClockStatus;
 use crate::control::Counters;
 use crate::presence::State;
 use holdfast_packet::guest_channel::{Answer, PortMode};
@@ -25,8 +26,12 @@ pub(crate) struct Status {
     pub(crate) interfaces: Vec<String>,
     /// Length of an epoch.
     pub(crate) epoch_us: u32,
+    /// Which connections are meant, in words.
+    pub(crate) chosen: String,
     /// The congestion control that the guest had before, and has when the agent is gone.
     pub(crate) own_congestion_control: String,
+    /// The wall clock.
+    pub(crate) clock: ClockStatus,
     /// What the congestion control did.
     pub(crate) counters: Counters,
 }
@@ -47,7 +52,10 @@ impl Status {
             (_, Some(PortMode::Commit)) => {
                 "Holdfast holds the guest's output without speculation (mode commit)"
             }
-            (_, Some(PortMode::Speculative)) => "Holdfast has just come back",
+            (_, Some(PortMode::Speculative)) => {
+                "Holdfast is here; its operator has not asked for an agent (mode speculative, not aware)"
+            }
+            (_, Some(PortMode::Aware)) => "Holdfast has just come back",
             (_, None) => "nobody answers: no Holdfast is on the other end",
         };
         (state_name, reason)
@@ -94,7 +102,9 @@ impl fmt::Display for Status {
             let epoch_ms = f64::from(self.epoch_us) / 1e3;
             writeln!(f, "by {}, epochs of {epoch_ms:.1} ms", self.interfaces.join(", "))?;
         }
+        writeln!(f, "for {}", self.chosen)?;
         writeln!(f, "the guest's own congestion control: {}", self.own_congestion_control)?;
+        writeln!(f, "{}", self.clock)?;
         let Counters {
             opened_flows,
             left_late_flows,
@@ -104,11 +114,13 @@ impl fmt::Display for Status {
             moved_sockets,
             in_time_acks,
             late_acks,
+            chosen_flows,
         } = self.counters;
         writeln!(
             f,
             "flows opened {opened_flows}, again {opened_again_flows}; left to Reno for late ACKs \
-             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}; ACKs in time {in_time_acks}, late {late_acks}"
+             {left_late_flows}, for loss {left_loss_flows}, for ECN {left_ecn_flows}; sockets moved {moved_sockets}, \
+             chosen {chosen_flows}; ACKs in time {in_time_acks}, late {late_acks}"
         )
     }
 }

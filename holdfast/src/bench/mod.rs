@@ -2,7 +2,6 @@
 
 mod bulk;
 mod compare;
-mod mode;
 mod paper;
 mod quick;
 mod report;

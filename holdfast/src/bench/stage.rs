@@ -1,8 +1,7 @@
 //! Where a benchmark plays: one guest on a pair of hosts, whose mode and epochs are changed while it runs.
 
-use super::mode::Mode;
 use crate::cli::Failure;
-use crate::config::EpochPolicy;
+use crate::config::{EpochPolicy, Mode};
 use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::Client;
@@ -55,13 +54,13 @@ pub(super) struct Stage {
     aware: bool,
 }
 
-/// What every guest of a benchmark has; `aware` if the agent is wanted, which is started where it is measured.
+/// What every guest of a benchmark has; `aware` if the agent is wanted, which attaches where it is measured.
 pub(super) fn dress(spec: &mut GuestSpec, aware: bool) {
     spec.sysctls.push((GUEST_SETTING.0.into(), GUEST_SETTING.1.into()));
     if !aware {
         return;
     }
-    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::carry(spec)) {
+    if let Err(fault) = agent::serve_shell(spec).and_then(|()| agent::serve(spec)) {
         tracing::error!("no agent in the guest: {fault}");
     }
 }
@@ -70,7 +69,7 @@ impl Stage {
     /// Boots the guest, in the first setting.
     pub(super) fn start(spec: StageSpec<'_>) -> Result<Self, Failure> {
         let program = std::env::current_exe().map_err(Failure::failed)?;
-        let mut plan = PairOptions::new(&program, spec.qemu, spec.first.mode.output().name());
+        let mut plan = PairOptions::new(&program, spec.qemu, spec.first.mode.name());
         plan.epoch_ms = spec.first.epoch_ms;
         plan.audit = false;
         plan.memory_mib = MEMORY_MIB;
@@ -88,19 +87,18 @@ impl Stage {
         let Setting { mode, epoch_ms, adaptive } = setting;
         let host = &self.pair.a;
         let ask = |request: Value| host.ask(&request).map_err(Failure::failed);
-        if self.aware {
-            agent::stop(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
-        }
         let policy = if adaptive { EpochPolicy::Adaptive } else { EpochPolicy::Fixed };
-        ask(json!({"command": "setmode", "vm": VM, "mode": mode.output()}))?;
+        ask(json!({"command": "setmode", "vm": VM, "mode": mode}))?;
         ask(json!({"command": "epoch", "vm": VM, "epoch_ms": epoch_ms, "epoch_policy": policy}))?;
         let wanted = state_of(mode);
         host.wait_for(VM, wanted, CHANGE, |status| {
-            status["state"] == wanted && status["mode"] == mode.output().name()
+            status["state"] == wanted && status["mode"] == mode.name()
         })
         .map_err(Failure::failed)?;
-        if mode == Mode::Aware {
-            agent::start(&self.client, guest_ip(1).into(), CHANGE).map_err(Failure::failed)?;
+        if self.aware {
+            let attached = mode == Mode::Aware;
+            agent::wait_attached(&self.client, guest_ip(1).into(), attached, CHANGE)
+                .map_err(Failure::failed)?;
         }
         Ok(())
     }

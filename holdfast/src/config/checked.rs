@@ -346,6 +346,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
             RawMode::Native => Mode::Native,
             RawMode::Commit => Mode::Commit,
             RawMode::Speculative => Mode::Speculative,
+            RawMode::Aware => Mode::Aware,
         },
         speculation,
         role,

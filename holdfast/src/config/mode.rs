@@ -14,6 +14,8 @@ pub(crate) enum Mode {
     Commit,
     /// As commit, with the guest's TCP running ahead of it.
     Speculative,
+    /// As speculative, and the agent in the guest may open its flows' windows.
+    Aware,
 }
 
 impl Mode {
@@ -23,7 +25,13 @@ impl Mode {
             Self::Native => "native",
             Self::Commit => "commit",
             Self::Speculative => "speculative",
+            Self::Aware => "aware",
         }
+    }
+
+    /// Whether flows run ahead of their epochs.
+    pub(crate) const fn speculates(self) -> bool {
+        matches!(self, Self::Speculative | Self::Aware)
     }
 
     /// Whether the guest is replicated and its output waits.

@@ -66,6 +66,8 @@ pub(crate) enum RawMode {
     Commit,
     /// As `Commit`, with the guest's TCP running ahead against acknowledgements given in its clients' names.
     Speculative,
+    /// As `Speculative`, and the agent in the guest may attach its congestion control.
+    Aware,
 }
 
 #[derive(Debug, Deserialize)]

@@ -17,7 +17,7 @@ pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
     check_host()?;
     let mut say = |line: &str| println!("{line}");
     let mut outcome = story::tell(options, &mut say)?;
-    if options.mode == Mode::Speculative && !options.alone {
+    if options.mode.speculates() && !options.alone {
         println!("\nbeside it, shorter and without a kill: mode commit");
         let commit = DemoOptions {
             mode: Mode::Commit,

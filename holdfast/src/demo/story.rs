@@ -4,12 +4,14 @@ use super::options::{DemoOptions, Kill};
 use super::outcome::Outcome;
 use crate::cli::Failure;
 use crate::config::Mode;
+use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::audit::read_audit;
 use holdfast_lab::capture::{Capture, Captured, Flow};
 use holdfast_lab::client::Direction;
 use holdfast_lab::client::{Amount, Client, Session, SessionReport, SessionSpec};
 use holdfast_lab::emulator::{Report, WireEmulator};
+use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::join::{JoinReport, join};
 use holdfast_lab::pair::{Pair, PairOptions};
 use holdfast_lab::topology::guest_ip;
@@ -21,6 +23,12 @@ const VM: &str = "guest";
 const READY: Duration = Duration::from_secs(90);
 /// After the kill the guest is back within this, or it is not coming.
 const FAILOVER: Duration = Duration::from_secs(30);
+
+fn with_agent(spec: &mut GuestSpec) {
+    if let Err(fault) = agent::serve(spec) {
+        tracing::error!("no agent in the guest: {fault}");
+    }
+}
 
 /// Plays the story once; `say` is told what happens as it happens.
 pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<Outcome, Failure> {
@@ -38,6 +46,9 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     plan.epoch_ms = options.epoch_ms;
     plan.wire = options.wire.clone();
     plan.wire_seed = seed;
+    if options.mode == Mode::Aware {
+        plan.shape = with_agent;
+    }
     let mut pair = Pair::start(plan).map_err(Failure::failed)?;
     say("Holdfast runs on both hosts; the guest boots on host A");
     pair.wait_ready(READY).map_err(Failure::failed)?;
@@ -45,6 +56,10 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
         Mode::Native => "the guest is up; its output passes through",
         Mode::Commit => {
             "the guest is up and protected: its memory is on host B, its output waits for each commit"
+        }
+        Mode::Aware => {
+            "the guest is up and protected: its memory is on host B, its output waits for each commit, its TCP \
+             runs ahead, and its agent may open the windows"
         }
         Mode::Speculative => {
             "the guest is up and protected: its memory is on host B, its output waits for each commit, and its \

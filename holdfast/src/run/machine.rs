@@ -30,6 +30,9 @@ const FLOW_STATE: u64 = 512;
 /// Epochs' pages that the backup may have to hold beside the image, as a share of the guest's memory.
 const STAGING_SHARE: u64 = 2;
 
+/// An agent asks each second of its guest's time, which is slow.
+const AGENT_PATIENCE: Duration = Duration::from_secs(5);
+
 /// How long a standby QEMU may take to start.
 const STANDBY_START: Duration = Duration::from_secs(10);
 
@@ -115,6 +118,7 @@ impl Machine {
         status["mode"] = json!(mode);
         status["except"] = json!(except);
         status["nics"] = self.nics();
+        status["agent"] = self.agent();
         if flows {
             status["flows"] = json!(self.flows());
         }
@@ -156,13 +160,13 @@ impl Machine {
         self.refuse_on_backup()?;
         let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         // Out of speculation first, into it last: only a protected guest may run ahead.
-        if mode != Mode::Speculative {
-            self.speculate(false)?;
+        if !mode.speculates() {
+            self.speculate(mode)?;
         }
         let answer =
             self.told(if mode.protects() { supervisor.protect() } else { supervisor.unprotect() })?;
-        if mode == Mode::Speculative {
-            self.speculate(true)?;
+        if mode.speculates() {
+            self.speculate(mode)?;
         }
         self.output.show(mode);
         Ok(answer)
@@ -202,8 +206,8 @@ impl Machine {
     }
 
     /// Lets the guest's flows run ahead while it is protected, or works those off that have.
-    fn speculate(&self, wanted: bool) -> Result<(), String> {
-        self.output.speculate(wanted).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))
+    fn speculate(&self, mode: Mode) -> Result<(), String> {
+        self.output.speculate(mode).map_err(|fault| format!("VM '{}': {fault}", self.vm.name))
     }
 
     /// The flows of all ports of the VM; none when the polling core does not tell.
@@ -246,6 +250,18 @@ impl Machine {
     pub(crate) fn unplug(&self) {
         for device in &self.devices {
             device.close();
+        }
+    }
+
+    /// Whether an agent in the guest has asked lately, by any of the NICs.
+    fn agent(&self) -> Value {
+        let silences = self.handle.status(&self.ports).unwrap_or_default();
+        match silences.iter().filter_map(|port| port.agent_silence).min() {
+            None => json!({"state": "never heard"}),
+            Some(silence) => {
+                let state = if silence < AGENT_PATIENCE { "present" } else { "absent" };
+                json!({"state": state, "silent_ms": silence.as_millis() as u64})
+            }
         }
     }
 

@@ -47,6 +47,10 @@ fn a_question_is_answered_with_the_ports_mode_and_epoch_and_the_hosts_time() {
     core.handle.speculate(&ONE, true).expect("wanted");
     let speculative = ask(&core, &guest, u64::MAX);
     assert_eq!((speculative.nonce, speculative.mode), (u64::MAX, PortMode::Speculative));
+    core.handle.let_agent_attach(&ONE, true).expect("told");
+    assert_eq!(ask(&core, &guest, 3).mode, PortMode::Aware);
+    core.handle.speculate(&ONE, false).expect("not wanted");
+    assert_eq!(ask(&core, &guest, 3).mode, PortMode::Commit, "an agent is none without speculation");
     for epoch in 1..=2 {
         core.handle.cut(&ONE, EpochId::new(epoch), false).expect("cut");
     }
@@ -55,6 +59,20 @@ fn a_question_is_answered_with_the_ports_mode_and_epoch_and_the_hosts_time() {
     core.handle.set_mode(&ONE, Mode::Native).expect("alone");
     let alone = ask(&core, &guest, 5);
     assert_eq!((alone.mode, alone.epoch_us), (PortMode::Native, 0));
+}
+
+#[test]
+fn the_status_says_since_when_the_agent_has_been_silent() {
+    let core = Running::new();
+    let guest = core.port(1, speculating());
+    let silence = || core.handle.status(&ONE).expect("a status")[0].agent_silence;
+    assert_eq!(silence(), None);
+    ask(&core, &guest, 1);
+    let first = silence().expect("it has asked");
+    wait_until(|| silence() > Some(first));
+    core.handle.set_mode(&ONE, COMMIT).expect("protected");
+    core.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    assert!(silence() > Some(first), "another mode does not make it unheard");
 }
 
 /// OC-1: a question is none of the guest's output: it is neither held nor sent, whatever the mode, and makes
@@ -83,7 +101,7 @@ fn a_malformed_question_is_dropped_and_counted() {
     let guest = core.port(1, speculating());
     let whole = Ask { nonce: 1 }.encode();
     let mut wrong: Vec<Vec<u8>> = (0..whole.len()).map(|len| whole[..len].to_vec()).collect();
-    for (at, value) in [(0, 0), (4, 9), (5, 2), (6, 0xff), (7, 17)] {
+    for (at, value) in [(0, 0), (4, 1), (5, 2), (6, 0xff), (7, 17)] {
         let mut bytes = whole;
         bytes[at] = value;
         wrong.push(bytes.to_vec());

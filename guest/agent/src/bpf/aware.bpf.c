@@ -39,6 +39,7 @@
  */
 #include "kernel.h"
 #include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_tracing.h>
 
@@ -46,6 +47,8 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 
 #define INITIAL_WINDOW 10
 #define MAX_PORTS 32
+#define MAX_NAMED 64
+#define MAX_DEPTH 64
 #define LEAST_SEEN 8
 
 /* What the agent says; src/control.rs has the same. */
@@ -57,7 +60,11 @@ struct settings {
 	__u64 valid_until_us; /* of the monotonic clock; an agent that lives extends it */
 	__s32 ports[MAX_PORTS]; /* indices of interfaces */
 	char from[TCP_CA_NAME_MAX]; /* sockets with this are given */
-	char to[TCP_CA_NAME_MAX]; /* that, by the iterator */
+	char to[TCP_CA_NAME_MAX]; /* that, by the iterator, and by the hook as they are made */
+	__u64 named_count; /* none: connections of every TCP port are meant */
+	__u64 cgroup_id; /* only what is below that one is meant; 0: everything is */
+	__u64 netns_cookie; /* for the hook, which sees those of all namespaces */
+	__u16 named[MAX_NAMED]; /* TCP ports: the guest's end, or the other, is one of them */
 };
 
 /* What happened; src/control.rs has the same. */
@@ -70,6 +77,7 @@ struct counters {
 	__u64 moved;
 	__u64 in_time; /* ACKs that were timed */
 	__u64 late;
+	__u64 chosen; /* connections that got it from the hook */
 };
 
 struct settings settings SEC(".data") = {};
@@ -319,7 +327,33 @@ static __always_inline int same_name(const char *a, const char *b)
 	return 1;
 }
 
-/* Gives the sockets that are there another congestion control: `from` to `to`. */
+static __always_inline int is_named(__u16 local, __u16 remote)
+{
+	for (__u32 place = 0; place < MAX_NAMED; place++) {
+		if (place >= settings.named_count)
+			break;
+		if (settings.named[place] == local || settings.named[place] == remote)
+			return 1;
+	}
+	return !settings.named_count;
+}
+
+/* Whether a socket was made in the control group that is meant, or below it. */
+static __always_inline int is_in_cgroup(struct sock *sk)
+{
+	struct cgroup *cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+
+	if (!settings.cgroup_id)
+		return 1;
+	for (int depth = 0; depth < MAX_DEPTH && cgroup; depth++) {
+		if (BPF_CORE_READ(cgroup, kn, id) == settings.cgroup_id)
+			return 1;
+		cgroup = BPF_CORE_READ(cgroup, self.parent, cgroup);
+	}
+	return 0;
+}
+
+/* Gives the sockets that are there, and are meant, another congestion control: `from` to `to`. */
 SEC("iter/tcp")
 int holdfast_move(struct bpf_iter__tcp *ctx)
 {
@@ -332,8 +366,35 @@ int holdfast_move(struct bpf_iter__tcp *ctx)
 	tp = bpf_skc_to_tcp_sock(skc);
 	if (!tp || bpf_getsockopt(tp, SOL_TCP, TCP_CONGESTION, name, sizeof(name)))
 		return 0;
-	if (same_name(name, settings.from) &&
-	    !bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, settings.to, sizeof(settings.to)))
+	/* Where connections are chosen, those of a listener get it from the hook, or do not. */
+	if (skc->skc_state == TCP_LISTEN && (settings.named_count || settings.cgroup_id))
+		return 0;
+	if (!same_name(name, settings.from) || !is_named(skc->skc_num, bpf_ntohs(skc->skc_dport)) ||
+	    !is_in_cgroup((struct sock *)tp))
+		return 0;
+	if (!bpf_setsockopt(tp, SOL_TCP, TCP_CONGESTION, settings.to, sizeof(settings.to)))
 		COUNT(moved);
 	return 0;
+}
+
+/*
+ * Gives a connection that is meant the congestion control as it is established, where that is not the default's
+ * affair. The kernel calls it before the connection's congestion control begins, and only for sockets of the
+ * control group that the hook is attached to.
+ */
+SEC("sockops")
+int holdfast_choose(struct bpf_sock_ops *ops)
+{
+	char name[TCP_CA_NAME_MAX] = {};
+
+	if (ops->op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB)
+		return 1;
+	if (!is_named(ops->local_port, bpf_ntohl(ops->remote_port)) ||
+	    bpf_get_netns_cookie(ops) != settings.netns_cookie ||
+	    bpf_getsockopt(ops, SOL_TCP, TCP_CONGESTION, name, sizeof(name)))
+		return 1;
+	if (same_name(name, settings.from) &&
+	    !bpf_setsockopt(ops, SOL_TCP, TCP_CONGESTION, settings.to, sizeof(settings.to)))
+		COUNT(chosen);
+	return 1;
 }

@@ -27,7 +27,7 @@ typedef __u32 __wsum;
 #define SOL_TCP 6
 #define TCP_CONGESTION 13
 
-enum tcp_state { TCP_ESTABLISHED = 1, TCP_CLOSE_WAIT = 8 };
+enum tcp_state { TCP_ESTABLISHED = 1, TCP_CLOSE_WAIT = 8, TCP_LISTEN = 10 };
 
 enum tcp_ca_state { TCP_CA_Open, TCP_CA_Disorder, TCP_CA_CWR, TCP_CA_Recovery, TCP_CA_Loss };
 
@@ -42,13 +42,36 @@ enum tcp_ca_event {
 
 enum tcp_ca_ack_event_flags { CA_ACK_SLOWPATH = 1, CA_ACK_WIN_UPDATE = 2, CA_ACK_ECE = 4 };
 
+struct kernfs_node {
+	__u64 id;
+} KERNEL;
+
+struct cgroup;
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+	struct cgroup_subsys_state *parent;
+} KERNEL;
+
+struct cgroup {
+	struct cgroup_subsys_state self;
+	struct kernfs_node *kn;
+} KERNEL;
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+} KERNEL;
+
 struct sock_common {
+	__be16 skc_dport;
+	__u16 skc_num;
 	unsigned char skc_state;
 } KERNEL;
 
 struct sock {
 	struct sock_common __sk_common;
 	int sk_rx_dst_ifindex;
+	struct sock_cgroup_data sk_cgrp_data;
 } KERNEL;
 
 struct inet_sock {
@@ -83,6 +106,21 @@ struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
 } KERNEL;
+
+/* Of the stable interface (linux/bpf.h), so far as it is looked at: not found by name. */
+enum { BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB = 4, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5 };
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 args[4];
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port; /* in network order */
+	__u32 local_port; /* in the host's */
+};
 
 /* Members are found by name as well; those that are not named stay empty. */
 struct tcp_congestion_ops {

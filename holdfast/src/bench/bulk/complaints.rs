@@ -1,6 +1,6 @@
 //! What tshark says of the client's captures, mode against mode.
 
-use crate::bench::mode::Mode;
+use crate::config::Mode;
 use holdfast_lab::expert::{Complaints, Difference};
 use serde::Serialize;
 use std::fmt::Write;

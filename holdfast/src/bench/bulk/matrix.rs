@@ -3,9 +3,9 @@
 use super::complaints::Listened;
 use super::row::Row;
 use super::{BulkOptions, Found};
-use crate::bench::mode::Mode;
 use crate::bench::stage::{Setting, Stage, StageSpec, dress};
 use crate::cli::Failure;
+use crate::config::Mode;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
 use holdfast_lab::capture::{Capture, Flow};

@@ -11,9 +11,9 @@ mod ratios;
 mod row;
 mod size;
 
-use super::mode::Mode;
 use super::{Output, write_json};
 use crate::cli::Failure;
+use crate::config::Mode;
 use clap::Args;
 use complaints::Listened;
 use holdfast_lab::artifacts::{Artifacts, Qemu};
@@ -26,8 +26,8 @@ use std::path::PathBuf;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BulkOptions {
-    /// Modes, in the order in which they take their turns. Mode aware is speculative with the agent in the
-    /// guest.
+    /// Modes, in the order in which they take their turns. Mode aware gives the guest its agent, in
+    /// all of them.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "native,commit,speculative")]
     modes: Vec<Mode>,
     /// Lengths of an epoch, in milliseconds.

@@ -1,7 +1,7 @@
 //! Rows of one kind and epoch, mode against mode; and how that stands to what was aimed at.
 
 use super::row::Row;
-use crate::bench::mode::Mode;
+use crate::config::Mode;
 use serde::Serialize;
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! One row of figures.
 
 use super::size::Size;
-use crate::bench::mode::Mode;
+use crate::config::Mode;
 use serde::Serialize;
 use std::fmt;
 

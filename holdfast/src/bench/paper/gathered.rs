@@ -1,8 +1,8 @@
 //! What the rounds of a run found, put together into rows.
 
 use super::plan::{Step, What};
-use crate::bench::mode::Mode;
 use crate::bench::stage::Setting;
+use crate::config::Mode;
 use holdfast_lab::apps::{App, AppFigures};
 use holdfast_lab::report::{Summary, median, percentile};
 use holdfast_report::histogram;

@@ -9,10 +9,10 @@ mod gathered;
 mod plan;
 mod take;
 
-use super::mode::Mode;
 use super::report::write_page;
 use super::stage::{Setting, Stage, StageSpec, dress};
 use crate::cli::Failure;
+use crate::config::Mode;
 use clap::Args;
 use gathered::Gathered;
 use holdfast_lab::apps::{self, App};

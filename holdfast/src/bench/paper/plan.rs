@@ -4,8 +4,8 @@
 //! within the same minutes, so that a machine whose speed drifts favours none of them; native's figures
 //! carry the epoch of those beside which they were taken.
 
-use crate::bench::mode::Mode;
 use crate::bench::stage::Setting;
+use crate::config::Mode;
 use holdfast_lab::apps::App;
 use std::time::Duration;
 
