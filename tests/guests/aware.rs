@@ -17,7 +17,7 @@ use std::net::TcpStream;
 const SOME: u64 = 1 << 20;
 
 /// The agent runs from the boot on; what the kernel compiled of BPF is seen by name.
-fn aware(spec: &mut GuestSpec) {
+pub(super) fn aware(spec: &mut GuestSpec) {
     spec.sysctls.push(("net/core/bpf_jit_kallsyms".into(), "1".into()));
     serve_shell(spec).expect("busybox");
     serve(spec).expect("the agent");
@@ -64,7 +64,7 @@ pub(super) fn status(scene: &Scene) -> Value {
     serde_json::from_str(&said).unwrap_or_else(|fault| panic!("{fault}: {said}"))
 }
 
-fn set_mode(scene: &Scene, mode: &str) {
+pub(super) fn set_mode(scene: &Scene, mode: &str) {
     let request = json!({"command": "setmode", "vm": VM, "mode": mode});
     scene.pair.a.ask(&request).expect("another mode");
 }

@@ -209,8 +209,10 @@ impl Session<'_> {
         };
         let mut more =
             |name: &str, value: serde_json::Value| drop(configuration.more.insert(name.into(), value));
-        more("apps", json!(extent.apps.iter().map(|app| app.name()).collect::<Vec<_>>()));
-        more("faults", json!(self.found.faults));
+        more("apps", json!(extent.apps.iter().map(|app| app.name()).collect::<Vec<_>>().join(", ")));
+        if !self.found.faults.is_empty() {
+            more("faults", json!(self.found.faults.join("; ")));
+        }
         Run {
             bench: "paper".into(),
             machine,
