@@ -195,7 +195,11 @@ impl Connection {
                 false => FromGuest::Taken,
             };
         let probe = segment.len <= 1 && last == end && self.guest.acked == end && !segment.has(flag::FIN);
-        if probe && first.before(end) && verdict == FromGuest::Taken {
+        if probe
+            && first.before(end)
+            && verdict == FromGuest::Taken
+            && !self.repeats_held_byte(segment, frame, shared)
+        {
             if !self.hear_unheld(slot, segment, frame, shared) {
                 return FromGuest::Taken;
             }
@@ -273,8 +277,22 @@ impl Connection {
         part
     }
 
+    /// Whether a segment's only byte is the one that is held in its place: then it is sent again, and no keepalive,
+    /// which has a byte of anything (RFC 9293 §3.8.4).
+    fn repeats_held_byte(&mut self, segment: &Segment, frame: &GuestFrame<'_>, shared: &mut Shared) -> bool {
+        let first = segment.seq;
+        if segment.len != 1 || first.before(self.queue.base()) || !first.before(self.queue.end()) {
+            return false;
+        }
+        let mut byte = [0];
+        frame.frame.copy_to(segment.payload_at, &mut byte);
+        let mut same = false;
+        shared.store.read(&mut self.queue, Reader::Stream, first, 1, |held| same = held == byte);
+        same
+    }
+
     /// A byte, or none, before the next one: a probe of a closed window or a keepalive. The byte may be
-    /// anything (RFC 9293 §3.8.4), so it is not compared.
+    /// anything (RFC 9293 §3.8.4).
     fn handle_probe(&mut self, slot: u32, segment: &Segment, shared: &mut Shared) -> FromGuest {
         if self.window_is_closed() {
             return self.owe_ack(slot, shared);

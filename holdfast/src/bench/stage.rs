@@ -116,6 +116,11 @@ impl Stage {
             let before = self.pair.a.wait_state(VM, &[wanted], CHANGE).map_err(Failure::failed)?;
             let taken = take(self);
             let after = self.status().map_err(Failure::failed)?;
+            if let Err(fault) = &taken {
+                lost = fault.to_string();
+                tracing::warn!("{lost}: once more");
+                continue;
+            }
             let same = |name: &str| before["link"][name] == after["link"][name];
             if after["state"] == wanted && same("sessions") && after["term"] == before["term"] {
                 let epoch = |status: &Value| status["committed_epoch"].as_u64().unwrap_or(0);
