@@ -568,9 +568,9 @@ impl Connection {
         let before = (self.guest.acked, self.guest.edge, self.queue.reserved());
         let (ack, window) = self.show_window(slot, ack, shared);
         let fields = Fields {
-            // The client's SND.NXT as the guest has seen it, but within the guest's window: beyond it
-            // an ACK is not acceptable (RFC 9293 §3.10.7.4).
-            seq: self.client.next.earlier(self.guest.right),
+            // The client's SND.NXT as the guest has seen it, but within the guest's window: at its edge and
+            // beyond an ACK is not acceptable, unless the window is closed (RFC 9293 §3.10.7.4).
+            seq: self.client.next.earlier(self.last_acceptable()),
             ack: Some(ack),
             // RFC 3168 §6.1.3: no ECE; the client's is for the client leg.
             flags: 0,
@@ -594,6 +594,12 @@ impl Connection {
             }
         }
         emitted
+    }
+
+    /// The last sequence number that the guest's window takes; RCV.NXT of a closed one.
+    fn last_acceptable(&self) -> SeqNum {
+        let (next, right) = (self.client.whole, self.guest.right);
+        if right.after(next) { right + u32::MAX } else { right }
     }
 
     /// Resets the guest's end (RFC 9293 §3.5.2).
