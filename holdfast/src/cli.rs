@@ -4,7 +4,7 @@ use crate::control::{self, Request};
 use crate::{bench, check_host, config, demo, keys, wire_emulator};
 use clap::{Args, Parser, Subcommand};
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Keeps a stock QEMU virtual machine and its TCP connections alive when its host is lost.
@@ -72,7 +72,8 @@ pub(crate) enum Command {
         /// What ends an epoch from now on; left as it is without it.
         #[arg(long)]
         policy: Option<config::EpochPolicy>,
-        /// With adaptive epochs: of the time, that the guest may stand still.
+        /// With adaptive epochs: of the time, that the guest may stand still; as the VM's configuration has it
+        /// without.
         #[arg(long, value_name = "PERCENT", requires = "policy")]
         max_paused_percent: Option<u64>,
         #[command(flatten)]
@@ -156,6 +157,17 @@ impl Failure {
     pub(crate) fn failed(fault: impl std::fmt::Display) -> Self {
         Self::Failed(fault.to_string())
     }
+}
+
+/// Makes sure that a file can be written before it has cost time to know what; what is in it stays.
+pub(crate) fn check_writable(path: &Path) -> Result<(), Failure> {
+    let opened = std::fs::OpenOptions::new().append(true).create(true).open(path);
+    opened.map(drop).map_err(|fault| {
+        Failure::Usage(format!(
+            "cannot write {}: {fault}; mend: name a file in a folder that is there",
+            path.display()
+        ))
+    })
 }
 
 /// Sends log lines to standard error; `HOLDFAST_LOG` overrides the level.

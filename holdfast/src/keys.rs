@@ -5,6 +5,9 @@ use std::path::Path;
 
 /// Makes both folders; refuses to overwrite keys that are there.
 pub(crate) fn run(first: &Path, second: &Path) -> Result<(), Failure> {
+    if first == second {
+        return Err(Failure::Usage("both folders are the same; mend: name one for each host".into()));
+    }
     holdfast_checkpoint::keys::make_pair(first, second).map_err(|fault| Failure::Usage(fault.to_string()))?;
     println!(
         "Made the keys of a pair. Each folder holds one host's own key and certificate and its peer's certificate.\n\

@@ -2,6 +2,7 @@
 
 use crate::can;
 use holdfast_lab::agent::{carry, serve, serve_shell, shell};
+use holdfast_lab::bulk::TransferSpec;
 use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::pair::{PairOptions, Victim};
 use holdfast_lab::requirements::{Need, can_run};
@@ -12,6 +13,7 @@ use holdfast_tests::scene::{SOON, Scene, VM, options, wait_until};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 /// Bytes that flow each way before and after something happens.
 const SOME: u64 = 1 << 20;
@@ -300,5 +302,39 @@ fn the_agent_leaves_no_trace() {
     wait_no_trace(&scene);
     streams.flow(SOME);
     streams.finish_exact();
+    all_is_well(&mut scene);
+}
+
+/// A flow that Holdfast does not hold gives itself away by its ACKs, with epochs of fixed length and with adaptive
+/// ones, whose commits come soon: it is left to Reno, and stays so.
+#[test]
+fn a_flow_that_is_not_held_is_left() {
+    if !can() || !can_run(&[Need::Agent]) {
+        return;
+    }
+    let mut options = agent_options("aware", aware);
+    options.epoch_ms = 50;
+    let mut scene = Scene::ready(options, seed(421));
+    wait_present(&scene);
+    let ask_host = |request: Value| scene.pair.a.ask(&request).expect("a change");
+    ask_host(json!({"command": "except", "vm": VM, "except": ["7001"]}));
+    let left = || status(&scene)["counters"]["left_late_flows"].as_u64().expect("a number");
+    for policy in ["fixed", "adaptive"] {
+        ask_host(json!({"command": "epoch", "vm": VM, "epoch_ms": 50, "epoch_policy": policy}));
+        let before = left();
+        let spec = TransferSpec {
+            guest: guest_ip(1).into(),
+            seed: 1,
+            bytes: 64 << 10,
+            setup: false,
+            most: 12,
+            time: SOON,
+            rest: Duration::ZERO,
+            pause: Duration::from_millis(50),
+        };
+        assert!(scene.client().transfers(&spec).expect("transfers").exact);
+        // Written once a second.
+        wait_until(&format!("the flow is left, epochs {policy}"), SOON, || left() > before);
+    }
     all_is_well(&mut scene);
 }

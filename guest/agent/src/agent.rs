@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// So long after the agent's last word the programs let no flow be open: a few of its rounds.
 const VALID: Duration = Duration::from_secs(5);
+/// With adaptive epochs a commit takes no epoch, but a checkpoint: some 6 ms where that was tried.
+const MOST_FAST_US: u32 = 4_000;
 /// The least time in which a flow proves what it is; so long also while no epoch is known.
 const LEAST_PROOF_US: u32 = 50_000;
 
@@ -196,7 +198,7 @@ impl Agent {
         let ports = interfaces::with_those_above(all, &self.presence.ports());
         let ports = if state == State::Present { ports } else { Vec::new() };
         // Of what a flow that is held hears, no more than a quarter comes as fast.
-        let fast_us = self.fast_us.max(self.presence.epoch_us() / 4);
+        let fast_us = self.fast_us.max((self.presence.epoch_us() / 4).min(MOST_FAST_US));
         let proof_us = self.presence.epoch_us().saturating_mul(2).max(LEAST_PROOF_US);
         let valid_until_us = (now + VALID).as_micros() as u64;
         self.told = (ports.clone(), self.presence.epoch_us());

@@ -35,6 +35,13 @@ pub(crate) struct Output {
     pub(crate) json: Option<PathBuf>,
 }
 
+impl Output {
+    /// Before anything is measured.
+    fn check(&self) -> Result<(), Failure> {
+        self.json.as_deref().map_or(Ok(()), crate::cli::check_writable)
+    }
+}
+
 /// Runs a benchmark.
 pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
     match bench {

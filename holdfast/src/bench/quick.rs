@@ -63,6 +63,7 @@ struct Row {
 
 /// Runs the benchmark.
 pub(super) fn run(options: &QuickOptions) -> Result<(), Failure> {
+    options.output.check()?;
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     let mut rows = Vec::new();
     for round in 1..=options.rounds {

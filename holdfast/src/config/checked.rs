@@ -52,6 +52,8 @@ pub(crate) struct Vm {
     pub(crate) role: Role,
     pub(crate) epoch: Duration,
     pub(crate) epoch_rule: EpochRule,
+    /// For an `epoch_rule` that is given while the VM runs and names no other.
+    pub(crate) max_paused_percent: u64,
     pub(crate) epochs_in_flight: usize,
     pub(crate) lease: Duration,
     pub(crate) qemu_timeout: Duration,
@@ -352,6 +354,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
         role,
         epoch: Duration::from_millis(raw.epoch_ms),
         epoch_rule: raw.epoch_policy.rule(raw.max_paused_percent),
+        max_paused_percent: raw.max_paused_percent,
         epochs_in_flight: raw.epochs_in_flight,
         lease: Duration::from_millis(raw.lease_ms),
         qemu_timeout: Duration::from_millis(raw.qemu_timeout_ms),

@@ -11,7 +11,7 @@ mod raw;
 mod reader;
 
 pub(crate) use checked::{Config, Nic, Replication, Role, Socket, Vm};
-pub(crate) use epoch_policy::{DEFAULT_PAUSED_PERCENT, EpochPolicy};
+pub(crate) use epoch_policy::EpochPolicy;
 pub(crate) use exception::Exception;
 pub(crate) use mode::Mode;
 

@@ -8,13 +8,14 @@ mod story;
 pub(crate) use options::{DemoOptions, check_host};
 pub(crate) use soak::{SoakOptions, soak};
 
-use crate::cli::Failure;
+use crate::cli::{Failure, check_writable};
 use crate::config::Mode;
 use options::Kill;
 
 /// Runs the demonstration, prints the table, writes the JSON.
 pub(crate) fn run(options: &DemoOptions) -> Result<(), Failure> {
     check_host()?;
+    options.json.as_deref().map_or(Ok(()), check_writable)?;
     let mut say = |line: &str| println!("{line}");
     let mut outcome = story::tell(options, &mut say)?;
     if options.mode.speculates() && !options.alone {

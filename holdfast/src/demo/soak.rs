@@ -11,7 +11,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Args)]
 pub(crate) struct SoakOptions {
     /// How many runs.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) runs: u64,
     /// What is done with the guest's output.
     #[arg(long, value_enum, default_value_t = Mode::Speculative)]

@@ -3,7 +3,7 @@
 use super::Link;
 use super::dataplane::Dataplane;
 use crate::cli::Failure;
-use crate::config::{Config, DEFAULT_PAUSED_PERCENT, EpochPolicy, Exception, Mode, Nic, Role, Socket, Vm};
+use crate::config::{Config, EpochPolicy, Exception, Mode, Nic, Role, Socket, Vm};
 use crate::gate::PortGate;
 use crate::memory::DeviceMemory;
 use crate::status::FlowRow;
@@ -149,7 +149,7 @@ impl Machine {
         if max_paused_percent.is_some() && policy != Some(EpochPolicy::Adaptive) {
             return Err("a share of paused time is of adaptive epochs; mend: --policy adaptive".into());
         }
-        let share = max_paused_percent.unwrap_or(DEFAULT_PAUSED_PERCENT);
+        let share = max_paused_percent.unwrap_or(self.vm.max_paused_percent);
         let rule = policy.map(|policy| policy.rule(share));
         self.told(self.supervisor()?.set_epoch(Duration::from_millis(epoch_ms), rule))
     }

@@ -26,8 +26,9 @@
  *   port         its segments come in by an interface behind which Holdfast has said, within seconds, that it
  *                speculates (`ports`, kept by the agent as long as it lives);
  *   ACK in time  forged ACKs come at once, those of clients after the commit. Of the last eight to sixteen ACKs
- *                that are timed, no more than three in four take longer than `fast_us`, a quarter of an epoch and
- *                2 ms at least. (Of a flow that is held at most a quarter come as fast, those sent that late in
+ *                that are timed, no more than three in four take longer than `fast_us`, a quarter of an epoch but
+ *                2 ms at least and 4 ms at most (an epoch that ends with the output is committed after some 6 ms).
+ *                Until there are so many of them a flow is taken at its port's word. (Of a flow that is held at most a quarter come as fast, those sent that late in
  *                the epoch. Of forged ones a fifth to a third were later, in an emulated guest on a busy machine,
  *                and flows were left for that and opened again.);
  *   no loss      no segment is lost on the way to the escrow, and no forged ACK speaks of congestion: whoever

@@ -80,6 +80,7 @@ struct Found {
 /// Runs the benchmark.
 pub(super) fn run(options: &BulkOptions) -> Result<(), Failure> {
     check(options)?;
+    options.output.check()?;
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     let machine = machine(options, &qemu);
     let mut found = Found::default();

@@ -11,7 +11,7 @@ mod take;
 
 use super::report::write_page;
 use super::stage::{Setting, Stage, StageSpec, dress};
-use crate::cli::Failure;
+use crate::cli::{Failure, check_writable};
 use crate::config::Mode;
 use clap::Args;
 use gathered::Gathered;
@@ -72,6 +72,7 @@ fn parse_app(name: &str) -> Result<Option<App>, String> {
 /// Runs the evaluation.
 pub(super) fn run(options: &PaperOptions) -> Result<(), Failure> {
     let extent = extent(options)?;
+    check_writable(&options.json).and_then(|()| check_writable(&options.html))?;
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     let artifacts = Artifacts::locate().map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     if !extent.apps.is_empty() {
@@ -210,6 +211,21 @@ impl Session<'_> {
         let mut more =
             |name: &str, value: serde_json::Value| drop(configuration.more.insert(name.into(), value));
         more("apps", json!(extent.apps.iter().map(|app| app.name()).collect::<Vec<_>>().join(", ")));
+        more("accelerator", json!("TCG: a guest under emulation"));
+        more("guest", json!(describe_guest(&self.stage)));
+        more(
+            "transfers",
+            json!(format!(
+                "{} of each size at most, {} s",
+                extent.transfers,
+                extent.transfers_time.as_secs()
+            )),
+        );
+        more("requests", json!(extent.requests));
+        more(
+            "loads of an application",
+            json!(format!("{} of {} s a round", extent.loads, extent.load.as_secs())),
+        );
         if !self.found.faults.is_empty() {
             more("faults", json!(self.found.faults.join("; ")));
         }
@@ -238,6 +254,11 @@ impl Session<'_> {
         self.found.faults.iter().for_each(|fault| println!("{fault}"));
         println!("{} and {}", self.options.json.display(), self.options.html.display());
     }
+}
+
+fn describe_guest(stage: &Stage) -> String {
+    let spec = &stage.pair.guests[0].spec;
+    format!("{} vCPU {}, {} MiB, machine {}", spec.vcpus, spec.cpu, spec.memory_mib, spec.machine)
 }
 
 fn describe(Setting { mode, epoch_ms, adaptive }: Setting) -> String {
