@@ -21,7 +21,7 @@
  *
  * Measured, with an emulated guest (tests/guests/idle.rs, bench bulk): the open window and no slow start hand 1 MiB
  * over 3 to 6 ms after a request from idle, where Cubic needs 4 to 7 ms; no cut after idle and no pacing are in that
- * time. Nothing was gained by less than the whole window: with 1 MiB at most, bulk was 0.86 to 0.97 of Cubic's, with the
+ * time. Nothing was gained by less than the whole window: with 1 MiB at most, bulk was 0.86 to 0.98 of Cubic's, with the
  * whole one 0.92 to 1.02. Fairness is not better or worse than with Cubic in the whole: it is the escrow's.
  *
  * Not every flow is held. Some have options that Holdfast passes through, some are excepted by its operator,
