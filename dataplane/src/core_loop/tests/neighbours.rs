@@ -196,9 +196,9 @@ fn two_vms_on_one_core_do_not_share_a_stream_a_commit_or_a_fence() {
     let mut taken = 0;
     loop {
         let (guest, client) = &mut ends[0];
+        let chunks = first.stream.chunks.len();
         guests[0].send(guest.data(client, 10));
         // A chunk waits a little for more.
-        let chunks = first.stream.chunks.len();
         wait_until(|| first.stream.chunks.len() > chunks || first.stream.chunks.is_full());
         core.settle();
         hear(delivered(&guests[0]), &mut [(guest, client)]);

@@ -140,9 +140,11 @@ fn a_stream_that_nobody_takes_delays_the_acknowledgement() {
     let talk = Talk::new();
     let mut taken = Vec::new();
     for nth in 0.. {
-        let before = talk.core.count(1, PortCounter::Forged);
+        let (before, chunks) = (talk.core.count(1, PortCounter::Forged), talk.stream.chunks.len());
         talk.guest_sends(flag::ACK, GUEST_ISS + 1 + nth * 10, CLIENT_ISS + 1, vec![1; 10]);
         talk.seen(3 + u64::from(nth));
+        // A chunk waits a little for more.
+        wait_until(|| talk.stream.chunks.len() > chunks || talk.stream.chunks.is_full());
         talk.core.settle();
         if talk.core.count(1, PortCounter::Forged) == before {
             break;
