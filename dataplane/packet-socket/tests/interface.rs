@@ -44,6 +44,13 @@ fn ends_with_offloads(offloads: bool) -> Option<Ends> {
         }
         namespace.ip(&format!("link set {interface} up")).expect("an interface of ours");
     }
+    // What is sent before the kernel has noticed the carrier is lost.
+    let until = Instant::now() + PATIENCE;
+    for interface in ["ours", "theirs"] {
+        while !namespace.ip(&format!("link show {interface}")).expect("one of ours").contains("state UP") {
+            assert!(Instant::now() < until, "{interface} does not come up");
+        }
+    }
     let open =
         |name| namespace.run(|| Interface::open(name)).expect("a namespace of ours").expect("it opens");
     Some(Ends { ours: open("ours"), theirs: open("theirs"), namespace })
