@@ -128,7 +128,9 @@ impl BackupSession {
                 taken
             }
             (Phase::Open { next, .. }, Message::StatePart(epoch, kind, bytes)) if epoch == next => {
-                self.state_part(kind, &bytes)
+                let taken = self.state_part(kind, &bytes);
+                self.spent.push(bytes.into_buffer());
+                taken
             }
             (Phase::Open { next, first: false, .. }, Message::Stream(epoch, bytes)) if epoch == next => {
                 self.stream(bytes)

@@ -182,7 +182,7 @@ pub trait OutputGate: Send {
     fn extend_lease(&mut self, until: Instant);
 
     /// Takes, on the backup, the state that a cut on the other host reported, and what that host streamed
-    /// for the epoch. A state that is not self-contained is one of the epoch after the one kept last.
+    /// for the epoch, in the pieces in which it came (see [`StreamChunk::LIMIT`]). A state that is not self-contained is one of the epoch after the one kept last.
     /// Nothing of it shows before [`OutputGate::restore`]. Called by the supervisor's thread with each commit,
     /// before the epoch is confirmed: takes no longer than the bytes need.
     ///

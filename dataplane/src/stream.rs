@@ -19,8 +19,8 @@ use holdfast_epoch::{EpochId, StreamChunk};
 /// Buffers of one stream.
 const BUFFERS: usize = 64;
 
-/// Bytes in a chunk, at most: what one burst of large frames brings.
-pub(crate) const CHUNK_LEN: usize = 256 << 10;
+/// Bytes in a chunk, at most: what one burst of large frames brings. Each chunk is read by itself.
+pub(crate) const CHUNK_LEN: usize = StreamChunk::LIMIT;
 
 /// Bytes that say whose records follow: place of the port, then their length.
 pub(crate) const CHUNK_HEAD: usize = 5;

@@ -76,14 +76,7 @@ pub fn wait_attached(
 pub fn shell(client: &Client, guest: IpAddr, commands: &str) -> Result<String, ClientError> {
     let target = SocketAddr::new(guest, SHELL_PORT);
     let failed = |source| ClientError::Exchange { what: "shell", target, source };
-    // Init says that it is ready before it starts programs.
-    let until = Instant::now() + PATIENCE;
-    let mut connection = loop {
-        match client.connect(target, PATIENCE) {
-            Err(_) if Instant::now() < until => std::thread::sleep(LOOK),
-            connected => break connected?,
-        }
-    };
+    let mut connection = client.connect_listening(target, PATIENCE)?;
     connection.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
     connection.write_all(format!("{commands}\n").as_bytes()).map_err(failed)?;
     connection.shutdown(Shutdown::Write).map_err(failed)?;

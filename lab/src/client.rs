@@ -28,6 +28,8 @@ const UPLOADS_UNDER_WAY: usize = 16;
 const ECHO_PIECE: u64 = 16 << 10;
 const ECHOES_UNDER_WAY: usize = 4;
 const BUFFER_BYTES: usize = 256 << 10;
+/// A service that has not begun to listen is tried again after this.
+const LOOK: Duration = Duration::from_millis(20);
 const SAMPLE_EVERY: Duration = Duration::from_millis(50);
 /// Longer sessions are sampled no further (an hour and a half).
 const MOST_SAMPLES: usize = 108_000;
@@ -221,6 +223,28 @@ impl Client {
             .run(|| TcpStream::connect_timeout(&target, patience))?
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream));
         stream.map_err(|source| ClientError::Exchange { what, target, source })
+    }
+
+    /// Connects, again as long as nothing listens yet: a guest's init says that it is ready before it starts
+    /// programs.
+    pub fn connect_listening(
+        &self,
+        target: SocketAddr,
+        patience: Duration,
+    ) -> Result<TcpStream, ClientError> {
+        let until = Instant::now() + patience;
+        loop {
+            // Never no time at all: that would be refused as such.
+            let left = until.saturating_duration_since(Instant::now()).max(LOOK);
+            match self.connect(target, left) {
+                Err(ClientError::Exchange { source, .. })
+                    if source.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until =>
+                {
+                    thread::sleep(LOOK);
+                }
+                connected => return connected,
+            }
+        }
     }
 
     /// Starts a session.

@@ -14,7 +14,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// The host does not let us make, enter or furnish a namespace.
@@ -36,6 +36,12 @@ pub enum NetnsError {
         /// The system's word.
         source: io::Error,
     },
+    /// A cable is there, and its end stays without a carrier.
+    #[error("interface {interface} does not come up")]
+    NoCarrier {
+        /// The end.
+        interface: String,
+    },
     /// A tool that sets up interfaces failed.
     #[error(transparent)]
     Tool(#[from] ProcessError),
@@ -50,6 +56,9 @@ pub enum NetnsError {
         source: io::Error,
     },
 }
+
+/// The kernel notices a carrier within a second.
+const CARRIER: Duration = Duration::from_secs(20);
 
 /// A network namespace; clones are the same one.
 #[derive(Debug, Clone)]
@@ -145,6 +154,28 @@ impl Namespace {
             setting: setting.into(),
             source,
         })
+    }
+
+    /// A pair of interfaces that are each other's cable, both up: what is sent before the kernel has noticed the
+    /// carrier would be lost. Without offloads they do what a plain card does.
+    pub fn add_veth(&self, ends: [&str; 2], mtu: u32, offloads: bool) -> Result<(), NetnsError> {
+        let [one, other] = ends;
+        self.ip(&format!("link add {one} mtu {mtu} type veth peer name {other} mtu {mtu}"))?;
+        for end in ends {
+            if !offloads {
+                self.disable_offloads(end)?;
+            }
+            self.ip(&format!("link set {end} up"))?;
+        }
+        let until = Instant::now() + CARRIER;
+        for end in ends {
+            while !self.ip(&format!("link show {end}"))?.contains("state UP") {
+                if Instant::now() > until {
+                    return Err(NetnsError::NoCarrier { interface: end.into() });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Switches off what a cable does not do: segmentation and checksums left to the next one.

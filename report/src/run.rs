@@ -184,6 +184,28 @@ pub struct Bulk {
     pub samples_unit: Option<Unit>,
 }
 
+impl Bulk {
+    /// One connection of which nothing is known yet, and nothing wrong.
+    pub const fn new(mode: Mode, epoch_ms: u64, adaptive: bool) -> Self {
+        Self {
+            mode,
+            epoch_ms,
+            adaptive,
+            bytes: None,
+            setup: None,
+            seconds: None,
+            connections: 1,
+            throughput_mbit_s: 0.0,
+            completion_p50_ms: None,
+            completion_p90_ms: None,
+            fairness: None,
+            stream_exact: true,
+            samples: Vec::new(),
+            samples_unit: None,
+        }
+    }
+}
+
 /// A program in the guest under load.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Application {

@@ -86,12 +86,9 @@ impl Daemon {
 
     /// Waits until it answers on its control socket.
     pub(crate) fn ready(mut self) -> Self {
-        let until = Instant::now() + SOON;
-        while self.command(&["status"]).code != 0 {
-            assert!(self.process.is_running(), "ended:\n{}", self.process.log_tail(20));
-            assert!(Instant::now() < until, "does not answer:\n{}", self.process.log_tail(20));
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        self.process.wait_for_log("VM(s), control socket", SOON).expect("it runs");
+        let answer = self.command(&["status"]);
+        assert_eq!(answer.code, 0, "{}\n{}", answer.text, self.process.log_tail(20));
         self
     }
 

@@ -11,3 +11,8 @@ pub struct StreamChunk {
     /// What the gate of the backup reads; opaque to everybody else.
     pub bytes: Vec<u8>,
 }
+
+impl StreamChunk {
+    /// A chunk of at most so many bytes reaches the backup's gate as one piece; a longer one in several.
+    pub const LIMIT: usize = 256 << 10;
+}

@@ -130,7 +130,8 @@ impl Bench {
         for &(page, fill) in pages {
             self.tell(Message::Pages(epoch(number), batch(page..page + 1, fill).0)).expect("taken");
         }
-        self.tell(Message::StatePart(epoch(number), StateKind::Gate, state.bytes.clone())).expect("taken");
+        self.tell(Message::StatePart(epoch(number), StateKind::Gate, state.bytes.clone().into()))
+            .expect("taken");
         sealed_with(term(2), epoch(number), pages, None, state, stream)
     }
 

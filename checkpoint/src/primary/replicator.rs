@@ -323,7 +323,7 @@ impl Replicator {
         {
             self.hasher.add_state(kind, bytes);
             for piece in bytes.chunks(STATE_PIECE) {
-                let frame = encode(&Message::StatePart(epoch.id(), kind, piece.to_vec()));
+                let frame = encode(&Message::StatePart(epoch.id(), kind, piece.to_vec().into()));
                 self.stats().sent(piece.len(), frame.len() + FRAME_HEAD);
                 self.send_bulk(frame)?;
             }

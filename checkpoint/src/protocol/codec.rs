@@ -6,7 +6,7 @@ use crate::protocol::message::{
 };
 use crate::protocol::pages::PageBatch;
 use crate::protocol::payload::Payload;
-use holdfast_epoch::{Digest, EpochId, Term};
+use holdfast_epoch::{Digest, EpochId, StreamChunk, Term};
 use thiserror::Error;
 
 /// Bytes in the head of a frame.
@@ -16,7 +16,7 @@ pub const HELLO_LIMIT: usize = 4096;
 /// Longest body of a session: 256 pages that do not shrink, with room for their heads.
 pub const MESSAGE_LIMIT: usize = (1 << 20) + (1 << 16);
 /// Most bytes of speculative output in one message; a longer chunk travels in pieces.
-pub const STREAM_LIMIT: usize = 256 << 10;
+pub const STREAM_LIMIT: usize = StreamChunk::LIMIT;
 /// Bytes of the epoch's number in front of a body that is mostly payload.
 const EPOCH_BYTES: usize = 8;
 /// Longest name or text in a message.
@@ -284,11 +284,11 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
         }
         kind::DEVICE_STATE => {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
-            return Ok(Message::StatePart(epoch, StateKind::Devices, rest.to_vec()));
+            return Ok(Message::StatePart(epoch, StateKind::Devices, rest));
         }
         kind::GATE_STATE => {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
-            return Ok(Message::StatePart(epoch, StateKind::Gate, rest.to_vec()));
+            return Ok(Message::StatePart(epoch, StateKind::Gate, rest));
         }
         kind::STREAM => {
             let (epoch, rest) = split_epoch(body, "Stream")?;
@@ -480,8 +480,8 @@ mod tests {
             Message::Begin(Begin { full: true, term, first: epoch }),
             Message::Base(PageBatch::from_bytes(vec![1; 8])),
             Message::Pages(epoch, PageBatch::from_bytes(vec![2; 80])),
-            Message::StatePart(epoch, StateKind::Devices, vec![3; 5]),
-            Message::StatePart(epoch, StateKind::Gate, vec![]),
+            Message::StatePart(epoch, StateKind::Devices, vec![3; 5].into()),
+            Message::StatePart(epoch, StateKind::Gate, vec![].into()),
             Message::Stream(epoch, vec![4; 7].into()),
             Message::Seal(Seal { epoch, term, pages: 12, self_contained: true, digest }),
             Message::Seal(Seal { epoch, term, pages: 0, self_contained: false, digest }),

@@ -192,7 +192,7 @@ pub enum Message {
     /// Pages of a sealed epoch.
     Pages(EpochId, PageBatch),
     /// A piece of a state that belongs to an epoch; pieces follow each other.
-    StatePart(EpochId, StateKind, Vec<u8>),
+    StatePart(EpochId, StateKind, Payload),
     /// Bytes that the gate acknowledged to the guest in this epoch, ahead of its seal; pieces follow each
     /// other.
     Stream(EpochId, Payload),

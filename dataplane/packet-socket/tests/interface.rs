@@ -37,20 +37,7 @@ fn ends_with_offloads(offloads: bool) -> Option<Ends> {
             return None;
         }
     };
-    namespace.ip("link add ours type veth peer name theirs").expect("a veth pair");
-    for interface in ["ours", "theirs"] {
-        if !offloads {
-            namespace.disable_offloads(interface).expect("an interface of ours");
-        }
-        namespace.ip(&format!("link set {interface} up")).expect("an interface of ours");
-    }
-    // What is sent before the kernel has noticed the carrier is lost.
-    let until = Instant::now() + PATIENCE;
-    for interface in ["ours", "theirs"] {
-        while !namespace.ip(&format!("link show {interface}")).expect("one of ours").contains("state UP") {
-            assert!(Instant::now() < until, "{interface} does not come up");
-        }
-    }
+    namespace.add_veth(["ours", "theirs"], 1500, offloads).expect("a veth pair");
     let open =
         |name| namespace.run(|| Interface::open(name)).expect("a namespace of ours").expect("it opens");
     Some(Ends { ours: open("ours"), theirs: open("theirs"), namespace })
@@ -287,11 +274,7 @@ fn an_interface_that_was_deleted_is_followed_when_its_name_is_there_again() {
     let Some(Ends { mut ours, namespace, .. }) = ends() else { return };
     namespace.ip("link del ours").expect("an interface of ours");
     assert_eq!(change(&mut ours), State::Gone);
-    namespace.ip("link add ours type veth peer name theirs").expect("a veth pair");
-    for interface in ["ours", "theirs"] {
-        namespace.disable_offloads(interface).expect("an interface of ours");
-        namespace.ip(&format!("link set {interface} up")).expect("an interface of ours");
-    }
+    namespace.add_veth(["ours", "theirs"], 1500, false).expect("a veth pair");
     // The first look may come before it is switched on.
     while change(&mut ours) != State::Up {}
     let mut theirs =

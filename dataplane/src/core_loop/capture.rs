@@ -189,8 +189,8 @@ fn pass_large<W: Wire>(
 ) -> Passed {
     let mut destination = Mac([0; 6]);
     frame.copy_to(0, &mut destination.0);
-    let is_outside = |mac| matches!(source.switch.destination(mac), Destination::Unknown);
-    if !wire.takes_large() || frame.len() > MAX_GUEST_FRAME || !is_outside(destination) {
+    let is_outside = matches!(source.switch.destination(destination), Destination::Unknown);
+    if !wire.takes_large() || frame.len() > MAX_GUEST_FRAME || !is_outside {
         return Passed::No;
     }
     if large.len() < frame.len() {
@@ -199,7 +199,8 @@ fn pass_large<W: Wire>(
     let large = &mut large[..frame.len()];
     frame.copy_to(0, large);
     let large = &*large;
-    let Some(link) = Link::parse(large).filter(|link| is_outside(link.destination)) else {
+    // The guest may have changed it since.
+    let Some(link) = Link::parse(large).filter(|link| link.destination == destination) else {
         return Passed::No;
     };
     let plan = match Plan::new(header, &large, mtu) {

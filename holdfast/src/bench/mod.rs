@@ -2,6 +2,7 @@
 
 mod bulk;
 mod compare;
+mod machine;
 mod paper;
 mod quick;
 mod report;

@@ -31,18 +31,14 @@ use crate::iperf;
 use crate::process::ProcessError;
 use crate::scratch::ScratchError;
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::thread;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
 /// What a driver takes at most beyond its time: for an answer that needs many epochs, or a failover.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-/// A service that has not begun to listen is tried again after this.
-const LOOK: Duration = Duration::from_millis(20);
 /// Users and groups of a guest that has but one.
 const PASSWD: &[u8] = b"root:x:0:0:root:/:/bin/false\n";
 const GROUP: &[u8] = b"root:x:0:\n";
@@ -190,21 +186,6 @@ pub fn measure(
         App::Iperf3 => {
             let mbit_s = iperf::download(client.namespace(), guest, 1, time)?;
             Ok(AppFigures { requests: 1, mbit_s: Some(mbit_s), ..AppFigures::default() })
-        }
-    }
-}
-
-/// Waits until a service listens: the guest's init says that it is ready before it starts them.
-fn wait_listening(client: &Client, target: SocketAddr, until: Instant) -> Result<(), AppsError> {
-    loop {
-        match client.connect(target, left(until)) {
-            Err(ClientError::Exchange { source, .. })
-                if source.kind() == io::ErrorKind::ConnectionRefused && Instant::now() < until =>
-            {
-                thread::sleep(LOOK);
-            }
-            Err(fault) => return Err(fault.into()),
-            Ok(_) => return Ok(()),
         }
     }
 }

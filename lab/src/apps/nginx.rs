@@ -7,7 +7,7 @@
 use super::figures::{AppFigures, Tally};
 use super::http::{Connection, Resource};
 use super::tree::{self, WEB_ROOT};
-use super::{App, AppsError, Unpacked, left, wait_listening};
+use super::{App, AppsError, Unpacked, left};
 use crate::client::Client;
 use crate::guest::GuestSpec;
 use crate::initramfs::Part;
@@ -64,7 +64,7 @@ pub(super) fn measure(
     (time, until): (Duration, Instant),
 ) -> Result<AppFigures, AppsError> {
     let target = SocketAddr::new(guest, PORT);
-    wait_listening(client, target, until)?;
+    drop(client.connect_listening(target, left(until))?);
     let pages: Vec<Resource> = tree::pages().iter().map(|file| Resource::whole(file, WEB_ROOT)).collect();
     let stream = tree::stream();
     let opened = open(client, target, until)?;

@@ -5,7 +5,7 @@
 //! values, and has no seed.
 
 use super::figures::{AppFigures, histogram};
-use super::{App, AppsError, Unpacked, run, unpacked, wait_listening};
+use super::{App, AppsError, Unpacked, left, run, unpacked};
 use crate::client::Client;
 use crate::guest::GuestSpec;
 use crate::initramfs::Part;
@@ -48,7 +48,7 @@ pub(super) fn measure(
     guest: IpAddr,
     (time, until): (Duration, Instant),
 ) -> Result<AppFigures, AppsError> {
-    wait_listening(client, SocketAddr::new(guest, PORT), until)?;
+    drop(client.connect_listening(SocketAddr::new(guest, PORT), left(until))?);
     let take = |command, requests| benchmark(client, guest, command, requests, until);
     let half = time.as_secs_f64() / 2.0;
     let mut requests = FIRST_ROUND;

@@ -5,7 +5,7 @@
 
 use super::figures::{AppFigures, Tally};
 use super::tree::{self, SOURCE_ROOT, TreeFile};
-use super::{App, AppsError, Unpacked, in_url, run, unpacked, wait_listening};
+use super::{App, AppsError, Unpacked, in_url, left, run, unpacked};
 use crate::client::Client;
 use crate::guest::GuestSpec;
 use crate::initramfs::Part;
@@ -43,7 +43,7 @@ pub(super) fn measure(
     guest: IpAddr,
     (time, until): (Duration, Instant),
 ) -> Result<AppFigures, AppsError> {
-    wait_listening(client, SocketAddr::new(guest, PORT), until)?;
+    drop(client.connect_listening(SocketAddr::new(guest, PORT), left(until))?);
     let (unpacked, scratch) = (unpacked()?, Scratch::new("rsync")?);
     let (files, stream) = (tree::sources(), tree::stream());
     let from = format!("rsync://{}/source/", in_url(guest));

@@ -9,7 +9,7 @@ use super::figures::{AppFigures, Tally};
 use super::http::{Connection, Resource};
 use super::nginx::PORT;
 use super::tree::{self, PARTITION_BYTES, PARTITIONS, WEB_ROOT};
-use super::{App, AppsError, left, wait_listening};
+use super::{App, AppsError, left};
 use crate::client::{Client, ClientError};
 use holdfast_guest_init::stream::Stream;
 use std::net::{IpAddr, SocketAddr};
@@ -22,7 +22,7 @@ pub(super) fn measure(
     (time, until): (Duration, Instant),
 ) -> Result<AppFigures, AppsError> {
     let target = SocketAddr::new(guest, PORT);
-    wait_listening(client, target, until)?;
+    drop(client.connect_listening(target, left(until))?);
     let stream = tree::stream();
     let maps = tree::map_outputs();
     let began = Instant::now();

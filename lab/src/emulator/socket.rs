@@ -253,11 +253,8 @@ mod tests {
             return;
         }
         let namespace = Namespace::create("unit").expect("made");
-        namespace.ip("link add left mtu 9000 type veth peer name right mtu 9000").expect("made");
-        for end in ["left", "right"] {
-            namespace.set(&format!("net/ipv6/conf/{end}/disable_ipv6"), "1").expect("silent");
-            namespace.ip(&format!("link set {end} up")).expect("up");
-        }
+        namespace.set("net/ipv6/conf/default/disable_ipv6", "1").expect("silent");
+        namespace.add_veth(["left", "right"], 9000, true).expect("made");
         let open = |name| namespace.run(|| PacketSocket::open(name)).expect("entered").expect("opened");
         let (left, mut right) = (open("left"), open("right"));
         let mut frame = vec![7; 9014];

@@ -1,6 +1,6 @@
 //! The lines of a plot: a mode with epochs of fixed length, or with adaptive ones.
 
-use super::plot::Colour;
+use super::plot::{Colour, Plot};
 use super::words;
 use crate::run::Mode;
 use crate::statistics::{median, quantile};
@@ -26,6 +26,16 @@ impl Series {
     /// Of bars, which cannot be dashed.
     pub(super) const fn opacity(self) -> f64 {
         if self.adaptive { 0.55 } else { 1.0 }
+    }
+
+    /// Draws the line through the centres of its points, each a dot at `x` of its place.
+    pub(super) fn draw(self, line: &BTreeMap<u64, Point>, x: impl Fn(u64) -> f64, plot: &mut Plot) {
+        let centres: Vec<(f64, f64)> =
+            line.iter().filter_map(|(place, point)| Some((x(*place), point.centre()?))).collect();
+        for centre in &centres {
+            plot.dot(*centre, self.colour(), 4, 1.0);
+        }
+        plot.line(centres, self.colour(), self.adaptive);
     }
 
     /// Told apart by the colour-blind as well.

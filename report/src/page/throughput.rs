@@ -53,12 +53,7 @@ fn plot(lines: &Lines) -> Plot {
                 plot.whisker((x(*place), low), (x(*place), high), series.colour());
             }
         }
-        let centres: Vec<(f64, f64)> =
-            line.iter().filter_map(|(place, point)| Some((x(*place), point.centre()?))).collect();
-        for centre in &centres {
-            plot.dot(*centre, series.colour(), 4, 1.0);
-        }
-        plot.line(centres, series.colour(), series.adaptive);
+        series.draw(line, x, &mut plot);
     }
     plot
 }

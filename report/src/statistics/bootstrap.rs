@@ -1,6 +1,6 @@
 //! The interval of a ratio of medians, by drawing the samples again.
 
-use super::median;
+use super::{Random, median};
 
 const CONFIDENCE: f64 = 0.95;
 /// Draws of all samples of both sets together, at most: large sets need fewer, as their medians vary little.
@@ -36,22 +36,11 @@ pub fn ratio_of_medians(a: &[f64], b: &[f64], seed: u64) -> Option<Interval> {
     Some(Interval { ratio, low: at(tail), high: at(1.0 - tail) })
 }
 
-/// SplitMix64.
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
     /// Of as many samples as there are, each drawn from all of them.
     fn median_of_draw(&mut self, values: &[f64]) -> f64 {
         let count = values.len() as u64;
-        let mut drawn: Vec<f64> = (0..count).map(|_| values[(self.next() % count) as usize]).collect();
+        let mut drawn: Vec<f64> = (0..count).map(|_| values[(self.draw() % count) as usize]).collect();
         let middle = drawn.len() / 2;
         let (below, upper, _) = drawn.select_nth_unstable_by(middle, f64::total_cmp);
         if values.len() % 2 == 1 {
@@ -67,7 +56,7 @@ mod tests {
 
     fn samples(seed: u64, count: usize, centre: f64) -> Vec<f64> {
         let mut random = Random(seed);
-        (0..count).map(|_| centre * (0.9 + 0.2 * (random.next() % 1000) as f64 / 1000.0)).collect()
+        (0..count).map(|_| centre * (0.9 + 0.2 * (random.draw() % 1000) as f64 / 1000.0)).collect()
     }
 
     #[test]

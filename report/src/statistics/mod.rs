@@ -6,10 +6,12 @@
 mod bootstrap;
 mod holm;
 mod mann_whitney;
+mod random;
 
 pub use bootstrap::{Interval, ratio_of_medians};
 pub use holm::holm;
 pub use mann_whitney::{least_p, mann_whitney};
+pub use random::Random;
 
 /// The median of these values; of an even count the mean of the two in the middle. None of none.
 pub fn median(values: &[f64]) -> Option<f64> {

@@ -4,26 +4,19 @@ use holdfast_report::histogram;
 use holdfast_report::run::{
     Application, Bulk, Clock, Configuration, Epoch, Latency, Machine, Mode, Recording, Row, Run, Unit,
 };
+use holdfast_report::statistics::Random;
 
 const EPOCHS_MS: [u64; 3] = [10, 25, 50];
 const SIZES: [u64; 4] = [4 << 10, 64 << 10, 1 << 20, 16 << 20];
 const APPS: [&str; 5] = ["nginx", "redis", "shuffle", "rsync", "iperf3"];
 
-/// SplitMix64.
-struct Random(u64);
+/// Figures of a seed.
+struct Figures(Random);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
+impl Figures {
     /// Between 0 and 1.
     fn share(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+        (self.0.draw() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Around 1, skewed to above, as times are.
@@ -39,7 +32,7 @@ impl Random {
 
 /// A whole run; `speed` multiplies all rates.
 pub(crate) fn run(seed: u64, speed: f64) -> Run {
-    let mut random = Random(seed);
+    let mut random = Figures(Random(seed));
     let mut run = Run {
         bench: "paper".into(),
         machine: Machine {
@@ -81,7 +74,7 @@ pub(crate) fn run(seed: u64, speed: f64) -> Run {
 
 type Cell = (Mode, u64, bool);
 
-fn cell(run: &mut Run, random: &mut Random, of: Cell, speed: f64) {
+fn cell(run: &mut Run, random: &mut Figures, of: Cell, speed: f64) {
     for connections in [1, 16] {
         run.rows.push(Row::Stream(stream(random, of, connections, speed)));
     }
@@ -125,25 +118,10 @@ fn wait_ms((mode, epoch_ms, adaptive): Cell) -> f64 {
 }
 
 fn empty((mode, epoch_ms, adaptive): Cell, connections: u64) -> Bulk {
-    Bulk {
-        mode,
-        epoch_ms,
-        adaptive,
-        bytes: None,
-        setup: None,
-        seconds: None,
-        connections,
-        throughput_mbit_s: 0.0,
-        completion_p50_ms: None,
-        completion_p90_ms: None,
-        fairness: None,
-        stream_exact: true,
-        samples: Vec::new(),
-        samples_unit: None,
-    }
+    Bulk { connections, ..Bulk::new(mode, epoch_ms, adaptive) }
 }
 
-fn stream(random: &mut Random, of: Cell, connections: u64, speed: f64) -> Bulk {
+fn stream(random: &mut Figures, of: Cell, connections: u64, speed: f64) -> Bulk {
     let mut row = empty(of, connections);
     row.seconds = Some(5);
     row.fairness = Some(0.97);
@@ -153,7 +131,7 @@ fn stream(random: &mut Random, of: Cell, connections: u64, speed: f64) -> Bulk {
     row
 }
 
-fn transfer(random: &mut Random, of: Cell, bytes: u64, setup: bool, speed: f64) -> Bulk {
+fn transfer(random: &mut Figures, of: Cell, bytes: u64, setup: bool, speed: f64) -> Bulk {
     let mut row = empty(of, 1);
     (row.bytes, row.setup) = (Some(bytes), Some(setup));
     let waits = if setup { 2.0 } else { 1.0 };
@@ -167,7 +145,7 @@ fn transfer(random: &mut Random, of: Cell, bytes: u64, setup: bool, speed: f64) 
     row
 }
 
-fn latency(random: &mut Random, of: Cell) -> Latency {
+fn latency(random: &mut Figures, of: Cell) -> Latency {
     let wait_us = wait_ms(of) * 1000.0;
     let times = (0..4000).map(|_| {
         let tail = if random.share() < 0.02 { 3.0 * random.share() + 1.0 } else { 1.0 };
@@ -189,7 +167,7 @@ fn latency(random: &mut Random, of: Cell) -> Latency {
     }
 }
 
-fn application(random: &mut Random, of: Cell, app: &str, speed: f64) -> Application {
+fn application(random: &mut Figures, of: Cell, app: &str, speed: f64) -> Application {
     let (mode, epoch_ms, adaptive) = of;
     let of_bytes = matches!(app, "iperf3" | "rsync");
     let centre = if of_bytes { 2000.0 } else { 5000.0 } * kept(of) * speed;
@@ -210,7 +188,7 @@ fn application(random: &mut Random, of: Cell, app: &str, speed: f64) -> Applicat
     }
 }
 
-fn recording(random: &mut Random, (mode, epoch_ms, adaptive): Cell) -> Recording {
+fn recording(random: &mut Figures, (mode, epoch_ms, adaptive): Cell) -> Recording {
     let mut now_us = 0.0;
     let epochs = (0..200)
         .map(|number| {

@@ -18,6 +18,7 @@ use clap::Args;
 use complaints::Listened;
 use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_lab::emulator::WireSpec;
+use holdfast_report::run::Machine;
 use matrix::Matrix;
 use row::Row;
 use serde_json::json;
@@ -82,7 +83,7 @@ pub(super) fn run(options: &BulkOptions) -> Result<(), Failure> {
     check(options)?;
     options.output.check()?;
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
-    let machine = machine(options, &qemu);
+    let machine = machine(options, &qemu)?;
     let mut found = Found::default();
     let mut matrix = Matrix::start(options, qemu)?;
     println!("{}", row::HEADING);
@@ -134,23 +135,13 @@ fn check(options: &BulkOptions) -> Result<(), Failure> {
 }
 
 /// What the figures depend on beside the program.
-fn machine(options: &BulkOptions, qemu: &Qemu) -> serde_json::Value {
-    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
-        let line = text.lines().find(|line| line.starts_with("model name"))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    });
-    json!({
-        "holdfast": env!("CARGO_PKG_VERSION"),
-        "qemu": format!("{}.{}", qemu.version.0, qemu.version.1),
-        "dpdk": holdfast_dpdk::Eal::version(),
-        "kernel": kernel.ok(),
-        "guest_kernel": Artifacts::locate().ok().map(|found| found.kernel_version().to_owned()),
-        "cpu": cpu,
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "adaptive": options.adaptive,
-        "seed": options.seed,
-        "wire": options.wire.to_string(),
-        "guest_settings": "net.ipv4.tcp_no_metrics_save=1",
-    })
+fn machine(options: &BulkOptions, qemu: &Qemu) -> Result<Machine, Failure> {
+    let artifacts = Artifacts::locate().map_err(|fault| Failure::HostLacks(fault.to_string()))?;
+    let mut machine = super::machine::this(qemu, &artifacts);
+    let mut more = |name: &str, value| drop(machine.more.insert(name.into(), value));
+    more("adaptive", json!(options.adaptive));
+    more("seed", json!(options.seed));
+    more("wire", json!(options.wire.to_string()));
+    more("guest_settings", json!("net.ipv4.tcp_no_metrics_save=1"));
+    Ok(machine)
 }

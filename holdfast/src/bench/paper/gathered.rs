@@ -110,22 +110,7 @@ fn row(step: Step, taken: &[Taken]) -> Row {
 }
 
 fn bulk(Setting { mode, epoch_ms, adaptive }: Setting) -> Bulk {
-    Bulk {
-        mode: mode.into(),
-        epoch_ms,
-        adaptive,
-        bytes: None,
-        setup: None,
-        seconds: None,
-        connections: 1,
-        throughput_mbit_s: 0.0,
-        completion_p50_ms: None,
-        completion_p90_ms: None,
-        fairness: None,
-        stream_exact: true,
-        samples: Vec::new(),
-        samples_unit: None,
-    }
+    Bulk::new(mode.into(), epoch_ms, adaptive)
 }
 
 fn stream(setting: Setting, connections: usize, taken: &[Taken]) -> Bulk {

@@ -9,6 +9,7 @@ mod gathered;
 mod plan;
 mod take;
 
+use super::machine;
 use super::report::write_page;
 use super::stage::{Setting, Stage, StageSpec, dress};
 use crate::cli::{Failure, check_writable};
@@ -25,7 +26,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use plan::{Extent, Step, What};
 use serde_json::json;
 use std::path::PathBuf;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PaperOptions {
@@ -82,7 +83,7 @@ pub(super) fn run(options: &PaperOptions) -> Result<(), Failure> {
     let first = steps.first().ok_or_else(|| Failure::Usage("nothing is to be measured".into()))?.setting;
     let mut session = Session {
         began: Instant::now(),
-        machine: machine(&qemu, &artifacts),
+        machine: machine::this(&qemu, &artifacts),
         options,
         stage: Stage::start(StageSpec {
             qemu,
@@ -313,29 +314,5 @@ impl Progress {
     fn done(&mut self, place: usize) {
         self.done += self.expected[place];
         self.bar.set_position(self.done.as_millis() as u64);
-    }
-}
-
-/// What the figures depend on beside the program.
-fn machine(qemu: &Qemu, artifacts: &Artifacts) -> Machine {
-    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
-    let field = |file: &str, name: &str| {
-        let text = std::fs::read_to_string(file).ok()?;
-        let line = text.lines().find(|line| line.starts_with(name))?;
-        Some(line.split_once(':')?.1.trim().to_owned())
-    };
-    let memory =
-        field("/proc/meminfo", "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
-    Machine {
-        holdfast: Some(env!("CARGO_PKG_VERSION").into()),
-        qemu: Some(format!("{}.{}", qemu.version.0, qemu.version.1)),
-        dpdk: Some(holdfast_dpdk::Eal::version().to_string()),
-        kernel: kernel.ok(),
-        guest_kernel: Some(artifacts.kernel_version().to_owned()),
-        cpu: field("/proc/cpuinfo", "model name"),
-        cores: std::thread::available_parallelism().ok().map(|count| count.get() as u64),
-        memory_mib: memory.map(|kib| kib >> 10),
-        started: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
-        ..Machine::default()
     }
 }

@@ -56,15 +56,7 @@ fn ends_with(offloads: bool, mtu: u16, its_pool: impl FnOnce() -> Pool) -> Optio
             return None;
         }
     };
-    namespace.ip("link add ours type veth peer name theirs").expect("a veth pair");
-    for name in ["ours", "theirs"] {
-        if !offloads {
-            namespace.disable_offloads(name).expect("an interface of ours");
-        }
-        namespace.ip(&format!("link set {name} up")).expect("an interface of ours");
-    }
-    // What is sent before the kernel has noticed the carrier is lost.
-    ["ours", "theirs"].iter().for_each(|name| wait_until_up(&namespace, name));
+    namespace.add_veth(["ours", "theirs"], MTU.into(), offloads).expect("a veth pair");
     let wire = |name: &str, pool, mtu| {
         let opened = namespace.run(|| Interface::open(name)).expect("a namespace of ours");
         KernelWire::new(name.to_owned(), opened.expect("it opens"), pool, mtu)
@@ -72,18 +64,6 @@ fn ends_with(offloads: bool, mtu: u16, its_pool: impl FnOnce() -> Pool) -> Optio
     let ours = wire("ours", roomy(), MTU);
     let theirs = wire("theirs", its_pool(), mtu);
     Some(Ends { ours, theirs, namespace })
-}
-
-fn wait_until_up(namespace: &Namespace, name: &str) {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        let told = namespace.ip(&format!("-j link show {name}")).expect("an interface of ours");
-        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-        if told[0]["operstate"] == "UP" {
-            return;
-        }
-        assert!(Instant::now() < until, "{name} does not come up: {told}");
-    }
 }
 
 impl Ends {

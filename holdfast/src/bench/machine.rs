@@ -1,0 +1,29 @@
+//! What a benchmark's figures depend on beside the program.
+
+use holdfast_lab::artifacts::{Artifacts, Qemu};
+use holdfast_report::run::Machine;
+use std::time::SystemTime;
+
+/// This machine, as it is now.
+pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts) -> Machine {
+    let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
+    let field = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(file).ok()?;
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    let memory =
+        field("/proc/meminfo", "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
+    Machine {
+        holdfast: Some(env!("CARGO_PKG_VERSION").into()),
+        qemu: Some(format!("{}.{}", qemu.version.0, qemu.version.1)),
+        dpdk: Some(holdfast_dpdk::Eal::version().to_string()),
+        kernel: kernel.ok(),
+        guest_kernel: Some(artifacts.kernel_version().to_owned()),
+        cpu: field("/proc/cpuinfo", "model name"),
+        cores: std::thread::available_parallelism().ok().map(|count| count.get() as u64),
+        memory_mib: memory.map(|kib| kib >> 10),
+        started: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
+        ..Machine::default()
+    }
+}
