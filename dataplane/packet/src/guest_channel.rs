@@ -15,10 +15,12 @@
 //!       17  3  zero
 //!       20  4  length of an epoch in microseconds; zero when there are none
 //!       24  8  host's wall clock, in nanoseconds since 1970, when the question came
+//!       32  4  how long the guest's output waits for its commit at the least, in microseconds of the guest's own
+//!              clock, which stands still in pauses; zero when that is not known
 //! ```
 //!
 //! Numbers are in network order. What a later version adds comes behind, within the length: who does not know it
-//! reads over it. Another version is another language: who does not speak it hears nobody. What does not fit is refused as a whole (RB-1).
+//! reads over it, and who knows it takes a message that ends before it as if it were zero. Another version is another language: who does not speak it hears nobody. What does not fit is refused as a whole (RB-1).
 
 use crate::headers::{ETHERNET_LEN, Mac};
 
@@ -31,7 +33,9 @@ pub const HOLDFAST: Mac = Mac([0x02, b'H', b'F', b'G', b'C', 0x01]);
 /// Length of a question, in bytes.
 pub const ASK_LEN: usize = 16;
 /// Length of an answer, in bytes.
-pub const ANSWER_LEN: usize = 32;
+pub const ANSWER_LEN: usize = 36;
+/// Length of one of a Holdfast that does not know the least wait.
+const SHORT_ANSWER_LEN: usize = 32;
 /// No message of any version is longer, in bytes.
 pub const LONGEST: usize = 128;
 
@@ -71,6 +75,9 @@ pub struct Answer {
     pub epoch_us: u32,
     /// The host's wall clock when the question came, in nanoseconds since 1970.
     pub host_realtime_ns: u64,
+    /// How long the guest's output waits for its commit at the least, on the guest's own clock, in microseconds: no ACK
+    /// of a client comes sooner. Zero when that is not known.
+    pub least_wait_us: u32,
 }
 
 /// It is no message of this kind and version.
@@ -109,6 +116,7 @@ impl Answer {
         };
         out[20..24].copy_from_slice(&self.epoch_us.to_be_bytes());
         out[24..32].copy_from_slice(&self.host_realtime_ns.to_be_bytes());
+        out[32..36].copy_from_slice(&self.least_wait_us.to_be_bytes());
         out
     }
 
@@ -117,7 +125,7 @@ impl Answer {
     /// # Errors
     /// [`Malformed`] when it is anything else.
     pub fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
-        let message = message(bytes, KIND_ANSWER, ANSWER_LEN)?;
+        let message = message(bytes, KIND_ANSWER, SHORT_ANSWER_LEN)?;
         let mode = match message[16] {
             0 => PortMode::Native,
             1 => PortMode::Commit,
@@ -125,8 +133,13 @@ impl Answer {
             3 => PortMode::Aware,
             _ => return Err(Malformed),
         };
-        let epoch_us = u32::from_be_bytes([message[20], message[21], message[22], message[23]]);
-        Ok(Self { nonce: long(message, 8), mode, epoch_us, host_realtime_ns: long(message, 24) })
+        Ok(Self {
+            nonce: long(message, 8),
+            mode,
+            epoch_us: word(message, 20),
+            host_realtime_ns: long(message, 24),
+            least_wait_us: if message.len() < ANSWER_LEN { 0 } else { word(message, 32) },
+        })
     }
 
     /// The whole frame.
@@ -168,6 +181,10 @@ fn message(bytes: &[u8], kind: u8, least: usize) -> Result<&[u8], Malformed> {
     bytes.get(..len).ok_or(Malformed)
 }
 
+fn word(message: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
+}
+
 fn long(message: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&message[at..at + 8]);
@@ -184,6 +201,7 @@ mod tests {
         mode: PortMode::Speculative,
         epoch_us: 25_000,
         host_realtime_ns: 1_800_000_000_000_000_001,
+        least_wait_us: 1500,
     };
 
     #[test]
@@ -203,9 +221,18 @@ mod tests {
     fn what_a_later_version_adds_and_padding_are_read_over() {
         let mut longer = ANSWER.encode().to_vec();
         longer.extend([9; 8]);
-        longer[6..8].copy_from_slice(&40u16.to_be_bytes());
+        longer[6..8].copy_from_slice(&44u16.to_be_bytes());
         longer.extend([0; 6]);
         assert_eq!(Answer::decode(&longer), Ok(ANSWER));
+    }
+
+    #[test]
+    fn an_answer_of_a_holdfast_that_does_not_know_the_least_wait_is_read_without_it() {
+        let mut shorter = ANSWER.encode();
+        shorter[6..8].copy_from_slice(&32u16.to_be_bytes());
+        assert_eq!(Answer::decode(&shorter[..32]), Ok(Answer { least_wait_us: 0, ..ANSWER }));
+        assert_eq!(Answer::decode(&shorter), Ok(Answer { least_wait_us: 0, ..ANSWER }), "with padding");
+        assert_eq!(Answer::decode(&ANSWER.encode()[..32]), Err(Malformed), "it was cut");
     }
 
     /// RB-1: a message that is wrong anywhere in its head is none.
@@ -235,7 +262,7 @@ mod tests {
             if let Ok(ask) = Ask::decode(&bytes) {
                 prop_assert_eq!(&ask.encode()[8..], &bytes[8..16]);
             }
-            prop_assert!(Answer::decode(&bytes).is_err() || bytes.len() >= ANSWER_LEN);
+            prop_assert!(Answer::decode(&bytes).is_err() || bytes.len() >= SHORT_ANSWER_LEN);
             let ours = bytes.len() >= 14 && bytes[..6] == LINK.0 && bytes[12..14] == [0x88, 0xb5];
             prop_assert_eq!(is_ours(&bytes), ours);
         }

@@ -34,6 +34,7 @@ impl<W: Wire> Core<W> {
         let Self { ports, wires, scratch, large, audit, counters, .. } = self;
         for (slot, port) in ports.iter_mut().enumerate() {
             port.guest.poll_control();
+            port.beat.wait.follow(port.guest.is_running(), monotonic_ns);
             let attached = &mut wires[port.wire];
             taken += capture_port(slot, port, attached, scratch, large, audit.as_mut(), counters);
         }

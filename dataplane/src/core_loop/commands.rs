@@ -204,7 +204,8 @@ impl<W: Wire> Core<W> {
             total.frames += amount.frames;
             total.bytes += amount.bytes;
             port.counters.events.add(PortCounter::Cuts, 1);
-            port.beat.cut(monotonic_ns());
+            let now_ns = monotonic_ns();
+            port.beat.cut(epoch, now_ns);
         }
         begin_states(slots.len(), &mut state);
         let mut self_contained = true;
@@ -230,7 +231,9 @@ impl<W: Wire> Core<W> {
         let core = &*self.counters;
         for &slot in slots {
             let port = &mut self.ports[slot];
-            let now = Time::from_ns(monotonic_ns());
+            let now_ns = monotonic_ns();
+            let now = Time::from_ns(now_ns);
+            port.beat.wait.committed(token.epoch(), now_ns);
             let Port { id, egress, speculating, .. } = port;
             let mut audit = self.audit.as_mut();
             let amount = egress

@@ -6,27 +6,32 @@
 //!
 //! Owned by the polling core. Allocations: none.
 
+use super::least_wait::LeastWait;
 use super::monotonic_ns;
 use super::port::Inbound;
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::frame::{Frame, Wire};
 use crate::guest::GuestFrame;
 use crate::headers::ETHERNET_LEN;
+use holdfast_epoch::EpochId;
 use holdfast_packet::guest_channel::{Answer, Ask, LONGEST, PortMode, is_ours};
 use nix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 
-/// How long a port's epochs are, from one cut to the next, and when its guest's agent asked last.
-#[derive(Clone, Copy, Debug, Default)]
+/// How long a port's epochs are, from one cut to the next, how soon they are committed, and when its guest's agent asked last.
+#[derive(Debug, Default)]
 pub(super) struct Beat {
     last_cut_ns: Option<u64>,
     epoch_ns: u64,
     asked_ns: Option<u64>,
+    /// How long the epochs' output waits.
+    pub(super) wait: LeastWait,
 }
 
 impl Beat {
     /// An epoch was cut at `now_ns`.
-    pub(super) fn cut(&mut self, now_ns: u64) {
+    pub(super) fn cut(&mut self, epoch: EpochId, now_ns: u64) {
+        self.wait.cut(epoch, now_ns);
         if let Some(last) = self.last_cut_ns.replace(now_ns) {
             self.epoch_ns = now_ns.saturating_sub(last);
         }
@@ -34,7 +39,8 @@ impl Beat {
 
     /// Epochs ended: those to come are counted anew.
     pub(super) fn stop(&mut self) {
-        *self = Self { asked_ns: self.asked_ns, ..Self::default() };
+        (self.last_cut_ns, self.epoch_ns) = (None, 0);
+        self.wait.clear();
     }
 
     /// Since when the agent has been silent.
@@ -75,8 +81,14 @@ pub(super) fn take<W: Wire>(
     };
     counters.events.add(PortCounter::Asked, 1);
     beat.asked_ns = Some(monotonic_ns());
-    let host_realtime_ns = realtime_ns();
-    let answer = Answer { nonce: ask.nonce, mode, epoch_us: beat.epoch_us(), host_realtime_ns }.frame();
+    let answer = Answer {
+        nonce: ask.nonce,
+        mode,
+        epoch_us: beat.epoch_us(),
+        host_realtime_ns: realtime_ns(),
+        least_wait_us: beat.wait.least_us().unwrap_or(0),
+    }
+    .frame();
     let Some(mut out) = wire.alloc(answer.len()) else {
         counters.drops.add(DropReason::NoFrames, 1);
         return true;
@@ -101,12 +113,12 @@ mod tests {
     #[test]
     fn an_epoch_lasts_from_one_cut_to_the_next() {
         let mut beat = Beat::default();
-        beat.cut(1_000_000);
+        beat.cut(EpochId::new(1), 1_000_000);
         assert_eq!(beat.epoch_us(), 0, "there was one cut only");
-        beat.cut(26_000_000);
+        beat.cut(EpochId::new(2), 26_000_000);
         assert_eq!(beat.epoch_us(), 25_000);
         beat.stop();
-        beat.cut(90_000_000_000);
+        beat.cut(EpochId::new(3), 90_000_000_000);
         assert_eq!(beat.epoch_us(), 0);
     }
 }

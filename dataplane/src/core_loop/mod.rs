@@ -19,6 +19,7 @@ mod commands;
 mod forwarding;
 mod guest_channel;
 mod idle;
+mod least_wait;
 mod outflow;
 mod port;
 mod speculation;

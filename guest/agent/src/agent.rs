@@ -19,8 +19,6 @@ use std::time::Duration;
 
 /// So long after the agent's last word the programs let no flow be open: a few of its rounds.
 const VALID: Duration = Duration::from_secs(5);
-/// With adaptive epochs a commit takes no epoch, but a checkpoint: some 6 ms where that was tried.
-const MOST_FAST_US: u32 = 4_000;
 /// The least time in which a flow proves what it is; so long also while no epoch is known.
 const LEAST_PROOF_US: u32 = 50_000;
 
@@ -30,9 +28,7 @@ struct Agent {
     interfaces: Interfaces,
     presence: Presence,
     congestion: Option<Congestion>,
-    /// Ports and epoch as the programs have them.
-    told: (Vec<i32>, u32),
-    fast_us: u32,
+    told: Told,
     choice: Choice,
     netns_cookie: u64,
     clock: Clock,
@@ -46,8 +42,16 @@ struct Agent {
     deaf: Vec<String>,
 }
 
+/// What the programs were told.
+#[derive(Debug, Default)]
+struct Told {
+    ports: Vec<i32>,
+    epoch_us: u32,
+    fast_us: u32,
+}
+
 /// Runs until it is told to end.
-pub(crate) fn run(fast_us: u32, options: RunOptions) -> Result<(), Failure> {
+pub(crate) fn run(options: RunOptions) -> Result<(), Failure> {
     let RunOptions { choice, clock } = options;
     let folder = Path::new(FOLDER);
     let left = Status::read(folder).ok().flatten();
@@ -80,8 +84,7 @@ pub(crate) fn run(fast_us: u32, options: RunOptions) -> Result<(), Failure> {
         interfaces: Interfaces::new(Path::new("/")),
         presence: Presence::default(),
         congestion: None,
-        told: Default::default(),
-        fast_us,
+        told: Told::default(),
         choice,
         clock: Clock::open(clock)?,
         clock_failed: false,
@@ -197,11 +200,10 @@ impl Agent {
         }
         let ports = interfaces::with_those_above(all, &self.presence.ports());
         let ports = if state == State::Present { ports } else { Vec::new() };
-        // Of what a flow that is held hears, no more than a quarter comes as fast.
-        let fast_us = self.fast_us.max((self.presence.epoch_us() / 4).min(MOST_FAST_US));
-        let proof_us = self.presence.epoch_us().saturating_mul(2).max(LEAST_PROOF_US);
+        let (epoch_us, fast_us) = (self.presence.epoch_us(), self.presence.fast_us());
+        let proof_us = epoch_us.saturating_mul(2).max(LEAST_PROOF_US);
         let valid_until_us = (now + VALID).as_micros() as u64;
-        self.told = (ports.clone(), self.presence.epoch_us());
+        self.told = Told { ports: ports.clone(), epoch_us, fast_us };
         match &mut self.congestion {
             Some(congestion) => {
                 congestion.follow_group().map_err(Failure::failed)?;
@@ -229,7 +231,7 @@ impl Agent {
     fn detach(&mut self) -> Result<(), Failure> {
         let Some(congestion) = self.congestion.take() else { return Ok(()) };
         self.counted = self.counted.plus(&congestion.counters());
-        self.told = Default::default();
+        self.told = Told::default();
         congestion.detach().map_err(Failure::failed)?;
         println!("holdfast-guest: detached; {} again", self.previous);
         Ok(())
@@ -238,18 +240,19 @@ impl Agent {
     fn tell(&self, all: &[Interface], folder: &Path) -> Result<(), Failure> {
         let state = match &self.congestion {
             None => State::Absent,
-            Some(_) if self.told.0.is_empty() => State::Paused,
+            Some(_) if self.told.ports.is_empty() => State::Paused,
             Some(_) => State::Present,
         };
         let (state, reason) = Status::explain(state, self.presence.newest());
         let counters = self.congestion.as_ref().map(Congestion::counters).unwrap_or_default();
-        let ports = all.iter().filter(|interface| self.told.0.contains(&interface.index));
+        let ports = all.iter().filter(|interface| self.told.ports.contains(&interface.index));
         let status = Status {
             pid: std::process::id(),
             state: state.into(),
             reason: reason.into(),
             interfaces: ports.map(|interface| interface.name.clone()).collect(),
-            epoch_us: self.told.1,
+            epoch_us: self.told.epoch_us,
+            fast_us: self.told.fast_us,
             chosen: self.choice.to_string(),
             own_congestion_control: self.previous.clone(),
             clock: self.clock.status(),

@@ -50,9 +50,6 @@ enum Command {
     Run {
         #[command(flatten)]
         options: RunOptions,
-        /// The least that the limit is by which ACKs of Holdfast are told from those of clients.
-        #[arg(long, value_name = "MICROSECONDS", default_value_t = FAST_US, hide = true)]
-        fast_us: u32,
     },
     /// Say how the running agent is.
     Status {
@@ -93,8 +90,6 @@ struct RunOptions {
     clock: ClockOptions,
 }
 
-const FAST_US: u32 = 2000;
-
 /// Why a command ended without success.
 #[derive(Debug)]
 enum Failure {
@@ -117,7 +112,7 @@ impl Failure {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Probe { root, choice } => run_probe(&root, &choice),
-        Command::Run { options, fast_us } => agent::run(fast_us, options),
+        Command::Run { options } => agent::run(options),
         Command::Status { json } => tell_status(json),
         Command::Step { clock } => step::step(clock),
         Command::Undo => undo(),

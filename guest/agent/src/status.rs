@@ -15,6 +15,7 @@ pub(crate) const FOLDER: &str = "/run/holdfast-guest";
 
 /// One moment of a running agent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub(crate) struct Status {
     /// The agent's process.
     pub(crate) pid: u32,
@@ -26,6 +27,8 @@ pub(crate) struct Status {
     pub(crate) interfaces: Vec<String>,
     /// Length of an epoch.
     pub(crate) epoch_us: u32,
+    /// ACKs that come within this are taken for Holdfast's own.
+    pub(crate) fast_us: u32,
     /// Which connections are meant, in words.
     pub(crate) chosen: String,
     /// The congestion control that the guest had before, and has when the agent is gone.
@@ -100,7 +103,9 @@ impl fmt::Display for Status {
         writeln!(f, "{}: {}", self.state, self.reason)?;
         if !self.interfaces.is_empty() {
             let epoch_ms = f64::from(self.epoch_us) / 1e3;
-            writeln!(f, "by {}, epochs of {epoch_ms:.1} ms", self.interfaces.join(", "))?;
+            let fast_ms = f64::from(self.fast_us) / 1e3;
+            let interfaces = self.interfaces.join(", ");
+            writeln!(f, "by {interfaces}, epochs of {epoch_ms:.1} ms, ACKs in time within {fast_ms:.2} ms")?;
         }
         writeln!(f, "for {}", self.chosen)?;
         writeln!(f, "the guest's own congestion control: {}", self.own_congestion_control)?;

@@ -4,7 +4,7 @@ use super::*;
 use crate::headers::ETHERNET_LEN;
 use holdfast_packet::guest_channel::{Answer, Ask, ETHERTYPE, LINK, PortMode};
 use holdfast_speculation::EngineConfig;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 fn speculating() -> PortConfig {
     let engine = EngineConfig { max_flows: 64, held_bytes: 1 << 20, ..EngineConfig::default() };
@@ -59,6 +59,32 @@ fn a_question_is_answered_with_the_ports_mode_and_epoch_and_the_hosts_time() {
     core.handle.set_mode(&ONE, Mode::Native).expect("alone");
     let alone = ask(&core, &guest, 5);
     assert_eq!((alone.mode, alone.epoch_us), (PortMode::Native, 0));
+}
+
+/// What the guest says waits for the commit from when it runs again, and for no part of the pause.
+#[test]
+fn an_answer_says_how_long_output_waits_at_the_least() {
+    const PAUSE: Duration = Duration::from_millis(200);
+    let core = Running::new();
+    let guest = core.port(1, speculating());
+    core.handle.set_mode(&ONE, COMMIT).expect("protected");
+    assert_eq!(ask(&core, &guest, 1).least_wait_us, 0, "nothing was committed");
+    let stopped = Instant::now();
+    guest.set_running(false);
+    core.settle();
+    core.handle.cut(&ONE, EpochId::new(1), false).expect("cut");
+    wait_until(|| stopped.elapsed() > PAUSE);
+    let runs = Instant::now();
+    guest.set_running(true);
+    // Answered by a guest that runs.
+    ask(&core, &guest, 2);
+    wait_until(|| runs.elapsed() > PAUSE / 10);
+    core.handle.release(&ONE, token(1, 1)).expect("released");
+    let most = runs.elapsed();
+    let wait = Duration::from_micros(ask(&core, &guest, 3).least_wait_us.into());
+    assert!(wait > Duration::ZERO && wait <= most, "{wait:?} of {most:?}");
+    core.handle.set_mode(&ONE, Mode::Native).expect("alone");
+    assert_eq!(ask(&core, &guest, 4).least_wait_us, 0);
 }
 
 #[test]
@@ -138,7 +164,8 @@ fn nobody_on_the_wire_speaks_to_an_agent_in_holdfasts_name() {
     let guest = core.port(1, speculating());
     guest.send(frame(1, 1));
     core.wire(1);
-    let answer = Answer { nonce: 1, mode: PortMode::Speculative, epoch_us: 1, host_realtime_ns: 1 };
+    let answer =
+        Answer { nonce: 1, mode: PortMode::Speculative, epoch_us: 1, host_realtime_ns: 1, least_wait_us: 1 };
     core.peer.put(&answer.frame());
     let other = sample::opaque([0xff; 6], sample::CLIENT, 64, 3);
     core.peer.put(&other);

@@ -31,11 +31,11 @@
  *   port         its segments come in by an interface behind which Holdfast has said, within seconds, that it
  *                speculates (`ports`, kept by the agent as long as it lives);
  *   ACK in time  forged ACKs come at once, those of clients after the commit. Of the last eight to sixteen ACKs
- *                that are timed, no more than three in four take longer than `fast_us`, a quarter of an epoch but
- *                2 ms at least and 4 ms at most (an epoch that ends with the output is committed after some 6 ms).
- *                Until there are so many of them a flow is taken at its port's word. (Of a flow that is held at most a quarter come as fast, those sent that late in
- *                the epoch. Of forged ones a fifth to a third were later, in an emulated guest on a busy machine,
- *                and flows were left for that and opened again.);
+ *                that are timed, no more than three in four take longer than `fast_us`: half of the least that
+ *                output waits for its commit, which Holdfast measures on this guest's clock and says, and 4 ms at
+ *                most. No constant does: what is said last before a pause waits only from the pause's end to the
+ *                commit, and how long that is, is the host's affair. (A Holdfast that does not say it: a quarter of
+ *                an epoch, 2 ms at least.) Until there are so many ACKs a flow is taken at its port's word;
  *   no loss      no segment is lost on the way to the escrow, and no forged ACK speaks of congestion: whoever
  *                sees a loss or ECE sees the network.
  *
@@ -61,7 +61,7 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 struct settings {
 	__u32 generation; /* counts the changes: each flow begins anew after one */
 	__u32 port_count; /* none: all flows are PLAIN */
-	__u32 fast_us; /* an ACK that comes within this was forged */
+	__u32 fast_us; /* an ACK that comes within this was forged: half of what others take at the least */
 	__u32 proof_us; /* two epochs */
 	__u64 valid_until_us; /* of the monotonic clock; an agent that lives extends it */
 	__s32 ports[MAX_PORTS]; /* indices of interfaces */
