@@ -7,6 +7,7 @@ use crate::congestion::{self, Congestion};
 use crate::control::{Counters, Settings};
 use crate::interfaces::{self, Interface, Interfaces};
 use crate::presence::{ASK_EVERY, PATIENCE, Presence, State};
+use crate::probe;
 use crate::status::{FOLDER, Status};
 use crate::{Failure, RunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -63,10 +64,8 @@ pub(crate) fn run(options: RunOptions) -> Result<(), Failure> {
     if undo(left.as_ref())? {
         println!("holdfast-guest: undid what an agent left that was killed");
     }
-    if let Some((fault, mend)) = choice.fault(Path::new("/")) {
-        return Err(Failure::Lacks(format!("{fault}\n  mend: {mend}")));
-    }
     // Said now, not when Holdfast appears.
+    probe::refuse(Path::new("/"), &choice)?;
     congestion::try_load().map_err(Failure::lacks)?;
     let mut signals = SigSet::empty();
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));

@@ -1,7 +1,11 @@
 //! Puts the program and its systemd unit where they belong, and takes them away again.
+//!
+//! A running system is looked at first, and left as it is when the agent could not run there.
 
 use crate::Failure;
 use crate::RunOptions;
+use crate::congestion;
+use crate::probe;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -13,8 +17,13 @@ const WANTED: &str = "etc/systemd/system/multi-user.target.wants/holdfast-guest.
 const RUN: &str = "holdfast-guest run";
 const UNIT_TEXT: &str = include_str!("holdfast-guest.service");
 
-/// Installs into the system whose root is there, and starts the unit if that system runs.
+/// Installs into the system whose root is there, and starts the unit if that system runs. The one that runs is refused,
+/// untouched, if it lacks something; what the kernel of another one will have is not known.
 pub(crate) fn install(root: &Path, options: &RunOptions) -> Result<(), Failure> {
+    if root == Path::new("/") {
+        probe::refuse(root, &options.choice)?;
+        congestion::try_load().map_err(Failure::lacks)?;
+    }
     let program = root.join(PROGRAM);
     make_folder_of(&program)?;
     let new = program.with_extension("new");
@@ -38,7 +47,7 @@ pub(crate) fn install(root: &Path, options: &RunOptions) -> Result<(), Failure> 
         if !wanted.is_symlink() {
             symlink(Path::new("/").join(UNIT), &wanted).map_err(at(&wanted))?;
         }
-        println!("it starts when that system boots");
+        println!("it starts when that system boots; `holdfast-guest probe`, there, says whether it can run");
     }
     Ok(())
 }

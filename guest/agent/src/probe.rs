@@ -1,5 +1,6 @@
 //! What this guest has and lacks, each lack with what mends it.
 
+use crate::Failure;
 use crate::channel::Channel;
 use crate::choice::Choice;
 use crate::clock::ptp::Ptp;
@@ -41,6 +42,22 @@ fn lack(text: impl Into<String>, mend: &'static str) -> Finding {
 
 /// Looks at a system whose root is there; what files can tell.
 pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
+    let mut found = needs(root, choice);
+    found.extend(wants(root));
+    found
+}
+
+/// Refuses a system that lacks what the agent cannot do without, all of it at once, with what mends it.
+pub(crate) fn refuse(root: &Path, choice: &Choice) -> Result<(), Failure> {
+    let lacks: Vec<String> = needs(root, choice)
+        .into_iter()
+        .filter_map(|Finding { text, mend }| mend.map(|mend| format!("{text}\n  mend: {mend}")))
+        .collect();
+    if lacks.is_empty() { Ok(()) } else { Err(Failure::Lacks(lacks.join("\n"))) }
+}
+
+/// What the agent cannot do without.
+fn needs(root: &Path, choice: &Choice) -> Vec<Finding> {
     let read = |path: &str| fs::read_to_string(root.join(path)).map(|text| text.trim().to_owned());
     let mut found = Vec::new();
 
@@ -76,9 +93,7 @@ pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
         Ok(name) => good(format!("congestion control now: {name}")),
         Err(fault) => lack(format!("the guest's congestion control cannot be read: {fault}"), "mount /proc"),
     });
-    let status = read("proc/self/status").unwrap_or_default();
-    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let capabilities = capabilities.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0);
+    let capabilities = capabilities(root);
     let may_load = capabilities & SYS_ADMIN != 0 || capabilities & BPF == BPF;
     found.push(if may_load && capabilities & NET_ADMIN != 0 && capabilities & NET_RAW != 0 {
         good("the rights to load BPF programs and to speak on the link")
@@ -92,7 +107,13 @@ pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
         None => good(format!("for {choice}")),
         Some((fault, mend)) => lack(fault, mend),
     });
-    found.push(match capabilities & SYS_TIME {
+    found
+}
+
+/// What it does less without, or waits for.
+fn wants(root: &Path) -> Vec<Finding> {
+    let mut found = Vec::new();
+    found.push(match capabilities(root) & SYS_TIME {
         0 => lack(
             "not the right to slew the wall clock",
             "run as root, or with CAP_SYS_TIME; or leave the clock alone by --clock off",
@@ -112,6 +133,13 @@ pub(crate) fn look(root: &Path, choice: &Choice) -> Vec<Finding> {
         ),
     });
     found
+}
+
+/// What this process may do.
+fn capabilities(root: &Path) -> u64 {
+    let status = fs::read_to_string(root.join("proc/self/status")).unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).unwrap_or(0)
 }
 
 /// Whether the kernel of this system takes the programs.
@@ -188,6 +216,19 @@ mod tests {
             }
         }
         dir
+    }
+
+    #[test]
+    fn a_guest_is_refused_for_all_that_it_lacks_and_not_for_what_can_come_later() {
+        let refused = |without: &[&str], release| {
+            let dir = system(without, release);
+            refuse(dir.path(), &Choice::default())
+        };
+        assert!(refused(&["sys/class/net/eth0/flags"], "6.1.0").is_ok(), "a card that is down is waited for");
+        let lacking = refused(&["sys/kernel/btf/vmlinux"], "5.10.0");
+        let Err(Failure::Lacks(text)) = lacking else { panic!("{lacking:?}") };
+        assert!(text.contains("older than 6.1") && text.contains("CONFIG_DEBUG_INFO_BTF=y"), "{text}");
+        assert_eq!(text.matches("  mend: ").count(), 2, "{text}");
     }
 
     fn lacks(without: &[&str], release: &str) -> Vec<String> {
