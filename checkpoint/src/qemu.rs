@@ -4,6 +4,7 @@
 //!   inspect    what the guest is made of; what Holdfast cannot protect is refused with its mend
 //!   prepare ─ stop ─ save_devices ─ cont        one checkpoint; only the middle part is a pause
 //!   load_devices ─ cont                         the standby's way to life
+//!   known ─ changed                           whether devices were plugged in or out meanwhile
 //!   leave                                       gives QEMU its own settings back
 //! ```
 //!
@@ -12,9 +13,11 @@
 //! handing it over) is done by [`Qemu::prepare`]. Everything has a deadline, and nothing sleeps: the thread
 //! waits for the monitor and the pipe at once. One thread owns a `Qemu`.
 
+mod changes;
 mod devices;
 mod error;
 mod inspect;
+mod layout;
 mod machine;
 
 pub use error::{QemuError, StateError};
@@ -22,6 +25,7 @@ pub use inspect::{
     DiskFacts, GuestFacts, InspectError, InspectSettings, MemoryFacts, NicFacts, Refusal, RefusalKind,
 };
 
+pub use changes::Known;
 pub use machine::Machine;
 
 use crate::qmp::{Event, Qmp, QmpError};

@@ -2,7 +2,7 @@
 
 use super::{Qemu, QemuError, STEP_LIMIT, StateError};
 use crate::image::STATE_LIMIT;
-use crate::qmp::{Pending, Qmp, QmpError};
+use crate::qmp::{Event, Pending, Qmp, QmpError};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
@@ -191,7 +191,8 @@ impl Qemu {
     }
 
     fn forget_migrations(&mut self) {
-        while self.qmp.take_event(|event| event.name == "MIGRATION").is_some() {}
+        let old = |event: &Event| matches!(event.name.as_str(), "MIGRATION" | "MIGRATION_PASS");
+        while self.qmp.take_event(old).is_some() {}
     }
 }
 

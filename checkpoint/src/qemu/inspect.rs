@@ -375,6 +375,23 @@ impl Qemu {
         Ok(nics)
     }
 
+    /// Types of the network's backends, whether a card uses them or not, one for each.
+    pub(super) fn network_kinds(&mut self) -> Result<Vec<String>, QmpError> {
+        let shown = self.ask("human-monitor-command", json!({ "command-line": "info network" }))?;
+        let lines = text(&shown).lines().map(|line| line.trim_start().trim_start_matches('\\').trim());
+        let mut kinds: Vec<(&str, &str)> = lines
+            .filter_map(|line| {
+                let (name, details) = line.split_once(": index=")?;
+                Some((details.split(',').find_map(|part| part.strip_prefix("type="))?, name))
+            })
+            .filter(|(kind, _)| !matches!(*kind, "nic" | "hubport"))
+            .collect();
+        kinds.sort_unstable();
+        // One line for each queue.
+        kinds.dedup();
+        Ok(kinds.into_iter().map(|(kind, _)| kind.to_owned()).collect())
+    }
+
     /// Path of a character device's Unix socket.
     fn chardev_path(&mut self, label: &str) -> Result<Option<PathBuf>, QmpError> {
         let property = json!({ "path": format!("/chardevs/{label}"), "property": "addr" });

@@ -99,10 +99,18 @@ pub trait Guest: Send {
     /// When this host or this QEMU does not let it.
     fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError>;
 
-    /// What the machine is made of, if it can be told.
-    fn machine(&mut self) -> Option<Machine> {
-        None
-    }
+    /// What the machine is made of, if it can be told; what [`Guest::changed`] compares with.
+    fn machine(&mut self) -> Option<Machine>;
+
+    /// Why the guest cannot be protected as it is made now; none while it can.
+    fn objection(&mut self) -> Option<String>;
+
+    /// In what way the machine is not the one any more that [`Guest::machine`] told of, and what mends it; `state`
+    /// is that of its devices as it was just saved, if it could be.
+    ///
+    /// # Errors
+    /// As [`Guest::stop`].
+    fn changed(&mut self, state: Option<&[u8]>) -> Result<Option<String>, GuestError>;
 
     /// A channel that closes when QEMU ends.
     fn ended(&self) -> Receiver<()>;
@@ -117,9 +125,7 @@ pub trait Guest: Send {
 /// A QEMU that waits for the state of a guest.
 pub trait Standby: Send {
     /// What the machine is made of, if it can be told.
-    fn machine(&mut self) -> Option<Machine> {
-        None
-    }
+    fn machine(&mut self) -> Option<Machine>;
 
     /// A channel that closes when the standby ends.
     fn ended(&self) -> Receiver<()>;

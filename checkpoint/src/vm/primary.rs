@@ -97,6 +97,8 @@ pub(super) struct Primary<'a> {
     pub(super) abandoned: bool,
     /// The guest did not answer, and nobody else has it.
     hung: bool,
+    /// Why protection was ended, while the arbiter is yet to be asked whether output may pass.
+    pub(super) unfit: Option<String>,
 }
 
 /// Runs this host as primary; it holds the current term and its gate is open.
@@ -122,6 +124,7 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         ask_at: now,
         abandoned: false,
         hung: false,
+        unfit: None,
     };
     let next = primary.run();
     primary.core.capture.call_off();
@@ -317,7 +320,12 @@ impl Primary<'_> {
     fn dial(&mut self) {
         let (Some(transport), Some(found)) = (self.core.transport.clone(), &mut self.found) else { return };
         if !self.holding {
+            // What is found now is what every state that is saved from now on is held against.
             found.machine = found.guest.machine();
+            if let Some(text) = found.guest.objection() {
+                self.core.board.trouble(Fault::Operator, text);
+                return self.redial_later();
+            }
         }
         let machine = found.machine.clone();
         let config = &self.core.config;
@@ -409,7 +417,10 @@ impl Primary<'_> {
                 lost => Err(lost),
             },
             |()| {
-                self.idle = State::Solo;
+                self.idle = if self.core.protect { State::Solo } else { State::Native };
+                if let Some(text) = self.unfit.take() {
+                    self.core.board.trouble(Fault::Operator, text);
+                }
                 Ok(())
             },
         )
@@ -474,6 +485,7 @@ impl Primary<'_> {
             setting => {
                 let answer = self.core.set(setting).unwrap_or_else(|| Ok(String::new()));
                 if setting == What::Protect {
+                    self.unfit = None;
                     (self.dial_at, self.refusals) = (Instant::now(), 0);
                 }
                 if setting == What::Protect && self.core.transport.is_none() {
@@ -500,6 +512,31 @@ impl Primary<'_> {
         self.forget_tracking();
         self.leave_guest();
         Ok(())
+    }
+
+    /// The machine is not the standby's any more: nothing that was saved of it is sent. Output passes once the
+    /// arbiter agreed (FO-2), and is held until then; what the backup has goes live meanwhile if this host dies.
+    pub(super) fn end_protection(&mut self, why: &str) -> Result<(), Lost> {
+        let text = format!(
+            "protection has ended, for the guest's machine has changed: {why}; then `holdfast protect {}`",
+            self.core.config.name
+        );
+        self.core.protect = false;
+        self.core.board.edit().protect = false;
+        self.core.board.trouble(Fault::Operator, text.clone());
+        let alone = if self.holding { self.go_solo() } else { Ok(()) };
+        self.end_session("the guest's machine has changed");
+        self.forget_tracking();
+        self.leave_guest();
+        self.idle = State::Native;
+        match alone {
+            Err(Lost::Arbiter(fault)) => {
+                tracing::warn!(vm = %self.core.config.name, "output is held, the arbiter does not answer: {fault}");
+                (self.abandoned, self.ask_at, self.unfit) = (true, Instant::now(), Some(text));
+                Ok(())
+            }
+            outcome => outcome,
+        }
     }
 
     /// The memory is not watched any more: only a full synchronisation helps.
@@ -545,6 +582,10 @@ impl Primary<'_> {
                 self.redial_later();
                 None
             }
+            Lost::Unfit(text) => match self.end_protection(&text) {
+                Ok(()) => None,
+                Err(lost) => self.lost(lost),
+            },
             Lost::HandedOver => {
                 self.end_session("handed over");
                 self.retire_guest();

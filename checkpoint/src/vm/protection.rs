@@ -32,6 +32,8 @@ pub(super) enum Lost {
     Arbiter(String),
     #[error("{0}")]
     Gate(String),
+    #[error("{0}")]
+    Unfit(String),
     #[error("the machine was handed over")]
     HandedOver,
     #[error("the supervisor is shut down")]
@@ -360,9 +362,12 @@ impl Primary<'_> {
         let mut times = SealTimes::default();
         let started = Instant::now();
         let urgent = Urgent::begin(self.threads_of_pause());
-        let outcome = self.capture_halted(id, started, &mut times);
+        let mut outcome = self.capture_halted(id, started, &mut times);
         if let Err(SealFault::Guest(text)) = outcome {
             return Err(Lost::Guest(text));
+        }
+        if !go_on {
+            outcome = self.still_fits(outcome);
         }
         if go_on || outcome.is_err() {
             let at = Instant::now();
@@ -371,6 +376,9 @@ impl Primary<'_> {
         }
         times.pause = started.elapsed();
         drop(urgent);
+        if go_on {
+            outcome = self.still_fits(outcome);
+        }
         if let Way::Open(active) = &self.way {
             times.ran = started.saturating_duration_since(active.resumed);
         }
@@ -379,6 +387,11 @@ impl Primary<'_> {
         let (captured, devices, cut) = match outcome {
             Ok(captured) => captured,
             Err(SealFault::Guest(text)) => return Err(Lost::Guest(text)),
+            Err(SealFault::Unfit(text)) => {
+                self.core.capture.give_up();
+                self.core.stats().aborted(1);
+                return Err(Lost::Unfit(text));
+            }
             Err(SealFault::Capture(fault)) => {
                 self.capture_failed(&fault);
                 self.abandon_numbering();
@@ -417,6 +430,16 @@ impl Primary<'_> {
         if go_on { self.guest(|guest| guest.prepare()) } else { Ok(()) }
     }
 
+    /// Whether the machine that was captured is the one that the standby is: if not, the epoch is none that the
+    /// backup may have, and a capture that failed has its reason.
+    fn still_fits(&mut self, outcome: Result<Caught, SealFault>) -> Result<Caught, SealFault> {
+        let state = outcome.as_ref().ok().map(|(_, devices, _)| devices.as_slice());
+        match self.with_guest(|guest| guest.changed(state))? {
+            Some(text) => Err(SealFault::Unfit(text)),
+            None => outcome,
+        }
+    }
+
     /// Threads of this process and of QEMU on the way from the stop to the continuation.
     fn threads_of_pause(&mut self) -> Vec<i32> {
         let mut threads = self.found.as_mut().map_or_else(Vec::new, |found| found.guest.threads_of_pause());
@@ -430,7 +453,7 @@ impl Primary<'_> {
         id: EpochId,
         started: Instant,
         times: &mut SealTimes,
-    ) -> Result<(Captured, Vec<u8>, CutReport), SealFault> {
+    ) -> Result<Caught, SealFault> {
         self.with_guest(|guest| guest.stop())?;
         times.stop = started.elapsed();
         let at = Instant::now();
@@ -508,6 +531,7 @@ impl Primary<'_> {
     ) -> Result<(), Lost> {
         self.with_guest(step).map_err(|fault| match fault {
             SealFault::Guest(text) | SealFault::Other(_, text) => Lost::Guest(text),
+            SealFault::Unfit(text) => Lost::Unfit(text),
             SealFault::Capture(fault) => Lost::Guest(fault.to_string()),
         })
     }
@@ -523,8 +547,15 @@ impl Primary<'_> {
         let deadline = Instant::now() + self.core.config.qemu_timeout.max(self.core.config.lease * 2);
         let failed = |fault, text: String| Err(CommandError::new(fault, text));
         self.await_commits(self.core.config.in_flight - 1, deadline)?;
-        if let Err(lost) = self.seal(false) {
-            return failed(Fault::Guest, lost.to_string());
+        match self.seal(false) {
+            Ok(()) => {}
+            Err(Lost::Unfit(text)) => {
+                return match self.end_protection(&text) {
+                    Ok(()) => failed(Fault::Operator, text),
+                    Err(lost) => failed(Fault::Arbiter, lost.to_string()),
+                };
+            }
+            Err(lost) => return failed(Fault::Guest, lost.to_string()),
         }
         let committed = self.await_commits(0, deadline);
         if let (Ok(()), Way::Open(active)) = (&committed, &self.way) {
@@ -564,9 +595,14 @@ impl Primary<'_> {
     }
 }
 
+/// What a pause took: pages, state of the devices, state of the gate.
+type Caught = (Captured, Vec<u8>, CutReport);
+
 /// Why a pause gave no epoch.
 enum SealFault {
     Guest(String),
+    /// The machine is not the standby's any more.
+    Unfit(String),
     Capture(CaptureError),
     Other(Fault, String),
 }

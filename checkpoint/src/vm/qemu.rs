@@ -2,7 +2,8 @@
 
 use crate::gate::MemoryFacts;
 use crate::qemu::{
-    InspectError, InspectSettings, Machine, Qemu, QemuError, RefusalKind, RunState, StateError, Stopped,
+    InspectError, InspectSettings, Known, Machine, Qemu, QemuError, RefusalKind, RunState, StateError,
+    Stopped,
 };
 use crate::qmp::QmpError;
 use crate::standby::{QemuProcess, StandbyConfig, StandbyError};
@@ -82,7 +83,7 @@ impl Hypervisor for QemuHypervisor {
                 continue;
             }
             match qemu.inspect(&self.settings.inspect) {
-                Ok(_) => return Ok(Box::new(QemuGuest::new(qemu, None)?)),
+                Ok(_) => return Ok(Box::new(QemuGuest::new(qemu, None, &self.settings.inspect)?)),
                 Err(refused @ InspectError::Refused(_)) => fault = GuestError::Unfit(refused.to_string()),
                 Err(InspectError::Qemu(other)) => fault = GuestError::Failed(other.to_string()),
             }
@@ -113,14 +114,15 @@ impl Hypervisor for QemuHypervisor {
         })?;
         let standby = crate::standby::Standby::start(config).map_err(|fault| from_standby(&fault))?;
         let watched = watch(standby.process().pid())?;
-        Ok(Box::new(QemuStandby { standby, watched, limit: self.settings.timeout }))
+        let inspect = self.settings.inspect.clone();
+        Ok(Box::new(QemuStandby { standby, watched, limit: self.settings.timeout, inspect }))
     }
 
     fn retire_old(&mut self) {
         for path in self.sockets() {
             let Ok(qemu) = self.connect(path) else { continue };
             tracing::warn!(path = %path.display(), "ending a guest of an earlier term");
-            match QemuGuest::new(qemu, None) {
+            match QemuGuest::new(qemu, None, &self.settings.inspect) {
                 Ok(guest) => Box::new(guest).retire(),
                 Err(fault) => tracing::error!(%fault, "it could not be ended"),
             }
@@ -134,7 +136,7 @@ fn has_memory(pid: i32, file: FileIdentity) -> bool {
     mappings_of(pid).map_or(true, |mappings| mappings.iter().any(|mapping| mapping.file == file))
 }
 
-fn described(machine: Result<Machine, QmpError>) -> Option<Machine> {
+fn described<T>(machine: Result<T, QmpError>) -> Option<T> {
     machine.map_err(|fault| tracing::debug!(%fault, "the machine cannot be described")).ok()
 }
 
@@ -154,22 +156,32 @@ struct QemuGuest {
     /// State of the devices of a guest that its operator halted. QEMU saves it once and refuses from then
     /// on ("paused due to previous migration"); until the guest has run again it stays the same.
     halted: Option<Vec<u8>>,
+    /// What is accepted of it.
+    inspect: InspectSettings,
+    /// What the standby was last compared with.
+    known: Option<Known>,
 }
 
 impl QemuGuest {
-    fn new(qemu: Qemu, process: Option<QemuProcess>) -> Result<Self, GuestError> {
+    fn new(qemu: Qemu, process: Option<QemuProcess>, inspect: &InspectSettings) -> Result<Self, GuestError> {
         let watched = watch(qemu.pid())?;
-        Ok(Self::watched(qemu, watched, process))
+        Ok(Self::watched(qemu, watched, process, inspect.clone()))
     }
 
-    fn watched(mut qemu: Qemu, watched: Watched, process: Option<QemuProcess>) -> Self {
+    fn watched(
+        mut qemu: Qemu,
+        watched: Watched,
+        process: Option<QemuProcess>,
+        inspect: InspectSettings,
+    ) -> Self {
         // The main thread makes the one that saves the state, which inherits its standing.
         let serving = qemu.serving_threads().unwrap_or_else(|fault| {
             tracing::debug!(%fault, "the threads of QEMU are not known");
             Vec::new()
         });
         settle(&serving);
-        Self { qemu, watched, _process: process, stopped: false, serving, halted: None }
+        let (stopped, halted, known) = (false, None, None);
+        Self { qemu, watched, _process: process, stopped, serving, halted, inspect, known }
     }
 }
 
@@ -222,7 +234,17 @@ impl Guest for QemuGuest {
     }
 
     fn machine(&mut self) -> Option<Machine> {
-        described(self.qemu.machine())
+        self.known = described(self.qemu.known());
+        self.known.as_ref().map(|known| known.machine().clone())
+    }
+
+    fn objection(&mut self) -> Option<String> {
+        described(self.qemu.objection(&self.inspect)).flatten()
+    }
+
+    fn changed(&mut self, state: Option<&[u8]>) -> Result<Option<String>, GuestError> {
+        let Some(known) = &mut self.known else { return Ok(None) };
+        self.qemu.changed(known, &self.inspect, state).map_err(|fault| from_qemu(&fault.into()))
     }
 
     fn ended(&self) -> Receiver<()> {
@@ -250,6 +272,7 @@ struct QemuStandby {
     standby: crate::standby::Standby,
     watched: Watched,
     limit: Duration,
+    inspect: InspectSettings,
 }
 
 impl Standby for QemuStandby {
@@ -262,10 +285,10 @@ impl Standby for QemuStandby {
     }
 
     fn go_live(self: Box<Self>, devices: &[u8]) -> Result<Box<dyn Guest>, GuestError> {
-        let Self { standby, watched, limit } = *self;
+        let Self { standby, watched, limit, inspect } = *self;
         let (mut qemu, process) = standby.go_live(devices).map_err(|fault| from_standby(&fault))?;
         qemu.set_step_limit(limit);
-        Ok(Box::new(QemuGuest::watched(qemu, watched, Some(process))))
+        Ok(Box::new(QemuGuest::watched(qemu, watched, Some(process), inspect)))
     }
 }
 

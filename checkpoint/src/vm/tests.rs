@@ -1,6 +1,7 @@
 //! Two supervisors, real links, a real arbiter and real QEMUs: losses of every kind, and what must hold.
 
 mod lab;
+mod plugged;
 mod proxy;
 
 use super::*;

@@ -10,7 +10,8 @@ use crate::gate::{
 use crate::keys::{Identity, make_pair};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::qemu::tests::{LIMIT, MEMORY, command, place};
-use crate::qemu::{InspectSettings, Qemu};
+use crate::qemu::{InspectSettings, Machine, Qemu};
+use crate::qmp::Qmp;
 use crate::standby::StandbyConfig;
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Listener, Security, TcpTransport};
@@ -155,14 +156,19 @@ impl Site {
     /// A QEMU with the test guest, as an operator would start it on this host.
     pub(super) fn start_qemu(&self) -> Process {
         let argv = command(&self.root, &self.path("memory"));
-        let qmp = format!("unix:{},server=on,wait=off", self.path("qmp").display());
+        let monitor = |name| format!("unix:{},server=on,wait=off", self.path(name).display());
         let child = Command::new(&argv[0])
             .args(&argv[1..])
-            .args(["-qmp", &qmp])
+            .args(["-qmp", &monitor("qmp"), "-qmp", &monitor("operator.qmp")])
             .stdin(Stdio::null())
             .spawn()
             .expect("QEMU starts");
         Process(child)
+    }
+
+    /// The operator's own monitor of that QEMU.
+    pub(super) fn monitor(&self) -> Qmp {
+        Qmp::connect(&self.path("operator.qmp"), LIMIT).expect("a second monitor")
     }
 
     /// A supervisor of this host in this process.
@@ -603,6 +609,18 @@ impl Guest for WatchedGuest {
         Ok(Box::new(Blinding { inner, blind: self.blind.clone() }))
     }
 
+    fn machine(&mut self) -> Option<Machine> {
+        self.inner.machine()
+    }
+
+    fn objection(&mut self) -> Option<String> {
+        self.inner.objection()
+    }
+
+    fn changed(&mut self, state: Option<&[u8]>) -> Result<Option<String>, GuestError> {
+        self.inner.changed(state)
+    }
+
     fn ended(&self) -> Receiver<()> {
         self.inner.ended()
     }
@@ -640,6 +658,10 @@ struct WatchedStandby {
 }
 
 impl Standby for WatchedStandby {
+    fn machine(&mut self) -> Option<Machine> {
+        self.inner.machine()
+    }
+
     fn ended(&self) -> Receiver<()> {
         self.inner.ended()
     }
