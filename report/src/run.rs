@@ -13,6 +13,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fmt;
 use thiserror::Error;
 
@@ -43,6 +44,8 @@ pub struct Run {
 pub struct Machine {
     /// Holdfast's version.
     pub holdfast: Option<String>,
+    /// The commit that it was built from, with `-dirty` if something was changed since; `unknown` without git.
+    pub commit: Option<String>,
     /// QEMU's version.
     pub qemu: Option<String>,
     /// DPDK's version.
@@ -51,6 +54,9 @@ pub struct Machine {
     pub kernel: Option<String>,
     /// The guest's kernel.
     pub guest_kernel: Option<String>,
+    /// Versions of the applications in the guest, by their programs' names.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub applications: BTreeMap<String, String>,
     /// The processor's name.
     pub cpu: Option<String>,
     /// Processors that the run could use.
@@ -182,6 +188,9 @@ pub struct Bulk {
     /// Of `samples`; may be none when there are none.
     #[serde(default)]
     pub samples_unit: Option<Unit>,
+    /// What each round found: of streams the rate, of transfers the median time.
+    #[serde(default)]
+    pub rounds: Vec<Round>,
 }
 
 impl Bulk {
@@ -202,8 +211,28 @@ impl Bulk {
             stream_exact: true,
             samples: Vec::new(),
             samples_unit: None,
+            rounds: Vec::new(),
         }
     }
+}
+
+/// What one round found of a row: what two runs are compared by, as the seconds and requests of a round share
+/// its fate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Round {
+    /// Of streams, and of applications of which nothing else is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mbit_s: Option<f64>,
+    /// Of applications.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_s: Option<f64>,
+    /// Of transfers or requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p50_ms: Option<f64>,
+    /// Of requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub p99_ms: Option<f64>,
 }
 
 /// A program in the guest under load.
@@ -230,9 +259,12 @@ pub struct Application {
     /// Of the answers' bytes.
     #[serde(default)]
     pub mbit_s: Option<f64>,
-    /// Of each round: requests a second; Mbit/s where there is no `requests_s`.
+    /// Of each load: requests a second; Mbit/s where there is no `requests_s`.
     #[serde(default)]
     pub samples: Vec<f64>,
+    /// What each round found: the rate, and how long requests took.
+    #[serde(default)]
+    pub rounds: Vec<Round>,
     /// Requests that failed.
     #[serde(default)]
     pub errors: u64,
@@ -264,6 +296,9 @@ pub struct Latency {
     /// Of all requests, in microseconds, as [`crate::histogram::encode`] writes it.
     #[serde(default)]
     pub histogram: Option<String>,
+    /// What each round found: how long requests took.
+    #[serde(default)]
+    pub rounds: Vec<Round>,
 }
 
 /// What samples are.

@@ -14,12 +14,9 @@ pub(crate) struct CompareOptions {
     a: PathBuf,
     /// The run that is judged.
     b: PathBuf,
-    /// Exit with 1 if B is slower in any row, beyond chance.
+    /// Exit with 1 if B is slower in any figure, beyond chance.
     #[arg(long)]
     fail_on_slower: bool,
-    /// Chooses the draws from which intervals are made.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
     #[command(flatten)]
     output: Output,
 }
@@ -27,10 +24,10 @@ pub(crate) struct CompareOptions {
 /// Compares two runs.
 pub(super) fn run(options: &CompareOptions) -> Result<(), Failure> {
     let (a, b) = (read_run(&options.a)?, read_run(&options.b)?);
-    let found = compare(&a, &b, options.seed);
+    let found = compare(&a, &b);
     println!("A: {}\nB: {}\n\n{found}", options.a.display(), options.b.display());
     if let Some(path) = &options.output.json {
-        let document = json!({"bench": "compare", "a": options.a, "b": options.b, "seed": options.seed, "comparison": found});
+        let document = json!({"bench": "compare", "a": options.a, "b": options.b, "comparison": found});
         write_json(path, &document)?;
     }
     judge(options, &found)
@@ -48,12 +45,12 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    /// A run of one row: eight transfers of 1 MiB, of about so many milliseconds.
+    /// A run of one row: five rounds of transfers of 1 MiB, of about so many milliseconds.
     fn write(folder: &Path, name: &str, ms: f64) -> PathBuf {
-        let samples: Vec<f64> = (0..8).map(|at| ms + f64::from(at) / 10.0).collect();
+        let rounds: Vec<_> = (0..5).map(|at| json!({"p50_ms": ms + f64::from(at) / 10.0})).collect();
         let row = json!({"kind": "transfer", "mode": "aware", "epoch_ms": 25, "adaptive": true, "bytes": 1 << 20,
             "setup": false, "connections": 1, "throughput_mbit_s": 8388.6 / ms, "completion_p50_ms": ms,
-            "stream_exact": true, "samples": samples, "samples_unit": "ms"});
+            "stream_exact": true, "rounds": rounds});
         let path = folder.join(name);
         write_json(&path, &json!({"bench": "paper", "rows": [row]})).unwrap();
         path
@@ -61,7 +58,7 @@ mod tests {
 
     fn options(a: &Path, b: &Path, fail_on_slower: bool) -> CompareOptions {
         let json = Some(a.with_extension("compared"));
-        CompareOptions { a: a.into(), b: b.into(), fail_on_slower, seed: 1, output: Output { json } }
+        CompareOptions { a: a.into(), b: b.into(), fail_on_slower, output: Output { json } }
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) enum Bench {
     /// The paper's evaluation again: streams, transfers, small requests and applications in all modes; a
     /// document and a page with plots.
     Paper(Box<paper::PaperOptions>),
-    /// Tell two stored runs apart, row by row: how many times as fast, and whether that is more than chance.
+    /// Tell two stored runs apart by their rounds: how many times as fast, and whether that is more than chance.
     Compare(compare::CompareOptions),
     /// Render a stored run as one HTML page with plots.
     Report(report::ReportOptions),

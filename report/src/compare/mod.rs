@@ -1,35 +1,39 @@
 //! Tells two runs apart, row by row.
 //!
 //! Rows of the same identity (kind, mode, epoch, adaptive, and size, set-up and connections, or the
-//! application) are compared by their samples: how many times A's median B's is, with an interval of 95 %, and
-//! the p-value of the Mann–Whitney test, corrected by Holm's procedure over all rows that were tested. Rows
-//! without samples are set side by side, and nothing is concluded from them.
+//! application) are compared in what their rounds found: the rate, the median time, the 99th percentile. A round
+//! is one observation, however many seconds or requests it had, as these share its fate. For each figure: how
+//! many times A's mean B's is, with an interval of 95 %, and the p-value of Welch's test on logarithms,
+//! corrected by Holm's procedure over all figures that were tested. Where a run has too few rounds, figures are
+//! set side by side, and nothing is concluded from them.
 //!
-//! What it cannot know: samples of one run share that run's fate. A difference between two runs need not be
-//! one between two programs; measure each more than once, in turn.
+//! What it cannot know: rounds of one run share that run's fate in turn. A difference between two runs need not
+//! be one between two programs; measure each more than once, in turn.
 
 mod rows;
 mod table;
 
 use crate::run::{Mode, Run, Unit};
-use crate::statistics::{holm, least_p, mann_whitney, median, ratio_of_medians};
+use crate::statistics::{LEAST_ROUNDS, Welch, holm, median};
 use rows::{Identity, Measured, of_run};
 use serde::Serialize;
 use serde_json::Value;
 
 /// Below it a corrected p-value is a difference.
 pub const LEVEL: f64 = 0.05;
+/// Of intervals.
+const CONFIDENCE: f64 = 0.95;
 
 /// Two runs, compared.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     /// Where the two machines or configurations differ.
     pub differences: Vec<Difference>,
-    /// Rows that both runs have, in A's order.
+    /// Figures that both runs have, in A's order.
     pub rows: Vec<Compared>,
-    /// Rows that only A has.
+    /// Figures that only A has.
     pub only_in_a: Vec<String>,
-    /// Rows that only B has.
+    /// Figures that only B has.
     pub only_in_b: Vec<String>,
     /// What else a reader has to know.
     pub remarks: Vec<String>,
@@ -46,7 +50,7 @@ pub struct Difference {
     pub b: Value,
 }
 
-/// A row that both runs have.
+/// A figure of a row that both runs have.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Compared {
     /// `stream`, `transfer`, `application` or `latency`.
@@ -59,29 +63,33 @@ pub struct Compared {
     pub epoch_ms: u64,
     /// Whether epochs followed the guest's output.
     pub adaptive: bool,
-    /// Of the medians.
+    /// `rate`, `p50` or `p99`.
+    pub figure: &'static str,
+    /// Of the means.
     pub unit: Unit,
-    /// How many samples A has.
-    pub samples_a: usize,
-    /// How many samples B has.
-    pub samples_b: usize,
-    /// A's median, or its single figure.
-    pub median_a: f64,
-    /// B's median, or its single figure.
-    pub median_b: f64,
+    /// How many rounds A has.
+    pub rounds_a: usize,
+    /// How many rounds B has.
+    pub rounds_b: usize,
+    /// The geometric mean of A's rounds.
+    pub mean_a: f64,
+    /// The geometric mean of B's rounds.
+    pub mean_b: f64,
     /// B's by A's; none when A's is 0.
     pub ratio: Option<f64>,
     /// The ratio's interval of 95 %, lower and upper end.
     pub interval: Option<[f64; 2]>,
-    /// Of the Mann–Whitney test, two-sided.
+    /// Of Welch's test, two-sided.
     pub p: Option<f64>,
-    /// As above, corrected for all rows that were tested.
+    /// As above, corrected for all figures that were tested.
     pub p_corrected: Option<f64>,
+    /// How much more or less, in percent, is surely called a difference among so many figures.
+    pub shows_from_percent: Option<f64>,
     /// What can be concluded.
     pub verdict: Verdict,
 }
 
-/// What can be concluded of a row.
+/// What can be concluded of a figure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Verdict {
     /// B is.
@@ -90,15 +98,15 @@ pub enum Verdict {
     /// B is.
     #[serde(rename = "slower")]
     Slower,
-    /// There may be one, smaller than these samples can show.
+    /// There may be one, smaller than these rounds can show.
     #[serde(rename = "no difference shown")]
     NoDifferenceShown,
-    /// However far apart they were, so few could not show it among so many rows.
-    #[serde(rename = "too few samples")]
-    TooFewSamples,
-    /// One of the runs has no samples of it.
-    #[serde(rename = "single figures, no statistics possible")]
-    SingleFigures,
+    /// Nothing can be said of chance.
+    #[serde(rename = "too few rounds to tell")]
+    TooFewRounds,
+    /// A round found nothing, which is no part and no multiple of anything.
+    #[serde(rename = "a round of nothing")]
+    RoundOfNothing,
 }
 
 impl Verdict {
@@ -108,32 +116,34 @@ impl Verdict {
             Self::Faster => "faster",
             Self::Slower => "slower",
             Self::NoDifferenceShown => "no difference shown",
-            Self::TooFewSamples => "too few samples",
-            Self::SingleFigures => "single figures",
+            Self::TooFewRounds => "too few rounds to tell",
+            Self::RoundOfNothing => "a round of nothing",
         }
     }
 }
 
-/// Compares two runs; the seed chooses the draws of the intervals.
-pub fn compare(a: &Run, b: &Run, seed: u64) -> Comparison {
+/// Compares two runs.
+pub fn compare(a: &Run, b: &Run) -> Comparison {
     let (rows_a, mut rows_b) = (of_run(a), of_run(b));
-    let (mut rows, mut only_in_a, mut remarks) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut rows, mut tests, mut only_in_a, mut remarks) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (identity, measured) in rows_a {
         let Some(at) = rows_b.iter().position(|(other, _)| *other == identity) else {
             only_in_a.push(identity.to_string());
             continue;
         };
         let (_, other) = rows_b.remove(at);
-        match one(&identity, &measured, &other, seed) {
-            Some(row) => rows.push(row),
-            None => remarks.push(format!(
+        if measured.unit != other.unit {
+            remarks.push(format!(
                 "{identity}: A is in {}, B in {}; not compared",
                 measured.unit.name(),
                 other.unit.name()
-            )),
+            ));
+            continue;
         }
+        tests.push(Welch::of(&measured.rounds, &other.rounds));
+        rows.push(side_by_side(&identity, &measured, &other));
     }
-    conclude(&mut rows);
+    conclude(&mut rows, &tests);
     if rows.is_empty() {
         remarks.push("the runs have no row in common".to_owned());
     }
@@ -145,63 +155,61 @@ pub fn compare(a: &Run, b: &Run, seed: u64) -> Comparison {
 }
 
 impl Comparison {
-    /// Whether B is slower in any row, beyond chance.
+    /// Whether B is slower in any figure, beyond chance.
     pub fn any_slower(&self) -> bool {
         self.rows.iter().any(|row| row.verdict == Verdict::Slower)
     }
 }
 
-/// A row without its correction and verdict; none when the units differ.
-fn one(identity: &Identity, a: &Measured, b: &Measured, seed: u64) -> Option<Compared> {
-    if a.unit != b.unit {
-        return None;
-    }
-    let sampled = !a.samples.is_empty() && !b.samples.is_empty();
-    let centre = |of: &Measured| median(&of.samples).unwrap_or(of.figure);
-    let (median_a, median_b) = (centre(a), centre(b));
-    let interval = sampled.then(|| ratio_of_medians(&a.samples, &b.samples, seed)).flatten();
-    Some(Compared {
+/// A figure of which nothing is concluded yet.
+fn side_by_side(identity: &Identity, a: &Measured, b: &Measured) -> Compared {
+    let (mean_a, mean_b) = (mean(&a.rounds), mean(&b.rounds));
+    let enough = a.rounds.len().min(b.rounds.len()) >= LEAST_ROUNDS;
+    Compared {
         kind: identity.kind,
         what: identity.what.clone(),
         mode: identity.mode,
         epoch_ms: identity.epoch_ms,
         adaptive: identity.adaptive,
+        figure: identity.figure.name(),
         unit: a.unit,
-        samples_a: a.samples.len(),
-        samples_b: b.samples.len(),
-        median_a,
-        median_b,
-        ratio: (median_a > 0.0).then(|| median_b / median_a),
-        interval: interval.map(|interval| [interval.low, interval.high]),
-        p: sampled.then(|| mann_whitney(&a.samples, &b.samples)),
+        rounds_a: a.rounds.len(),
+        rounds_b: b.rounds.len(),
+        mean_a,
+        mean_b,
+        ratio: (mean_a > 0.0).then(|| mean_b / mean_a),
+        interval: None,
+        p: None,
         p_corrected: None,
-        verdict: Verdict::SingleFigures,
-    })
+        shows_from_percent: None,
+        verdict: if enough { Verdict::RoundOfNothing } else { Verdict::TooFewRounds },
+    }
+}
+
+/// The geometric mean; where there is none, or nothing to take a mean of, the median.
+fn mean(rounds: &[f64]) -> f64 {
+    if rounds.len() < 2 || rounds.iter().any(|figure| *figure <= 0.0) {
+        return median(rounds).unwrap_or(0.0);
+    }
+    (rounds.iter().map(|figure| figure.ln()).sum::<f64>() / rounds.len() as f64).exp()
 }
 
 /// Corrects all p-values together, and says what they mean.
-fn conclude(rows: &mut [Compared]) {
-    // A row that could not show a difference if it were the only one asks no question.
-    let (mut tested, mut p_values) = (Vec::new(), Vec::new());
-    for (at, row) in rows.iter_mut().enumerate() {
-        let Some(p) = row.p else { continue };
-        row.verdict = Verdict::TooFewSamples;
-        if least_p(row.samples_a, row.samples_b) < LEVEL {
-            tested.push(at);
-            p_values.push(p);
-        }
-    }
-    let questions = tested.len() as f64;
-    for (at, corrected) in tested.into_iter().zip(holm(&p_values)) {
-        let row = &mut rows[at];
-        row.p_corrected = Some(corrected);
-        let could = least_p(row.samples_a, row.samples_b) * questions < LEVEL;
-        let less = row.median_b < row.median_a;
-        row.verdict = match (corrected < LEVEL && row.median_a != row.median_b, could) {
-            (true, _) if less == row.unit.is_time() => Verdict::Faster,
-            (true, _) => Verdict::Slower,
-            (false, true) => Verdict::NoDifferenceShown,
-            (false, false) => Verdict::TooFewSamples,
+fn conclude(rows: &mut [Compared], tests: &[Option<Welch>]) {
+    let tested: Vec<(usize, Welch)> =
+        tests.iter().enumerate().filter_map(|(at, test)| Some((at, (*test)?))).collect();
+    let p_values: Vec<f64> = tested.iter().map(|(_, test)| test.p()).collect();
+    for ((at, test), (p, corrected)) in tested.iter().zip(p_values.iter().zip(holm(&p_values))) {
+        let row = &mut rows[*at];
+        row.ratio = Some(test.ratio());
+        row.interval = Some(test.interval(CONFIDENCE));
+        (row.p, row.p_corrected) = (Some(*p), Some(corrected));
+        row.shows_from_percent = Some((test.least_ratio(LEVEL / tested.len() as f64) - 1.0) * 100.0);
+        let less = test.ratio() < 1.0;
+        row.verdict = match corrected < LEVEL {
+            true if less == row.unit.is_time() => Verdict::Faster,
+            true => Verdict::Slower,
+            false => Verdict::NoDifferenceShown,
         };
     }
 }
@@ -216,6 +224,9 @@ fn faults(name: &str, run: &Run) -> Vec<String> {
     }
     if errors > 0 {
         said.push(format!("{name}: {errors} request(s) of applications failed"));
+    }
+    if run.configuration.rounds.is_some_and(|rounds| rounds > 1) && !rows::keeps_rounds(run) {
+        said.push(format!("{name}: from before rounds were kept; each of its rows counts as one round"));
     }
     if run.unknown_rows() > 0 {
         said.push(format!("{name}: {} row(s) of a kind unknown to this version", run.unknown_rows()));
@@ -265,52 +276,62 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn run(samples: &[f64], unit: &str) -> Run {
+    fn run(rounds: &[f64], unit: &str) -> Run {
         let mut row = json!({"kind": "stream", "mode": "commit", "epoch_ms": 25, "adaptive": false, "seconds": 5,
-            "connections": 1, "throughput_mbit_s": 100.0, "stream_exact": true});
-        if unit == "ms" {
+            "connections": 1, "throughput_mbit_s": 100.0, "completion_p50_ms": 100.0, "stream_exact": true});
+        if unit == "p50_ms" {
             (row["kind"], row["bytes"], row["setup"]) = ("transfer".into(), (1 << 20).into(), true.into());
         }
-        if !samples.is_empty() {
-            (row["samples"], row["samples_unit"]) = (json!(samples), unit.into());
-        }
+        row["rounds"] = rounds.iter().map(|round| json!({unit: round})).collect();
         let document = json!({"bench": "paper", "machine": {"qemu": "7.2", "started": "now"}, "rows": [row]});
         Run::read(&document.to_string()).unwrap()
     }
 
     fn verdict(a: &[f64], b: &[f64], unit: &str) -> Verdict {
-        compare(&run(a, unit), &run(b, unit), 1).rows[0].verdict
+        compare(&run(a, unit), &run(b, unit)).rows[0].verdict
     }
 
-    const LOW: [f64; 6] = [10.0, 11.0, 12.0, 10.5, 11.5, 10.2];
-    const HIGH: [f64; 6] = [20.0, 21.0, 22.0, 20.5, 21.5, 20.2];
+    const LOW: [f64; 5] = [10.0, 10.4, 10.6, 10.5, 10.2];
+    const HIGH: [f64; 5] = [20.0, 21.0, 22.0, 20.5, 20.2];
 
     #[test]
     fn what_is_better_depends_on_the_unit() {
         assert_eq!(verdict(&LOW, &HIGH, "mbit_s"), Verdict::Faster);
         assert_eq!(verdict(&HIGH, &LOW, "mbit_s"), Verdict::Slower);
-        assert_eq!(verdict(&LOW, &HIGH, "ms"), Verdict::Slower);
-        assert_eq!(verdict(&HIGH, &LOW, "ms"), Verdict::Faster);
-        assert!(compare(&run(&LOW, "ms"), &run(&HIGH, "ms"), 1).any_slower());
-        assert!(!compare(&run(&HIGH, "ms"), &run(&LOW, "ms"), 1).any_slower());
+        assert_eq!(verdict(&LOW, &HIGH, "p50_ms"), Verdict::Slower);
+        assert_eq!(verdict(&HIGH, &LOW, "p50_ms"), Verdict::Faster);
+        assert!(compare(&run(&LOW, "p50_ms"), &run(&HIGH, "p50_ms")).any_slower());
+        assert!(!compare(&run(&HIGH, "p50_ms"), &run(&LOW, "p50_ms")).any_slower());
     }
 
     #[test]
     fn what_cannot_be_concluded_is_not() {
         assert_eq!(verdict(&LOW, &LOW, "mbit_s"), Verdict::NoDifferenceShown);
-        assert_eq!(verdict(&LOW[..3], &HIGH[..3], "mbit_s"), Verdict::TooFewSamples);
-        assert_eq!(verdict(&LOW, &[], "mbit_s"), Verdict::SingleFigures);
-        let row = compare(&run(&LOW, "mbit_s"), &run(&HIGH, "mbit_s"), 1).rows.remove(0);
-        let [low, high] = row.interval.unwrap();
-        assert!(low < 20.75 / 10.75 && 20.75 / 10.75 < high, "{row:?}");
+        // However far apart they are.
+        for few in 1..LEAST_ROUNDS {
+            assert_eq!(
+                verdict(&[1.0, 1.001, 1.002][..few], &[9.0; 3][..few], "mbit_s"),
+                Verdict::TooFewRounds
+            );
+        }
+        assert_eq!(verdict(&LOW, &[], "mbit_s"), Verdict::TooFewRounds);
+        assert_eq!(verdict(&LOW, &[0.0; 5], "mbit_s"), Verdict::RoundOfNothing);
+        let row = compare(&run(&LOW, "mbit_s"), &run(&HIGH, "mbit_s")).rows.remove(0);
+        let ([low, high], ratio) = (row.interval.unwrap(), row.ratio.unwrap());
+        assert!(low < ratio && ratio < high && (1.95..2.05).contains(&ratio), "{row:?}");
+        assert!(row.shows_from_percent.unwrap() < 10.0, "{row:?}");
+        let found = compare(&run(&LOW[..2], "mbit_s"), &run(&HIGH, "mbit_s"));
+        assert_eq!((found.rows[0].ratio.is_some(), found.rows[0].p), (true, None));
+        assert!(found.to_string().contains("too few rounds to tell"), "{found}");
     }
 
+    /// What is small enough for one question is chance among many.
     #[test]
-    fn many_rows_ask_for_more_samples() {
-        let many = |samples: &[f64]| {
-            let mut run = run(samples, "mbit_s");
+    fn many_figures_ask_for_more() {
+        let many = |rounds: &[f64], count: u64| {
+            let mut run = run(rounds, "mbit_s");
             let row = run.rows[0].clone();
-            run.rows = (1..=30)
+            run.rows = (1..=count)
                 .map(|epoch_ms| {
                     let mut row = row.clone();
                     if let crate::run::Row::Stream(row) = &mut row {
@@ -321,28 +342,29 @@ mod tests {
                 .collect();
             run
         };
-        // Five and five that do not overlap: p = 0.008, which is 0.24 among thirty rows.
-        let few = compare(&many(&LOW[..5]), &many(&HIGH[..5]), 1);
-        assert!(few.rows.iter().all(|row| row.verdict == Verdict::TooFewSamples));
-        assert!(few.rows.iter().all(|row| row.p_corrected.unwrap() > 0.2));
-        let enough: (Vec<f64>, Vec<f64>) = ([LOW, LOW].concat(), [HIGH, HIGH].concat());
-        let enough = compare(&many(&enough.0), &many(&enough.1), 1);
-        assert!(enough.rows.iter().all(|row| row.verdict == Verdict::Faster));
+        let nearly = [10.4, 11.0, 11.3, 10.9, 10.6];
+        let verdict = |count| compare(&many(&LOW, count), &many(&nearly, count)).rows[0].verdict;
+        assert_eq!((verdict(1), verdict(60)), (Verdict::Faster, Verdict::NoDifferenceShown));
+        let found = compare(&many(&LOW, 200), &many(&HIGH, 200));
+        assert!(found.rows.iter().all(|row| row.verdict == Verdict::Faster));
     }
 
     #[test]
     fn runs_that_are_not_alike_are_said_to_be() {
-        let (a, mut b) = (run(&LOW, "mbit_s"), run(&HIGH, "ms"));
+        let (a, mut b) = (run(&LOW, "mbit_s"), run(&HIGH, "p50_ms"));
+        b.machine.commit = Some("0123".into());
+        assert!(!compare(&a, &b).to_string().contains("mind what follows"), "two commits are to be compared");
         b.machine.qemu = Some("10.0".into());
         b.machine.started = Some("later".into());
         b.configuration.more.insert("gro".into(), true.into());
-        let found = compare(&a, &b, 1);
+        let found = compare(&a, &b);
         let fields: Vec<_> = found.differences.iter().map(|found| found.field.as_str()).collect();
-        assert_eq!(fields, ["machine.qemu", "configuration.gro"]);
+        assert_eq!(fields, ["machine.commit", "machine.qemu", "configuration.gro"]);
         assert!(found.rows.is_empty() && found.only_in_a.len() == 1 && found.only_in_b.len() == 1);
         let text = found.to_string();
         assert!(
             text.contains("machine.qemu: \"7.2\" in A, \"10.0\" in B") && text.contains("no row in common")
         );
+        assert!(text.contains("mind what follows"));
     }
 }

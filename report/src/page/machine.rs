@@ -3,6 +3,7 @@
 use crate::run::Run;
 use maud::{Markup, html};
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 
 pub(super) fn section(run: &Run) -> Markup {
     let machine = &run.machine;
@@ -10,10 +11,12 @@ pub(super) fn section(run: &Run) -> Markup {
     let number = |value: Option<u64>| value.map_or_else(|| "-".into(), |value| value.to_string());
     let mut rows = vec![
         ("Holdfast", text(&machine.holdfast)),
+        ("commit", text(&machine.commit)),
         ("QEMU", text(&machine.qemu)),
         ("DPDK", text(&machine.dpdk)),
         ("kernel", text(&machine.kernel)),
         ("guest's kernel", text(&machine.guest_kernel)),
+        ("in the guest", programs(&machine.applications)),
         ("processor", text(&machine.cpu)),
         ("cores", number(machine.cores)),
         ("memory", machine.memory_mib.map_or_else(|| "-".into(), |mib| format!("{mib} MiB"))),
@@ -49,6 +52,12 @@ pub(super) fn section(run: &Run) -> Markup {
             }
         }
     }
+}
+
+/// Programs with their versions.
+fn programs(versions: &BTreeMap<String, String>) -> String {
+    let named: Vec<String> = versions.iter().map(|(name, version)| format!("{name} {version}")).collect();
+    if named.is_empty() { "-".into() } else { named.join(", ") }
 }
 
 fn more(fields: &Map<String, Value>) -> Markup {

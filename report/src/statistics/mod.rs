@@ -1,17 +1,13 @@
-//! What can be said of two sets of samples: medians, the interval of their ratio, the chance of seeing such a
-//! difference without one, and a correction for asking many times.
-//!
-//! No distribution is assumed: times to completion are not normal, and samples are few.
+//! What can be said of two sets of rounds: how many times as large one is, where that ratio may lie, the chance
+//! of seeing such a difference without one, and a correction for asking many times.
 
-mod bootstrap;
 mod holm;
-mod mann_whitney;
 mod random;
+mod welch;
 
-pub use bootstrap::{Interval, ratio_of_medians};
 pub use holm::holm;
-pub use mann_whitney::{least_p, mann_whitney};
 pub use random::Random;
+pub use welch::{LEAST_ROUNDS, Welch};
 
 /// The median of these values; of an even count the mean of the two in the middle. None of none.
 pub fn median(values: &[f64]) -> Option<f64> {

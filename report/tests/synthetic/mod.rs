@@ -2,12 +2,15 @@
 
 use holdfast_report::histogram;
 use holdfast_report::run::{
-    Application, Bulk, Clock, Configuration, Epoch, Latency, Machine, Mode, Recording, Row, Run, Unit,
+    Application, Bulk, Clock, Configuration, Epoch, Latency, Machine, Mode, Recording, Round, Row, Run, Unit,
 };
 use holdfast_report::statistics::Random;
 
 const EPOCHS_MS: [u64; 3] = [10, 25, 50];
 const SIZES: [u64; 4] = [4 << 10, 64 << 10, 1 << 20, 16 << 20];
+const ROUNDS: usize = 5;
+/// Spread of a round's figures.
+const NOISE: f64 = 0.06;
 const APPS: [&str; 5] = ["nginx", "redis", "shuffle", "rsync", "iperf3"];
 
 /// Figures of a seed.
@@ -25,6 +28,19 @@ impl Figures {
         (spread * (three - 0.5) * 3.0).exp()
     }
 
+    /// What rounds found whose figures lie around those of `centre`.
+    fn rounds(&mut self, centre: Round) -> Vec<Round> {
+        let mut around = |figure: Option<f64>| figure.map(|figure| figure * self.skewed(NOISE));
+        (0..ROUNDS)
+            .map(|_| Round {
+                mbit_s: around(centre.mbit_s),
+                requests_s: around(centre.requests_s),
+                p50_ms: around(centre.p50_ms),
+                p99_ms: around(centre.p99_ms),
+            })
+            .collect()
+    }
+
     fn samples(&mut self, count: usize, centre: f64, spread: f64) -> Vec<f64> {
         (0..count).map(|_| centre * self.skewed(spread)).collect()
     }
@@ -37,10 +53,12 @@ pub(crate) fn run(seed: u64, speed: f64) -> Run {
         bench: "paper".into(),
         machine: Machine {
             holdfast: Some("0.1.0".into()),
+            commit: Some("0123456789ab".into()),
             qemu: Some("7.2".into()),
             dpdk: Some("DPDK 22.11".into()),
             kernel: Some("6.12 (synthetic)".into()),
             guest_kernel: Some("6.1 (synthetic)".into()),
+            applications: [("nginx".to_owned(), "1.22.1 (synthetic)".to_owned())].into(),
             cpu: Some("SYNTHETIC: nothing here was measured".into()),
             cores: Some(2),
             memory_mib: Some(24_000),
@@ -127,6 +145,7 @@ fn stream(random: &mut Figures, of: Cell, connections: u64, speed: f64) -> Bulk 
     row.fairness = Some(0.97);
     row.samples = random.samples(25, 2500.0 * kept(of) * speed, 0.12);
     row.samples_unit = Some(Unit::MbitS);
+    row.rounds = random.rounds(Round { mbit_s: Some(2500.0 * kept(of) * speed), ..Round::default() });
     row.throughput_mbit_s = row.samples.iter().sum::<f64>() / row.samples.len() as f64;
     row
 }
@@ -139,6 +158,7 @@ fn transfer(random: &mut Figures, of: Cell, bytes: u64, setup: bool, speed: f64)
     let centre = (waits * wait_ms(of) * window + bytes as f64 * 8e-3 / (2500.0 * kept(of))) / speed;
     row.samples = random.samples(15, centre, 0.25);
     row.samples_unit = Some(Unit::Ms);
+    row.rounds = random.rounds(Round { p50_ms: Some(centre), ..Round::default() });
     row.completion_p50_ms = Some(centre);
     row.completion_p90_ms = Some(centre * 1.2);
     row.throughput_mbit_s = bytes as f64 * 8e-3 / centre;
@@ -154,6 +174,8 @@ fn latency(random: &mut Figures, of: Cell) -> Latency {
     let histogram = histogram::of(times);
     let ms = |share: f64| histogram.value_at_quantile(share) as f64 / 1000.0;
     let (mode, epoch_ms, adaptive) = of;
+    let (p50_ms, p99_ms) = (Some(wait_ms(of)), Some(wait_ms(of) * 2.0));
+    let rounds = random.rounds(Round { p50_ms, p99_ms, ..Round::default() });
     Latency {
         mode,
         epoch_ms,
@@ -164,6 +186,7 @@ fn latency(random: &mut Figures, of: Cell) -> Latency {
         p99_ms: ms(0.99),
         max_ms: ms(1.0),
         histogram: Some(histogram::encode(&histogram)),
+        rounds,
     }
 }
 
@@ -173,6 +196,16 @@ fn application(random: &mut Figures, of: Cell, app: &str, speed: f64) -> Applica
     let centre = if of_bytes { 2000.0 } else { 5000.0 } * kept(of) * speed;
     let samples = random.samples(6, centre, 0.08);
     let requests = latency(random, of);
+    let rate = Some(centre);
+    let rounds = random.rounds(match of_bytes {
+        true => Round { mbit_s: rate, ..Round::default() },
+        false => Round {
+            requests_s: rate,
+            p50_ms: Some(wait_ms(of) / speed),
+            p99_ms: Some(wait_ms(of) * 2.0 / speed),
+            ..Round::default()
+        },
+    });
     Application {
         app: app.into(),
         mode,
@@ -183,6 +216,7 @@ fn application(random: &mut Figures, of: Cell, app: &str, speed: f64) -> Applica
         p99_ms: (!of_bytes).then_some(requests.p99_ms),
         mbit_s: of_bytes.then_some(centre),
         samples,
+        rounds,
         errors: 0,
         latency: (app == "nginx").then_some(requests.histogram).flatten(),
     }

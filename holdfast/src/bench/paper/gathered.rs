@@ -5,8 +5,8 @@ use crate::bench::stage::Setting;
 use crate::config::Mode;
 use holdfast_lab::apps::{App, AppFigures};
 use holdfast_lab::report::{Summary, median, percentile};
-use holdfast_report::histogram;
-use holdfast_report::run::{self, Application, Bulk, Clock, Epoch, Latency, Recording, Row, Unit};
+use holdfast_report::histogram::{self, Histogram};
+use holdfast_report::run::{self, Application, Bulk, Clock, Epoch, Latency, Recording, Round, Row, Unit};
 use serde_json::Value;
 
 /// What one step found.
@@ -121,6 +121,7 @@ fn stream(setting: Setting, connections: usize, taken: &[Taken]) -> Bulk {
         rates.push(*mbit_s);
         indices.push(*fairness);
         row.samples.extend(each_second);
+        row.rounds.push(Round { mbit_s: Some(*mbit_s), ..Round::default() });
         row.stream_exact &= exact;
         row.seconds = Some(each_second.len() as u64);
     }
@@ -136,6 +137,7 @@ fn transfers(setting: Setting, (bytes, setup): (u64, bool), taken: &[Taken]) -> 
     for one in taken {
         let Taken::Transfers { completion_ms, exact } = one else { continue };
         row.samples.extend(completion_ms);
+        row.rounds.push(Round { p50_ms: percentile(completion_ms, 0.5), ..Round::default() });
         row.stream_exact &= exact;
     }
     (row.bytes, row.setup) = (Some(bytes), Some(setup));
@@ -147,58 +149,91 @@ fn transfers(setting: Setting, (bytes, setup): (u64, bool), taken: &[Taken]) -> 
 }
 
 fn latency(Setting { mode, epoch_ms, adaptive }: Setting, taken: &[Taken]) -> Latency {
-    let times_us: Vec<f64> = taken
-        .iter()
-        .flat_map(|one| if let Taken::Latency { times_us } = one { &times_us[..] } else { &[] })
-        .copied()
-        .collect();
-    let Summary { p50, p90, p99, max, .. } = Summary::of(&times_us);
+    let (mut all_us, mut rounds) = (Vec::new(), Vec::new());
+    for one in taken {
+        let Taken::Latency { times_us } = one else { continue };
+        let Summary { p50, p99, .. } = Summary::of(times_us);
+        rounds.push(Round { p50_ms: Some(p50 / 1e3), p99_ms: Some(p99 / 1e3), ..Round::default() });
+        all_us.extend(times_us);
+    }
+    let Summary { p50, p90, p99, max, .. } = Summary::of(&all_us);
     Latency {
         mode: mode.into(),
         epoch_ms,
         adaptive,
-        requests: times_us.len() as u64,
+        requests: all_us.len() as u64,
         p50_ms: p50 / 1e3,
         p90_ms: p90 / 1e3,
         p99_ms: p99 / 1e3,
         max_ms: max / 1e3,
-        histogram: Some(histogram::encode(&histogram::of(times_us.iter().map(|us| us.round() as u64)))),
+        histogram: Some(histogram::encode(&histogram::of(all_us.iter().map(|us| us.round() as u64)))),
+        rounds,
     }
 }
 
 fn application(Setting { mode, epoch_ms, adaptive }: Setting, app: App, taken: &[Taken]) -> Application {
-    let figures: Vec<&AppFigures> = taken
+    let of_rounds: Vec<Vec<&AppFigures>> = taken
         .iter()
-        .flat_map(|one| if let Taken::Application(figures) = one { &figures[..] } else { &[] })
+        .filter_map(
+            |one| if let Taken::Application(loads) = one { Some(loads.iter().collect()) } else { None },
+        )
         .collect();
-    let all = |value: fn(&AppFigures) -> Option<f64>| -> Vec<f64> {
-        figures.iter().filter_map(|one| value(one)).collect()
-    };
-    let requests_s = all(|one| one.requests_s);
-    let mbit_s = all(|one| one.mbit_s);
-    let mut latency = histogram::empty();
-    for one in figures.iter().filter_map(|one| one.latency.as_ref()) {
-        for step in one.iter_recorded() {
-            latency.saturating_record_n(step.value_iterated_to(), step.count_at_value());
-        }
-    }
-    // Where only the program's own percentiles are known, their median.
-    let at = |quantile, known: fn(&AppFigures) -> Option<f64>| match latency.is_empty() {
-        false => Some(latency.value_at_quantile(quantile) as f64 / 1e3),
-        true => median(&all(known)),
-    };
+    let figures = of_rounds.concat();
+    let whole = Loads::of(&figures);
+    let rounds = of_rounds.iter().map(|loads| Loads::of(loads).round()).collect();
+    let requests_s = all(&figures, |one| one.requests_s);
+    let latency = (!whole.latency.is_empty()).then(|| histogram::encode(&whole.latency));
+    let Round { mbit_s, requests_s: rate, p50_ms, p99_ms } = whole.round();
     Application {
         app: app.name().to_owned(),
         mode: mode.into(),
         epoch_ms,
         adaptive,
-        requests_s: median(&requests_s),
-        p50_ms: at(0.5, |one| one.p50_ms),
-        p99_ms: at(0.99, |one| one.p99_ms),
-        mbit_s: median(&mbit_s),
-        samples: if requests_s.is_empty() { mbit_s } else { requests_s },
+        requests_s: rate,
+        p50_ms,
+        p99_ms,
+        mbit_s,
+        samples: if requests_s.is_empty() { all(&figures, |one| one.mbit_s) } else { requests_s },
+        rounds,
         errors: figures.iter().map(|one| one.errors).sum(),
-        latency: (!latency.is_empty()).then(|| histogram::encode(&latency)),
+        latency,
+    }
+}
+
+fn all(figures: &[&AppFigures], value: fn(&AppFigures) -> Option<f64>) -> Vec<f64> {
+    figures.iter().filter_map(|one| value(one)).collect()
+}
+
+/// Loads of an application, and how long all their requests took, in microseconds.
+struct Loads<'a> {
+    figures: &'a [&'a AppFigures],
+    latency: Histogram<u64>,
+}
+
+impl<'a> Loads<'a> {
+    fn of(figures: &'a [&'a AppFigures]) -> Self {
+        let mut latency = histogram::empty();
+        for one in figures.iter().filter_map(|one| one.latency.as_ref()) {
+            for step in one.iter_recorded() {
+                latency.saturating_record_n(step.value_iterated_to(), step.count_at_value());
+            }
+        }
+        Self { figures, latency }
+    }
+
+    /// What they found together.
+    fn round(&self) -> Round {
+        // Where only the program's own percentiles are known, their median.
+        let at = |quantile, known| match self.latency.is_empty() {
+            false => Some(self.latency.value_at_quantile(quantile) as f64 / 1e3),
+            true => median(&all(self.figures, known)),
+        };
+        Round {
+            mbit_s: median(&all(self.figures, |one| one.mbit_s)),
+            requests_s: median(&all(self.figures, |one| one.requests_s)),
+            p50_ms: at(0.5, |one| one.p50_ms),
+            p99_ms: at(0.99, |one| one.p99_ms),
+        }
     }
 }
 
@@ -262,12 +297,17 @@ mod tests {
         assert_eq!(read.rows, rows);
         let stream = read.streams().next().expect("a stream");
         assert_eq!((stream.throughput_mbit_s, stream.samples.len(), stream.seconds), (200.0, 12, Some(4)));
+        let rates: Vec<_> = stream.rounds.iter().map(|round| round.mbit_s).collect();
+        assert_eq!(rates, [Some(100.0), Some(300.0), Some(200.0)], "a round is one observation");
         let transfer = read.transfers().next().expect("transfers");
         assert_eq!((transfer.completion_p50_ms, transfer.stream_exact), (Some(20.0), false));
+        assert_eq!(transfer.rounds[1].p50_ms, Some(30.0));
         let latency = read.latencies().next().expect("a latency");
         assert_eq!((latency.requests, latency.max_ms), (6, 5.0));
+        assert_eq!((latency.rounds.len(), latency.rounds[0].p50_ms), (3, Some(1.0)));
         let app = read.applications().next().expect("an application");
         assert_eq!((app.requests_s, app.samples.len(), app.errors), (Some(200.0), 6, 6));
+        assert_eq!((app.rounds.len(), app.rounds[2].requests_s), (3, Some(200.0)));
         let close =
             |found: Option<f64>, wanted: f64| found.is_some_and(|ms| (ms / wanted - 1.0).abs() < 1e-2);
         assert!(close(app.p50_ms, 1.0) && close(app.p99_ms, 2.0), "{app:?}");
