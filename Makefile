@@ -87,7 +87,7 @@ bench-quick: build guest ## pause, commit latency and throughput, as ratios take
 bench-bulk: build guest ## the guest's sending, mode by mode and epoch by epoch (half an hour); BULK="--epochs 50" passes options
 	$(HOLDFAST) bench bulk $(BULK)
 
-bench-paper: build guest ## the paper's evaluation again, as a page with plots (an hour); PAPER="--quick" for ten minutes
+bench-paper: build guest ## the paper's evaluation again, as a page with plots (40 minutes); PAPER="--quick" for ten minutes
 	scripts/guest-apps >/dev/null
 	$(HOLDFAST) bench paper $(PAPER)
 
