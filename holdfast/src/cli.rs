@@ -9,7 +9,7 @@ use thiserror::Error;
 
 /// Keeps a stock QEMU virtual machine and its TCP connections alive when its host is lost.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version = concat!(env!("CARGO_PKG_VERSION"), " (", env!("HOLDFAST_COMMIT"), ")"), max_term_width = 100)]
 pub(crate) struct Arguments {
     /// More log lines; twice for debugging. HOLDFAST_LOG takes filters as tracing's EnvFilter does.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]

@@ -10,6 +10,7 @@ use crate::report::Summary;
 use holdfast_guest_init::protocol::{DIRTY_PORT, ECHO_PORT, Request, Verdict};
 pub use holdfast_guest_init::protocol::{Direction, Dirty, STREAM_PORT};
 use holdfast_guest_init::stream::Stream;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -244,6 +245,29 @@ impl Client {
                 }
                 connected => return connected,
             }
+        }
+    }
+
+    /// Waits until no connection to that port is left but for such that both ends have closed (TIME-WAIT):
+    /// whether that came to be in time.
+    ///
+    /// # Errors
+    /// When the kernel does not list its connections.
+    pub fn wait_closed(&self, port: u16, patience: Duration) -> Result<bool, ClientError> {
+        let until = Instant::now() + patience;
+        let list = |file: &str| fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+        loop {
+            let listed = self.namespace.run(|| io::Result::Ok(list("tcp")? + &list("tcp6")?))?;
+            let target = SocketAddr::from(([0, 0, 0, 0], port));
+            let listed = listed.map_err(|source| ClientError::Exchange { what: "look", target, source })?;
+            if !has_connections(&listed, port) {
+                return Ok(true);
+            }
+            if Instant::now() >= until {
+                return Ok(false);
+            }
+            // The kernel tells nobody that a socket has left its table.
+            thread::sleep(LOOK);
         }
     }
 
@@ -506,6 +530,16 @@ impl<'a> Progress<'a> {
     }
 }
 
+/// Whether a table of the kernel's, as in `/proc/net/tcp`, has a connection to that port that still lives.
+fn has_connections(table: &str, port: u16) -> bool {
+    const TIME_WAIT: &str = "06";
+    let port = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        words.get(2).is_some_and(|remote| remote.ends_with(&port)) && words.get(3) != Some(&TIME_WAIT)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -532,6 +566,29 @@ mod tests {
         let mut spec = SessionSpec::new(Direction::Download, [127, 0, 0, 1], 5, Amount::Bytes(bytes));
         spec.patience = Duration::from_secs(5);
         spec
+    }
+
+    #[test]
+    fn a_connection_is_there_until_both_ends_have_closed_it() {
+        if !can_run(&[Need::Root]) {
+            return;
+        }
+        let namespace = Namespace::create("unit").expect("made");
+        let client = Client::new(&namespace);
+        let listener =
+            namespace.run(|| TcpListener::bind(("127.0.0.1", 0))).expect("entered").expect("bound");
+        let port = listener.local_addr().expect("bound").port();
+        let mut connection = client
+            .connect(SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_secs(5))
+            .expect("connected");
+        let (guest, _) = listener.accept().expect("accepted");
+        let closed = |ms| client.wait_closed(port, Duration::from_millis(ms)).expect("listed");
+        assert!(!closed(0), "it is open");
+        connection.write_all(b"x").expect("sent");
+        drop(connection);
+        assert!(!closed(0), "the other end is open");
+        drop(guest);
+        assert!(closed(5000));
     }
 
     #[test]

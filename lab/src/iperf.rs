@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-const PROGRAM: &str = "/usr/bin/iperf3";
+pub(crate) const PROGRAM: &str = "/usr/bin/iperf3";
 const INSIDE: &str = "/bin/iperf3";
 /// More streams than that it does not run.
 pub const MOST_CONNECTIONS: usize = 128;

@@ -1,11 +1,12 @@
 //! What a benchmark's figures depend on beside the program.
 
+use holdfast_lab::apps::{self, App};
 use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_report::run::Machine;
 use std::time::SystemTime;
 
-/// This machine, as it is now.
-pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts) -> Machine {
+/// This machine as it is now, and what of these applications is in the guest.
+pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts, apps: &[App]) -> Machine {
     let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
     let field = |file: &str, name: &str| {
         let text = std::fs::read_to_string(file).ok()?;
@@ -16,6 +17,8 @@ pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts) -> Machine {
         field("/proc/meminfo", "MemTotal").and_then(|text| text.split(' ').next()?.parse::<u64>().ok());
     Machine {
         holdfast: Some(env!("CARGO_PKG_VERSION").into()),
+        commit: Some(env!("HOLDFAST_COMMIT").into()),
+        applications: apps::versions(artifacts, apps),
         qemu: Some(format!("{}.{}", qemu.version.0, qemu.version.1)),
         dpdk: Some(holdfast_dpdk::Eal::version().to_string()),
         kernel: kernel.ok(),

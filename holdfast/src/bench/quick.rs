@@ -78,13 +78,10 @@ pub(super) fn run(options: &QuickOptions) -> Result<(), Failure> {
     }
     print!("{}", table(&rows));
     if let Some(path) = &options.output.json {
-        let machine = json!({
-            "qemu": format!("{}.{}", qemu.version.0, qemu.version.1),
-            "dpdk": holdfast_dpdk::Eal::version(),
-            "cores": std::thread::available_parallelism().map_or(0, usize::from),
-            "epoch_ms": options.epoch_ms,
-            "seconds": options.seconds,
-        });
+        let artifacts = Artifacts::locate().map_err(|fault| Failure::HostLacks(fault.to_string()))?;
+        let mut machine = super::machine::this(&qemu, &artifacts, &[]);
+        machine.more.insert("epoch_ms".into(), json!(options.epoch_ms));
+        machine.more.insert("seconds".into(), json!(options.seconds));
         write_json(path, &json!({"bench": "quick", "machine": machine, "rows": rows}))?;
     }
     if rows.iter().all(|row| row.stream_exact) {

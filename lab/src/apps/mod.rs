@@ -20,8 +20,10 @@ mod redis;
 mod rsync;
 mod shuffle;
 mod tree;
+mod versions;
 
 pub use figures::AppFigures;
+pub use versions::versions;
 
 use crate::artifacts::ArtifactsError;
 use crate::client::{Client, ClientError};

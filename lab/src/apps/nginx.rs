@@ -21,7 +21,7 @@ pub(super) const PORT: u16 = 80;
 /// As a server has that is worth protecting: with few of them, each waiting for its answer, the rate would be
 /// nothing but the latency upside down.
 const CONNECTIONS: u64 = 256;
-const PROGRAM: &str = "/usr/sbin/nginx";
+pub(super) const PROGRAM: &str = "/usr/sbin/nginx";
 const CONFIGURATION: &str = "/etc/nginx.conf";
 /// One worker for one processor; connections stay open however long a benchmark lasts.
 const SETTINGS: &str = "\

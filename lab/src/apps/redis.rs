@@ -19,7 +19,7 @@ const CLIENTS: u64 = 512;
 /// What is stored: enough keys that a SET dirties a page of its own.
 const KEYS: &str = "10000";
 const VALUE_BYTES: &str = "64";
-const SERVER: &str = "/usr/bin/redis-server";
+pub(super) const SERVER: &str = "/usr/bin/redis-server";
 const BENCHMARK: &str = "/usr/bin/redis-benchmark";
 const CONFIGURATION: &str = "/etc/redis.conf";
 /// Once a second, its housekeeping dirties little memory while it is idle.

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 873;
-const PROGRAM: &str = "/usr/bin/rsync";
+pub(super) const PROGRAM: &str = "/usr/bin/rsync";
 const CONFIGURATION: &str = "/etc/rsyncd.conf";
 const SETTINGS: &str = "\
 uid = root

@@ -8,10 +8,10 @@ use crate::cli::Failure;
 use crate::config::Mode;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::bulk::{FlowSpec, TransferSpec};
-use holdfast_lab::capture::{Capture, Flow};
+use holdfast_lab::capture::{Capture, Captured};
 use holdfast_lab::client::STREAM_PORT;
 use holdfast_lab::emulator::Report;
-use holdfast_lab::expert::{Complaints, complaints};
+use holdfast_lab::expert::complaints;
 use holdfast_lab::guest::GuestSpec;
 use holdfast_lab::iperf;
 use holdfast_lab::report::percentile;
@@ -20,16 +20,29 @@ use std::time::Duration;
 
 /// Transfers of one row take no longer than that, but for the one that runs then.
 const ROW_TIME: Duration = Duration::from_secs(10);
-/// What a capture sees: transfers large enough for every phase of TCP, and small ones.
-const CAPTURED: [(u64, usize); 2] = [(16 << 20, 2), (64 << 10, 5)];
+/// Of one capture, which is in memory and is read whole: about 60 MB.
+const MOST_FRAMES: u64 = 500_000;
+/// For the ends of connections, which wait for commits.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// What a row is of.
+#[derive(Clone, Copy)]
+enum What {
+    Transfers { bytes: u64, setup: bool },
+    Flows(usize),
+}
+
+/// A capture of a row's run, which has ended.
+struct Heard {
+    captured: Captured,
+    left_open: bool,
+}
 
 /// The matrix on its stage.
 pub(super) struct Matrix<'a> {
     options: &'a BulkOptions,
     stage: Stage,
     iperf3: bool,
-    /// What native was complained of in this epoch's round.
-    reference: Complaints,
 }
 
 fn plain(spec: &mut GuestSpec) {
@@ -78,41 +91,66 @@ impl<'a> Matrix<'a> {
         })?;
         let words = &stage.pair.guests[0].spec.kernel_words;
         let iperf3 = words.iter().any(|word| word.starts_with("holdfast.exec=/bin/iperf3"));
-        Ok(Self { options, stage, iperf3, reference: Complaints::default() })
+        Ok(Self { options, stage, iperf3 })
     }
 
     /// All rows of one cell; printed as they are taken.
-    pub(super) fn cell(&mut self, epoch_ms: u64, mode: Mode, found: &mut Found) -> Result<(), Failure> {
-        let options = self.options;
+    pub(super) fn cell(&self, cell: (u32, u64, Mode), found: &mut Found) -> Result<(), Failure> {
+        let (options, (_, epoch_ms, mode)) = (self.options, cell);
         self.stage.change(Setting { mode, epoch_ms, adaptive: options.adaptive })?;
-        let take = |this: &Self, row: &dyn Fn() -> Result<Row, Failure>, found: &mut Found| {
-            match this.stage.guarded(mode, |_| row())? {
-                Ok((mut row, epochs)) => {
-                    row.epochs_committed = epochs;
-                    println!("{row}");
-                    found.rows.push(row);
-                }
-                Err(lost) => {
-                    let refused = format!("mode {mode}, epochs of {epoch_ms} ms: {lost}");
-                    println!("{refused}");
-                    found.refused.push(refused);
-                }
-            }
-            Ok::<(), Failure>(())
+        let sizes = options.sizes.iter().filter(|size| size.0 > 0);
+        let transfers =
+            sizes.flat_map(|size| [false, true].map(|setup| What::Transfers { bytes: size.0, setup }));
+        let flows =
+            options.connections.iter().filter(|_| options.seconds > 0).map(|count| What::Flows(*count));
+        transfers.chain(flows).try_for_each(|what| self.row(cell, what, found))
+    }
+
+    /// One row, with its capture if that is wanted, and once more without it if its cost is.
+    fn row(
+        &self,
+        (round, epoch_ms, mode): (u32, u64, Mode),
+        what: What,
+        found: &mut Found,
+    ) -> Result<(), Failure> {
+        let captures = self.options.captures;
+        let without = match captures && self.options.capture_cost {
+            true => self.stage.guarded(mode, |_| self.take(epoch_ms, mode, what, false))?.ok(),
+            false => None,
         };
-        // First: what comes late of streams that were broken off might be complained of.
-        if options.captures {
-            found.listened.push(self.listen(epoch_ms, mode)?);
-        }
-        for size in options.sizes.iter().filter(|size| size.0 > 0) {
-            for setup in [false, true] {
-                take(self, &|| self.transfers(epoch_ms, mode, size.0, setup), found)?;
+        match self.stage.guarded(mode, |_| self.take(epoch_ms, mode, what, captures))? {
+            Ok(((mut row, heard), epochs)) => {
+                (row.round, row.epochs_committed) = (round, epochs);
+                row.uncaptured_mbit_s = without.map(|((row, _), _)| row.throughput_mbit_s);
+                println!("{row}");
+                if let Some(heard) = heard {
+                    found.listened.push(listen(&row, &heard)?);
+                }
+                found.rows.push(row);
             }
-        }
-        for connections in options.connections.iter().filter(|_| options.seconds > 0) {
-            take(self, &|| self.flows(epoch_ms, mode, *connections), found)?;
+            Err(lost) => {
+                let refused = format!("mode {mode}, epochs of {epoch_ms} ms: {lost}");
+                println!("{refused}");
+                found.refused.push(refused);
+            }
         }
         Ok(())
+    }
+
+    fn take(
+        &self,
+        epoch_ms: u64,
+        mode: Mode,
+        what: What,
+        captured: bool,
+    ) -> Result<(Row, Option<Heard>), Failure> {
+        let capture = captured.then(|| self.capture()).transpose()?;
+        let row = match what {
+            What::Transfers { bytes, setup } => self.transfers(epoch_ms, mode, bytes, setup)?,
+            What::Flows(connections) => self.flows(epoch_ms, mode, connections, captured)?,
+        };
+        let heard = capture.map(|capture| self.end_capture(capture)).transpose()?;
+        Ok((row, heard))
     }
 
     /// Ends the pair; gives what the emulated wire did.
@@ -141,7 +179,7 @@ impl<'a> Matrix<'a> {
         Ok(row)
     }
 
-    fn flows(&self, epoch_ms: u64, mode: Mode, connections: usize) -> Result<Row, Failure> {
+    fn flows(&self, epoch_ms: u64, mode: Mode, connections: usize, captured: bool) -> Result<Row, Failure> {
         let time = Duration::from_secs(self.options.seconds);
         let spec = FlowSpec {
             guest: guest_ip(1).into(),
@@ -160,7 +198,8 @@ impl<'a> Matrix<'a> {
         row.throughput_mbit_s = done.throughput_mbit_s;
         row.fairness = Some(done.fairness);
         row.stream_exact = done.exact;
-        if self.iperf3 && connections <= iperf::MOST_CONNECTIONS {
+        // Once for each row, whether it is taken once or twice.
+        if self.iperf3 && captured == self.options.captures && connections <= iperf::MOST_CONNECTIONS {
             let rate =
                 iperf::download(&self.stage.pair.topology.client, guest_ip(1).into(), connections, time);
             row.iperf3_mbit_s = rate.inspect_err(|fault| tracing::warn!("iperf3: {fault}")).ok();
@@ -168,39 +207,37 @@ impl<'a> Matrix<'a> {
         Ok(row)
     }
 
-    /// Captures transfers at the client, and has tshark look at them.
-    fn listen(&mut self, epoch_ms: u64, mode: Mode) -> Result<Listened, Failure> {
+    /// One at the client, of what is about to be measured.
+    fn capture(&self) -> Result<Capture, Failure> {
         let topology = &self.stage.pair.topology;
-        let path = self.stage.pair.scratch.file(&format!("client-{mode}-{epoch_ms}.pcap"));
-        let capture = Capture::start(&topology.client, topology.client_interface, Flow::Both, &path)
-            .map_err(Failure::failed)?;
-        for (bytes, most) in CAPTURED {
-            let spec = TransferSpec {
-                guest: guest_ip(1).into(),
-                seed: self.options.seed,
-                bytes,
-                setup: true,
-                most,
-                time: ROW_TIME,
-                rest: Duration::ZERO,
-                pause: Duration::from_millis(epoch_ms),
-            };
-            let done = self.stage.client.transfers(&spec).map_err(Failure::failed)?;
-            if !done.exact {
-                return Err(Failure::Failed("a captured stream was not exact".into()));
-            }
-        }
-        let captured = capture.stop().map_err(Failure::failed)?;
-        let said = complaints(&captured.path, STREAM_PORT).map_err(Failure::failed)?;
-        if mode == Mode::Native {
-            self.reference = said.clone();
-        }
-        Ok(Listened {
-            mode,
-            epoch_ms,
-            beyond_native: said.beyond(&self.reference),
-            complaints: said,
-            capture_lost_frames: captured.dropped,
-        })
+        let path = self.stage.pair.scratch.memory("client.pcap");
+        Capture::of_headers(&topology.client, topology.client_interface, STREAM_PORT, MOST_FRAMES, &path)
+            .map_err(Failure::failed)
     }
+
+    /// With the ends of its connections: they would be strangers in the next row's.
+    fn end_capture(&self, capture: Capture) -> Result<Heard, Failure> {
+        let closed = self.stage.client.wait_closed(STREAM_PORT, CLOSING).map_err(Failure::failed)?;
+        let captured = capture.stop().map_err(Failure::failed)?;
+        Ok(Heard { captured, left_open: !closed })
+    }
+}
+
+/// Has tshark look at the capture of a row, and removes it.
+fn listen(row: &Row, heard: &Heard) -> Result<Listened, Failure> {
+    let Captured { path, frames, dropped, cut } = &heard.captured;
+    let said = complaints(path, STREAM_PORT).map_err(Failure::failed)?;
+    std::fs::remove_file(path).map_err(Failure::failed)?;
+    Ok(Listened {
+        round: row.round,
+        mode: row.mode,
+        epoch_ms: row.epoch_ms,
+        what: row.kind(),
+        frames: *frames,
+        cut: *cut,
+        capture_lost_frames: *dropped,
+        left_open: heard.left_open,
+        complaints: said,
+        beyond_native: None,
+    })
 }

@@ -16,6 +16,7 @@ use crate::cli::Failure;
 use crate::config::Mode;
 use clap::Args;
 use complaints::Listened;
+use holdfast_lab::apps::App;
 use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_lab::emulator::WireSpec;
 use holdfast_report::run::Machine;
@@ -52,10 +53,16 @@ pub(crate) struct BulkOptions {
     /// The wire between the hosts and the client, such as "delay=10ms,loss=0.5%"; a plain cable without it.
     #[arg(long, value_name = "WORDS", default_value = "")]
     wire: WireSpec,
-    /// Compares what tshark complains of in a capture at the client with the same in mode native. Taken apart
-    /// from what is measured.
+    /// Captures the headers of each run that is measured, at the client, and compares what tshark complains of
+    /// with the same row of mode native.
     #[arg(long)]
     captures: bool,
+    /// With --captures: measures each row without a capture as well, and says what capturing costs.
+    #[arg(long, requires = "captures")]
+    capture_cost: bool,
+    /// How often everything is measured; `bench compare` wants five rounds.
+    #[arg(long, default_value_t = 1)]
+    rounds: u32,
     /// Leave out iperf3, which measures the streams without end a second time.
     #[arg(long)]
     without_iperf3: bool,
@@ -85,14 +92,18 @@ pub(super) fn run(options: &BulkOptions) -> Result<(), Failure> {
     let qemu = Qemu::at(&options.qemu).map_err(|fault| Failure::HostLacks(fault.to_string()))?;
     let machine = machine(options, &qemu)?;
     let mut found = Found::default();
-    let mut matrix = Matrix::start(options, qemu)?;
+    let matrix = Matrix::start(options, qemu)?;
     println!("{}", row::HEADING);
-    let all = options.epochs.iter().flat_map(|epoch| options.modes.iter().map(move |mode| (*epoch, *mode)));
-    let ended = all.into_iter().try_for_each(|(epoch, mode)| matrix.cell(epoch, mode, &mut found));
+    let cells = options.epochs.iter().flat_map(|epoch| options.modes.iter().map(move |mode| (*epoch, *mode)));
+    let ended = (1..=options.rounds).try_for_each(|round| {
+        cells.clone().try_for_each(|(epoch, mode)| matrix.cell((round, epoch, mode), &mut found))
+    });
     let wire = matrix.end();
+    complaints::compare(&mut found.listened);
     // What was measured before a failure is worth its while.
     print!("{}", ratios::table(&found.rows, !options.wire.is_plain()));
     print!("{}", complaints::list(&found.listened));
+    print!("{}", complaints::cost(&found.rows));
     found.refused.iter().for_each(|refused| println!("refused: {refused}"));
     if let Some(path) = &options.output.json {
         let document = json!({
@@ -128,8 +139,11 @@ fn check(options: &BulkOptions) -> Result<(), Failure> {
     if let Some(count) = options.connections.iter().find(|count| !(1..=1000).contains(*count)) {
         return usage(format!("--connections: {count} is not between 1 and 1000"));
     }
+    if options.rounds == 0 {
+        return usage("--rounds: at least 1".into());
+    }
     if options.captures && !options.modes.contains(&Mode::Native) {
-        return usage("--captures compares with mode native; mend: name it among --modes, first".into());
+        return usage("--captures compares with mode native; mend: name it among --modes".into());
     }
     Ok(())
 }
@@ -137,9 +151,11 @@ fn check(options: &BulkOptions) -> Result<(), Failure> {
 /// What the figures depend on beside the program.
 fn machine(options: &BulkOptions, qemu: &Qemu) -> Result<Machine, Failure> {
     let artifacts = Artifacts::locate().map_err(|fault| Failure::HostLacks(fault.to_string()))?;
-    let mut machine = super::machine::this(qemu, &artifacts);
+    let apps: &[App] = if options.without_iperf3 { &[] } else { &[App::Iperf3] };
+    let mut machine = super::machine::this(qemu, &artifacts, apps);
     let mut more = |name: &str, value| drop(machine.more.insert(name.into(), value));
     more("adaptive", json!(options.adaptive));
+    more("captures", json!(options.captures));
     more("seed", json!(options.seed));
     more("wire", json!(options.wire.to_string()));
     more("guest_settings", json!("net.ipv4.tcp_no_metrics_save=1"));

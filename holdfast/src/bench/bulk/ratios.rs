@@ -2,6 +2,7 @@
 
 use super::row::Row;
 use crate::config::Mode;
+use holdfast_lab::report::median;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -26,7 +27,7 @@ pub(super) struct Aim {
     found: f64,
 }
 
-/// All ratios, by the median's throughput: for transfers of a size it is the ratio of times, upside down.
+/// All ratios of the medians over rounds, by the median's throughput: for transfers of a size it is the ratio of times, upside down.
 pub(super) fn all(rows: &[Row]) -> Vec<Ratio> {
     let mut kinds: Vec<(u64, String)> = Vec::new();
     for row in rows {
@@ -36,10 +37,8 @@ pub(super) fn all(rows: &[Row]) -> Vec<Ratio> {
         }
     }
     let rate = |mode, epoch_ms, kind: &str| {
-        rows.iter()
-            .find(|row| row.mode == mode && row.epoch_ms == epoch_ms && row.kind() == kind)
-            .map(|row| row.throughput_mbit_s)
-            .filter(|rate| *rate > 0.0)
+        let of = rows.iter().filter(|row| row.mode == mode && row.epoch_ms == epoch_ms && row.kind() == kind);
+        median(&of.map(|row| row.throughput_mbit_s).collect::<Vec<_>>()).filter(|rate| *rate > 0.0)
     };
     kinds
         .into_iter()

@@ -12,6 +12,7 @@ pub(super) const HEADING: &str = "mode         epoch   what                     
 /// Transfers of a size (`bytes`, `setup`, `completion_*`) or streams for a time (`seconds`, `fairness`).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Row {
+    pub(crate) round: u32,
     pub(crate) mode: Mode,
     /// Of mode native: of the rows beside which it was taken.
     pub(crate) epoch_ms: u64,
@@ -32,6 +33,9 @@ pub(crate) struct Row {
     pub(crate) fairness: Option<f64>,
     /// By iperf3, right after: it checks no bytes.
     pub(crate) iperf3_mbit_s: Option<f64>,
+    /// The same without a capture beside it, with `--capture-cost`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) uncaptured_mbit_s: Option<f64>,
     /// While the row was taken.
     pub(crate) epochs_committed: u64,
     /// Whether every byte of the stream was right.
@@ -42,6 +46,7 @@ impl Row {
     /// A row of nothing yet.
     pub(super) fn new(mode: Mode, epoch_ms: u64) -> Self {
         Self {
+            round: 1,
             mode,
             epoch_ms,
             bytes: None,
@@ -54,6 +59,7 @@ impl Row {
             transfers: None,
             fairness: None,
             iperf3_mbit_s: None,
+            uncaptured_mbit_s: None,
             epochs_committed: 0,
             stream_exact: false,
         }

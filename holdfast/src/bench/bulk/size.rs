@@ -1,4 +1,4 @@
-//! The size of a transfer, as `64KiB` or `1MiB`.
+//! The size of a transfer, as `64KiB` or `1MiB`, or `64k` or `1m` for short.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,9 +19,9 @@ impl FromStr for Size {
         let (digits, unit) = text.split_at(at);
         let unit: u64 = match unit {
             "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
+            "KiB" | "k" => 1 << 10,
+            "MiB" | "m" => 1 << 20,
+            "GiB" | "g" => 1 << 30,
             _ => return Err(wrong()),
         };
         let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
@@ -45,9 +45,12 @@ mod tests {
 
     #[test]
     fn sizes_are_read_and_slips_refused() {
-        for (text, bytes, shown) in
-            [("64KiB", 64 << 10, "64 KiB"), ("16MiB", 16 << 20, "16 MiB"), ("1000", 1000, "1000 B")]
-        {
+        for (text, bytes, shown) in [
+            ("64KiB", 64 << 10, "64 KiB"),
+            ("16MiB", 16 << 20, "16 MiB"),
+            ("1m", 1 << 20, "1 MiB"),
+            ("1000", 1000, "1000 B"),
+        ] {
             let size: Size = text.parse().expect("a size");
             assert_eq!((size.0, size.to_string()), (bytes, shown.to_owned()));
         }

@@ -83,7 +83,7 @@ pub(super) fn run(options: &PaperOptions) -> Result<(), Failure> {
     let first = steps.first().ok_or_else(|| Failure::Usage("nothing is to be measured".into()))?.setting;
     let mut session = Session {
         began: Instant::now(),
-        machine: machine::this(&qemu, &artifacts),
+        machine: machine::this(&qemu, &artifacts, &extent.apps),
         options,
         stage: Stage::start(StageSpec {
             qemu,
