@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 
 /// Where what is in the program comes from: whether something was changed there is looked at again with them.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "build.rs",
     "src",
     "../Cargo.lock",
     "../checkpoint",
     "../dataplane",
     "../dpdk-config",
+    "../guest/init",
     "../hugepages-setup",
     "../lab",
     "../report",
