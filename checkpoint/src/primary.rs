@@ -24,7 +24,7 @@ mod stats;
 mod stream;
 
 pub use policy::{EpochFacts, EpochPolicy, FixedLength, FollowOutput, OnOutput};
-pub use stats::{EpochRecord, SpreadUs, StatsSnapshot};
+pub use stats::{EpochRecord, PauseParts, SpreadUs, StatsSnapshot};
 
 pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};

@@ -7,8 +7,8 @@
 
 use crate::netns::{Namespace, NetnsError};
 use crate::report::Summary;
+pub use holdfast_guest_init::protocol::{Content, Direction, Dirty, Pace, STREAM_PORT};
 use holdfast_guest_init::protocol::{DIRTY_PORT, ECHO_PORT, Request, Verdict};
-pub use holdfast_guest_init::protocol::{Direction, Dirty, STREAM_PORT};
 use holdfast_guest_init::stream::Stream;
 use std::fs;
 use std::io::{self, Read, Write};

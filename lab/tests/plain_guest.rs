@@ -76,7 +76,7 @@ fn streams_through_a_plain_guest_are_exact_in_every_direction() {
     assert!(frames > 64 * MIB / 1448, "the download alone has more");
     assert!(longest <= 1514, "{longest} bytes: frames on the wire are as on a cable");
 
-    let order = Dirty { pages: 500, interval_us: 10_000 };
+    let order = Dirty::words(500, 10_000);
     setup.client.dirty(guest_ip(0).into(), order).expect("dirties");
     let times = setup.client.round_trips(guest_ip(0).into(), 64, 200).expect("timed");
     println!("round trip p50 {:.0} us, p99 {:.0} us", times.p50, times.p99);

@@ -21,7 +21,7 @@ fn a_backup_that_died_and_came_back_protects_again() {
     in_both_modes(|mode| {
         let mut scene = Scene::ready(options(mode), seed(208));
         let streams = scene.streams(guest_ip(1), 0);
-        let load = Dirty { pages: 1000, interval_us: 20_000 };
+        let load = Dirty::words(1000, 20_000);
         scene.client().dirty(guest_ip(1).into(), load).expect("a guest that dirties");
         streams.flow(SOME);
         scene.pair.b.kill().expect("killed");
@@ -45,7 +45,7 @@ fn epochs_aborted_with_their_session_lose_no_page() {
     in_both_modes(|mode| {
         let mut scene = Scene::ready(options(mode), seed(209));
         let streams = scene.streams(guest_ip(1), 0);
-        let load = Dirty { pages: 1000, interval_us: 10_000 };
+        let load = Dirty::words(1000, 10_000);
         scene.client().dirty(guest_ip(1).into(), load).expect("a guest that dirties");
         let first = scene.pair.a.vm(VM).expect("a status");
         for torn in 1..=TORN {
@@ -82,7 +82,7 @@ fn a_slow_link_makes_the_guest_slow_and_nothing_else() {
         streams.flow(SOME / 2);
         let first = scene.pair.a.vm(VM).expect("a status");
         scene.throttle(&scene.pair.a, "40mbit");
-        let load = Dirty { pages: 2000, interval_us: 20_000 };
+        let load = Dirty::words(2000, 20_000);
         scene.client().dirty(guest_ip(1).into(), load).expect("a guest that dirties");
         streams.flow(SOME / 4);
         let last = scene.pair.a.vm(VM).expect("a status");
@@ -91,10 +91,7 @@ fn a_slow_link_makes_the_guest_slow_and_nothing_else() {
         }
         assert_eq!(last["link"]["sessions"], first["link"]["sessions"], "{last}");
         scene.throttle(&scene.pair.a, "10gbit");
-        scene
-            .client()
-            .dirty(guest_ip(1).into(), Dirty { pages: 0, interval_us: 0 })
-            .expect("a guest at rest");
+        scene.client().dirty(guest_ip(1).into(), Dirty::words(0, 0)).expect("a guest at rest");
         streams.flow(SOME / 4);
         assert!(streams.finish_exact() < GAP_BUDGET);
         let (a, b) = scene.wires();

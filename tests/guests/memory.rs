@@ -20,10 +20,7 @@ const LOW_MEMORY: u64 = 3 << 30;
 fn image_is_exact_and_comes_to_life(options: PairOptions, seed: u64, beyond: u64) {
     let mut scene = Scene::ready(options, seed);
     let streams = scene.streams(guest_ip(1), 0);
-    scene
-        .client()
-        .dirty(guest_ip(1).into(), Dirty { pages: 500, interval_us: 20_000 })
-        .expect("a guest that dirties");
+    scene.client().dirty(guest_ip(1).into(), Dirty::words(500, 20_000)).expect("a guest that dirties");
     streams.flow(SOME);
 
     let mut qemu = scene.pair.guests[0].monitor().expect("a monitor");

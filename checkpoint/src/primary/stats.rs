@@ -63,6 +63,24 @@ pub struct StatsSnapshot {
     pub last_sync_pages: u64,
 }
 
+/// The parts of one pause. Scan and copy go on beside the save, so that they may add up to more than the
+/// pause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PauseParts {
+    /// `stop`.
+    pub pause_stop_us: u64,
+    /// Ending the epoch in the gate.
+    pub pause_cut_us: u64,
+    /// Finding the dirty pages.
+    pub pause_scan_us: u64,
+    /// Copying them.
+    pub pause_copy_us: u64,
+    /// Saving devices and vCPUs.
+    pub pause_save_us: u64,
+    /// `cont`.
+    pub pause_cont_us: u64,
+}
+
 /// One epoch, from the guest's running to the commit. Times are of one clock that begins with the supervisor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct EpochRecord {
@@ -74,6 +92,9 @@ pub struct EpochRecord {
     pub stopped_us: u64,
     /// From `stop` to `cont`.
     pub pause_us: u64,
+    /// Of what the pause was made.
+    #[serde(flatten)]
+    pub parts: PauseParts,
     /// When the last byte of it was handed to the link; none as long as it was not.
     pub sent_us: Option<u64>,
     /// When the backup's confirmation was here; none as long as it was not.
@@ -133,6 +154,19 @@ pub(crate) struct SealTimes {
     pub(crate) save: Duration,
     pub(crate) cont: Duration,
     pub(crate) pages: u64,
+}
+
+impl SealTimes {
+    fn parts(&self) -> PauseParts {
+        PauseParts {
+            pause_stop_us: micros(self.stop),
+            pause_cut_us: micros(self.cut),
+            pause_scan_us: micros(self.scan),
+            pause_copy_us: micros(self.copy),
+            pause_save_us: micros(self.save),
+            pause_cont_us: micros(self.cont),
+        }
+    }
 }
 
 /// Where all figures of a machine are gathered; locked for a moment a few times an epoch.
@@ -217,6 +251,7 @@ impl Stats {
             began_us: stopped_us.saturating_sub(micros(times.ran)),
             stopped_us,
             pause_us: micros(times.pause),
+            parts: times.parts(),
             dirty_pages: times.pages,
             ..EpochRecord::default()
         });
@@ -314,7 +349,7 @@ mod tests {
     fn the_last_epochs_are_remembered_with_what_each_cost() {
         let mut stats = Stats::new();
         let ms = Duration::from_millis;
-        let times = SealTimes { ran: ms(20), pause: ms(5), pages: 7, ..SealTimes::default() };
+        let times = SealTimes { ran: ms(20), pause: ms(5), save: ms(3), pages: 7, ..SealTimes::default() };
         for number in 1..=REMEMBERED as u64 + 3 {
             let epoch = EpochId::new(number);
             stats.sent(4096, 100);
@@ -332,6 +367,7 @@ mod tests {
         assert_eq!(last.number, REMEMBERED as u64 + 3);
         assert_eq!((last.stopped_us - last.began_us, last.pause_us, last.dirty_pages), (20_000, 5_000, 7));
         assert_eq!((last.wire_bytes, last.streamed_bytes), (100, 1000));
+        assert_eq!(last.parts, PauseParts { pause_save_us: 3_000, ..PauseParts::default() });
         assert!(last.sent_us.is_some() && last.committed_us.is_none());
         assert!(before.committed_us >= before.sent_us && before.committed_us.is_some());
         assert_eq!(epochs[0].sent_us, None);

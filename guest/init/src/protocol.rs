@@ -27,7 +27,7 @@ pub const READY_LINE: &str = "holdfast-guest: ready";
 
 const REQUEST_MAGIC: u64 = u64::from_le_bytes(*b"HFSTREA1");
 const VERDICT_MAGIC: u64 = u64::from_le_bytes(*b"HFVERDI1");
-const DIRTY_MAGIC: u64 = u64::from_le_bytes(*b"HFDIRTY1");
+const DIRTY_MAGIC: u64 = u64::from_le_bytes(*b"HFDIRTY2");
 
 /// What is wrong with a record from the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -155,6 +155,24 @@ impl Verdict {
     }
 }
 
+/// When the pages of an interval are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// All at once, as each interval begins.
+    AtOnce,
+    /// One after the other, in equal steps across the interval: each page once in it.
+    Spread,
+}
+
+/// What is written to a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// One word, another one each time; the rest of the page is zero.
+    Word,
+    /// A page of noise, other noise each time: it cannot be compressed.
+    Noise,
+}
+
 /// Asks the guest to write to `pages` pages every `interval_us` microseconds of its own clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dirty {
@@ -162,28 +180,49 @@ pub struct Dirty {
     pub pages: u32,
     /// Time from one round to the next.
     pub interval_us: u32,
+    /// When in the interval.
+    pub pace: Pace,
+    /// What.
+    pub content: Content,
 }
 
 impl Dirty {
     /// Length of the record.
-    pub const LEN: usize = 16;
+    pub const LEN: usize = 24;
     /// More pages than this are not taken (1 GiB).
     pub const MAX_PAGES: u32 = 1 << 18;
+
+    /// One word to each of `pages` pages, all at once every `interval_us` microseconds.
+    #[must_use]
+    pub const fn words(pages: u32, interval_us: u32) -> Self {
+        Self { pages, interval_us, pace: Pace::AtOnce, content: Content::Word }
+    }
 
     /// The record's bytes.
     #[must_use]
     pub fn encode(&self) -> [u8; Self::LEN] {
+        let spread = u64::from(self.pace == Pace::Spread);
+        let noise = u64::from(self.content == Content::Noise);
         let mut out = [0; Self::LEN];
         put(&mut out, 0, DIRTY_MAGIC);
         put(&mut out, 8, u64::from(self.pages) | u64::from(self.interval_us) << 32);
+        put(&mut out, 16, spread | noise << 1);
         out
     }
 
     /// Reads a record back.
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self, RecordError> {
         expect(bytes, DIRTY_MAGIC, "dirty request")?;
-        let both = get(bytes, 8);
-        Ok(Self { pages: (both as u32).min(Self::MAX_PAGES), interval_us: (both >> 32) as u32 })
+        let (both, how) = (get(bytes, 8), get(bytes, 16));
+        if how > 3 {
+            return Err(RecordError::Kind { record: "dirty request", found: how as u32 });
+        }
+        Ok(Self {
+            pages: (both as u32).min(Self::MAX_PAGES),
+            interval_us: (both >> 32) as u32,
+            pace: if how & 1 == 0 { Pace::AtOnce } else { Pace::Spread },
+            content: if how & 2 == 0 { Content::Word } else { Content::Noise },
+        })
     }
 }
 
@@ -213,8 +252,10 @@ mod tests {
         for verdict in [Verdict::Exact { bytes: 5 }, Verdict::Differs { bytes: 9, first: 4 }] {
             assert_eq!(Verdict::decode(&verdict.encode()), Ok(verdict));
         }
-        let dirty = Dirty { pages: 200, interval_us: 10_000 };
-        assert_eq!(Dirty::decode(&dirty.encode()), Ok(dirty));
+        for (pace, content) in [(Pace::AtOnce, Content::Noise), (Pace::Spread, Content::Word)] {
+            let dirty = Dirty { pace, content, ..Dirty::words(200, 10_000) };
+            assert_eq!(Dirty::decode(&dirty.encode()), Ok(dirty));
+        }
     }
 
     #[test]
@@ -226,5 +267,8 @@ mod tests {
         let mut unknown = Request { direction: Direction::Echo, seed: 0, offset: 0, length: 0 }.encode();
         unknown[8] = 9;
         assert_eq!(Request::decode(&unknown), Err(RecordError::Kind { record: "request", found: 9 }));
+        let mut unknown = Dirty::words(1, 1).encode();
+        unknown[16] = 4;
+        assert_eq!(Dirty::decode(&unknown), Err(RecordError::Kind { record: "dirty request", found: 4 }));
     }
 }

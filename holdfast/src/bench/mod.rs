@@ -4,6 +4,7 @@ mod bulk;
 mod compare;
 mod machine;
 mod paper;
+mod pause;
 mod quick;
 mod report;
 mod stage;
@@ -22,6 +23,8 @@ pub(crate) enum Bench {
     /// The paper's evaluation again: streams, transfers, small requests and applications in all modes; a
     /// document and a page with plots.
     Paper(Box<paper::PaperOptions>),
+    /// How long the guest stands still for a checkpoint, by dirty pages and by the guest's size, part by part.
+    Pause(pause::PauseOptions),
     /// Tell two stored runs apart by their rounds: how many times as fast, and whether that is more than chance.
     Compare(compare::CompareOptions),
     /// Render a stored run as one HTML page with plots.
@@ -49,6 +52,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
         Bench::Quick(options) => crate::demo::check_host().and_then(|()| quick::run(options)),
         Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
         Bench::Paper(options) => crate::demo::check_host().and_then(|()| paper::run(options)),
+        Bench::Pause(options) => crate::demo::check_host().and_then(|()| pause::run(options)),
         Bench::Compare(options) => compare::run(options),
         Bench::Report(options) => report::run(options),
     }

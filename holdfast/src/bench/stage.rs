@@ -19,7 +19,7 @@ const CHANGE: Duration = Duration::from_secs(60);
 /// What is measured is tried that often.
 const ATTEMPTS: usize = 3;
 /// For the stacks and buffers of hundreds of connections.
-const MEMORY_MIB: u32 = 512;
+pub(super) const MEMORY_MIB: u32 = 512;
 
 /// Each connection begins anew: what the guest remembers of a client's earlier ones, in another mode, would
 /// be measured with it.
@@ -43,6 +43,8 @@ pub(super) struct StageSpec<'a> {
     pub(super) first: Setting,
     /// Whether mode aware is among what is measured.
     pub(super) aware: bool,
+    /// Memory of the guest.
+    pub(super) memory_mib: u32,
     /// What the guest has besides.
     pub(super) shape: fn(&mut GuestSpec),
 }
@@ -72,7 +74,7 @@ impl Stage {
         let mut plan = PairOptions::new(&program, spec.qemu, spec.first.mode.name());
         plan.epoch_ms = spec.first.epoch_ms;
         plan.audit = false;
-        plan.memory_mib = MEMORY_MIB;
+        plan.memory_mib = spec.memory_mib;
         plan.wire = spec.wire.clone();
         plan.wire_seed = spec.seed;
         plan.shape = spec.shape;
@@ -101,6 +103,17 @@ impl Stage {
                 .map_err(Failure::failed)?;
         }
         Ok(())
+    }
+
+    /// Waits until so many more epochs are committed; gives the number of the last one.
+    pub(super) fn await_epochs(&self, count: u64, patience: Duration) -> Result<u64, Failure> {
+        let number = |status: &Value| status["committed_epoch"].as_u64().unwrap_or(0);
+        let begun = number(&self.status().map_err(Failure::failed)?);
+        self.pair
+            .a
+            .wait_for(VM, "committing epochs", patience, |status| number(status) >= begun + count)
+            .map(|status| number(&status))
+            .map_err(Failure::failed)
     }
 
     /// Measures something, again if the protection was lost meanwhile. What was measured with the epochs

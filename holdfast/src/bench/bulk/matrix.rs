@@ -3,7 +3,7 @@
 use super::complaints::Listened;
 use super::row::Row;
 use super::{BulkOptions, Found};
-use crate::bench::stage::{Setting, Stage, StageSpec, dress};
+use crate::bench::stage::{MEMORY_MIB, Setting, Stage, StageSpec, dress};
 use crate::cli::Failure;
 use crate::config::Mode;
 use holdfast_lab::artifacts::Qemu;
@@ -82,6 +82,7 @@ impl<'a> Matrix<'a> {
             seed: options.seed,
             first: Setting { mode: *mode, epoch_ms: *epoch, adaptive: options.adaptive },
             aware,
+            memory_mib: MEMORY_MIB,
             shape: match (aware, options.without_iperf3) {
                 (false, false) => with_iperf3,
                 (false, true) => plain,

@@ -11,7 +11,7 @@ mod take;
 
 use super::machine;
 use super::report::write_page;
-use super::stage::{Setting, Stage, StageSpec, dress};
+use super::stage::{MEMORY_MIB, Setting, Stage, StageSpec, dress};
 use crate::cli::{Failure, check_writable};
 use crate::config::Mode;
 use clap::Args;
@@ -91,6 +91,7 @@ pub(super) fn run(options: &PaperOptions) -> Result<(), Failure> {
             seed: options.seed,
             first,
             aware: extent.modes.contains(&Mode::Aware),
+            memory_mib: MEMORY_MIB,
             shape: if extent.apps.is_empty() { without_apps } else { with_apps },
         })?,
         progress: Progress::new(&steps, &extent),
