@@ -202,6 +202,12 @@ impl Identity {
         Ok(Self { client: Arc::new(client), server: Arc::new(server) })
     }
 
+    /// TLS of the host that dials, and of the host that was dialled: for what brings its own connections.
+    #[must_use]
+    pub fn configs(&self) -> (&ClientConfig, &ServerConfig) {
+        (&self.client, &self.server)
+    }
+
     /// The TLS side of the host that dials.
     ///
     /// # Errors

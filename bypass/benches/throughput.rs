@@ -1,0 +1,99 @@
+//! Two ports in one thread with nothing between them: what a core carries, records, QUIC, AEAD and frames
+//! included. `cargo bench -p holdfast-bypass`.
+
+use bytes::Bytes;
+use holdfast_bypass::{Class, Event, PathId, Port, Settings, Token};
+use holdfast_checkpoint::keys::{Identity, make_pair};
+use std::time::{Duration, Instant};
+
+const TOKEN: Token = Token([7; 32]);
+const TOTAL: usize = 4 << 30;
+const RECORD: usize = 1 << 20;
+const WAITING: usize = 2 << 20;
+/// Frames that a side sends before the other's turn, as a ring holds them.
+const RING: usize = 256;
+
+struct Side {
+    port: Port,
+    path: Option<PathId>,
+    cpu: Duration,
+}
+
+fn side(last: u8, mtu: u16, identity: &Identity) -> Side {
+    let settings = Settings {
+        mac: [2, 0, 0, 0, 0, last],
+        address: [10, 0, 0, last].into(),
+        peer: [10, 0, 0, 3 - last].into(),
+        peer_mac: None,
+        udp_port: 7401,
+        mtu,
+        record_limit: RECORD,
+    };
+    let (client, server) = identity.configs();
+    let port = Port::new(settings, client, server, Instant::now()).expect("it can be");
+    Side { port, path: None, cpu: Duration::ZERO }
+}
+
+/// One turn of a side: what came is handled, what is due is made; gives bytes of the records that came.
+fn turn(side: &mut Side, frames: &mut Vec<Vec<u8>>, out: &mut Vec<Vec<u8>>) -> usize {
+    let now = Instant::now();
+    for frame in frames.drain(..) {
+        side.port.handle_frame(&frame, now);
+    }
+    side.port.handle_timeout(now);
+    while let Some(event) = side.port.poll_event() {
+        match event {
+            Event::Up { path, .. } => side.path = Some(path),
+            Event::Lost { why, .. } => panic!("{why}"),
+        }
+    }
+    let mut received = 0;
+    if let Some(path) = side.path {
+        while let Some(record) = side.port.receive(path, Class::Bulk, now) {
+            received += record.body.len();
+        }
+    }
+    for _ in 0..RING {
+        let Some(len) = side.port.next_frame(now) else { break };
+        let mut frame = vec![0; len];
+        side.port.take_frame(&mut frame);
+        out.push(frame);
+    }
+    side.cpu += now.elapsed();
+    received
+}
+
+fn main() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    make_pair(&a, &b).expect("keys");
+    let [a, b] = [a, b].map(|dir| Identity::load(&dir).expect("keys load"));
+    for mtu in [1500, 9000] {
+        let (mut from, mut to) = (side(1, mtu, &a), side(2, mtu, &b));
+        to.port.await_peer(TOKEN);
+        from.port.dial(TOKEN, 1, Instant::now());
+        let (mut ahead, mut back) = (Vec::new(), Vec::new());
+        while from.path.is_none() || to.path.is_none() {
+            turn(&mut from, &mut back, &mut ahead);
+            turn(&mut to, &mut ahead, &mut back);
+        }
+        (from.cpu, to.cpu) = (Duration::ZERO, Duration::ZERO);
+        let body = Bytes::from(vec![0x5a; RECORD]);
+        let (mut received, started) = (0, Instant::now());
+        while received < TOTAL {
+            let path = from.path.expect("up");
+            while from.port.waiting_bytes(path) < WAITING {
+                from.port.send(path, Class::Bulk, 1, body.clone());
+            }
+            turn(&mut from, &mut back, &mut ahead);
+            received += turn(&mut to, &mut ahead, &mut back);
+        }
+        let rate = |time: Duration| received as f64 * 8e-9 / time.as_secs_f64();
+        println!(
+            "mtu {mtu}: {:.1} Gbit/s with both ends on one core; {:.1} Gbit/s a sending core, {:.1} a receiving one",
+            rate(started.elapsed()),
+            rate(from.cpu),
+            rate(to.cpu)
+        );
+    }
+}
