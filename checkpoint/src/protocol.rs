@@ -13,6 +13,7 @@
 //!   Heartbeat ------------------------------------------->       at any time, past everything else
 //!   <--------------------------------------- HeartbeatAnswer
 //!   Relinquish | Goodbye | Refuse ----------------------->
+//!   <-- Over, Back, Taken: which way messages go -->             with a bypass (see `transport`)
 //! ```
 //!
 //! All that an epoch carries comes before its seal and after the seal of the epoch before. Its Stream
@@ -38,7 +39,7 @@ pub use codec::{
 pub(crate) use codec::{begin_pages, begin_stream, end_frame};
 pub use message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Seal,
-    StateKind, Welcome,
+    StateKind, Taken, Welcome,
 };
 pub use pages::{PageBatch, PageBatchReader, PagesError};
 pub use payload::Payload;

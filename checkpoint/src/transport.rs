@@ -16,16 +16,20 @@
 //! gives, so the peer always reads, its queue is bounded, and heartbeats are never stuck behind a slow
 //! backup. A peer that sends without credit, floods, or does not read is cut off (RB-1).
 //!
-//! [`Transport`] is how a session is opened. `tcp` is the kernel's TCP with TLS 1.3, or in the clear by
-//! an explicit laboratory setting; a link over a DPDK port of its own will be the second.
+//! [`Transport`] is how a session is opened: by the kernel's TCP with TLS 1.3, or in the clear by an explicit
+//! laboratory setting. With a [`Bypass`] the session's messages go over a port of their own once both hosts
+//! have a path there; the connection stays, for heartbeats and for when the path is lost (`ways`).
 
+mod bypass;
 mod frames;
 mod handle;
 mod link;
 mod listener;
 mod tcp;
+mod ways;
 mod wire;
 
+pub use bypass::{Bypass, BypassError, BypassSettings, Nic};
 pub use handle::{Incoming, Link, LinkEnd, LinkEvent};
 pub use listener::{Listener, ListenerCounters};
 pub use tcp::{Security, TcpTransport};

@@ -89,6 +89,17 @@ pub(crate) fn table(document: &Value) -> String {
                 ),
             );
         }
+        if !document["bypass"].is_null() && vm["link"]["connected"].as_bool() == Some(true) {
+            let over = vm["link"]["over_bypass"].as_bool() == Some(true);
+            line(
+                &mut out,
+                format_args!(
+                    "  replicates over {}  came back from the bypass {} times",
+                    if over { "the bypass" } else { "the connection, as the bypass has no path" },
+                    text(&vm["link"]["bypass_returns"]),
+                ),
+            );
+        }
         if let Some(said) = agent(vm) {
             line(&mut out, format_args!("  {said}"));
         }

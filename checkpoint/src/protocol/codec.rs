@@ -2,7 +2,8 @@
 
 use crate::gate::PortLimits;
 use crate::protocol::message::{
-    Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, Refusal, RefusalCode, Seal, StateKind, Welcome,
+    Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, Refusal, RefusalCode, Seal, StateKind, Taken,
+    Welcome,
 };
 use crate::protocol::pages::PageBatch;
 use crate::protocol::payload::Payload;
@@ -40,6 +41,9 @@ mod kind {
     pub(super) const SUMMON: u16 = 15;
     pub(super) const GOODBYE: u16 = 16;
     pub(super) const STREAM: u16 = 17;
+    pub(super) const OVER: u16 = 18;
+    pub(super) const BACK: u16 = 19;
+    pub(super) const TAKEN: u16 = 20;
 }
 
 /// Why bytes are no message; the peer is at fault.
@@ -242,6 +246,15 @@ pub fn encode(message: &Message) -> Vec<u8> {
             begin_frame(kind::GOODBYE, &mut out);
             put_text(&mut out, reason);
         }
+        Message::Over { path } => number(kind::OVER, *path, &mut out),
+        Message::Back { path, taken } => {
+            number(kind::BACK, *path, &mut out);
+            put_taken(&mut out, *taken);
+        }
+        Message::Taken(taken) => {
+            begin_frame(kind::TAKEN, &mut out);
+            put_taken(&mut out, *taken);
+        }
     }
     end_frame(&mut out);
     out
@@ -250,6 +263,11 @@ pub fn encode(message: &Message) -> Vec<u8> {
 fn number(kind: u16, number: u64, out: &mut Vec<u8>) {
     begin_frame(kind, out);
     put_u64(out, number);
+}
+
+fn put_taken(out: &mut Vec<u8>, taken: Taken) {
+    put_u64(out, taken.urgent);
+    put_u64(out, taken.bulk);
 }
 
 fn put_u32(out: &mut Vec<u8>, number: u32) {
@@ -327,6 +345,9 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
         kind::RELINQUISH => Message::Relinquish { term: Term::new(body.named("Relinquish").u64()?) },
         kind::SUMMON => Message::Summon { term: Term::new(body.named("Summon").u64()?) },
         kind::GOODBYE => Message::Goodbye { reason: body.named("Goodbye").text()? },
+        kind::OVER => Message::Over { path: body.named("Over").u64()? },
+        kind::BACK => Message::Back { path: body.named("Back").u64()?, taken: body.taken()? },
+        kind::TAKEN => Message::Taken(body.named("Taken").taken()?),
         unknown => return Err(DecodeError::Kind(unknown)),
     };
     if body.rest.is_empty() { Ok(message) } else { Err(DecodeError::Excess(body.name)) }
@@ -361,6 +382,10 @@ impl Body<'_> {
 
     fn u64(&mut self) -> Result<u64, DecodeError> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    fn taken(&mut self) -> Result<Taken, DecodeError> {
+        Ok(Taken { urgent: self.u64()?, bulk: self.u64()? })
     }
 
     fn flag(&mut self) -> Result<bool, DecodeError> {
@@ -492,6 +517,9 @@ mod tests {
             Message::Relinquish { term },
             Message::Summon { term },
             Message::Goodbye { reason: "unprotected by command".into() },
+            Message::Over { path: 1 },
+            Message::Back { path: 1, taken: Taken { urgent: 5, bulk: 6 } },
+            Message::Taken(Taken { urgent: 5, bulk: 6 }),
         ]
     }
 

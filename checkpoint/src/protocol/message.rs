@@ -237,6 +237,29 @@ pub enum Message {
         /// Why.
         reason: String,
     },
+    /// What follows in this direction comes over the bypass: the last message here before it.
+    Over {
+        /// Number of the bypass's path.
+        path: u64,
+    },
+    /// The sender has left a path of the bypass: what it did not take from there is to be sent here again.
+    Back {
+        /// Number of the path.
+        path: u64,
+        /// Messages that it took.
+        taken: Taken,
+    },
+    /// Said on a path of the bypass: what was taken from it so far need not be kept.
+    Taken(Taken),
+}
+
+/// Messages of each class that were taken from a path of the bypass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Urgent ones.
+    pub urgent: u64,
+    /// Bulk.
+    pub bulk: u64,
 }
 
 impl Message {
@@ -260,6 +283,9 @@ impl Message {
             Self::Relinquish { .. } => "Relinquish",
             Self::Summon { .. } => "Summon",
             Self::Goodbye { .. } => "Goodbye",
+            Self::Over { .. } => "Over",
+            Self::Back { .. } => "Back",
+            Self::Taken(_) => "Taken",
         }
     }
 }

@@ -2,9 +2,11 @@
 
 use crate::lease::LeaseGrants;
 use crate::protocol::{Hello, Message, encode};
+use crate::transport::ways::Shown;
 use crate::vm::Fault;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use nix::sys::eventfd::EventFd;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -64,6 +66,20 @@ pub(super) struct Waker {
 }
 
 impl Waker {
+    pub(super) fn new() -> io::Result<Self> {
+        let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        Ok(Self { fd, rung: AtomicBool::new(false) })
+    }
+
+    /// To be called when the descriptor is readable, before what it told of is looked for.
+    pub(super) fn clear(&self) {
+        if let Err(errno) = self.fd.read() {
+            // Nothing else reads it, so that it cannot have been emptied; and if it was, nothing is lost.
+            tracing::debug!(%errno, "a thread was woken by nothing");
+        }
+        self.rung.store(false, Ordering::Release);
+    }
+
     pub(super) fn ring(&self) {
         if !self.rung.swap(true, Ordering::AcqRel) {
             self.fd.write(1).expect("an eventfd that is reset at every wake-up has room for 1");
@@ -82,6 +98,7 @@ pub struct Link {
     pub(super) waker: Arc<Waker>,
     pub(super) end: Arc<OnceLock<LinkEnd>>,
     pub(super) peer: String,
+    pub(super) shown: Arc<Shown>,
 }
 
 impl Link {
@@ -104,6 +121,18 @@ impl Link {
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Whether messages go over the bypass now.
+    #[must_use]
+    pub fn uses_bypass(&self) -> bool {
+        self.shown.bypass.load(Ordering::Relaxed)
+    }
+
+    /// How often messages had to come back from the bypass.
+    #[must_use]
+    pub fn bypass_returns(&self) -> u64 {
+        self.shown.returns.load(Ordering::Relaxed)
     }
 
     /// Sends a message past all bulk. A link that has ended swallows it: its end is seen in the events.

@@ -1,20 +1,20 @@
 //! The thread that owns a link.
 
 use crate::lease::LeaseGrants;
-use crate::protocol::{DecodeError, MESSAGE_LIMIT, Message, encode};
+use crate::protocol::{DecodeError, MESSAGE_LIMIT, Message, Taken, encode};
+use crate::transport::bypass::Bypass;
 use crate::transport::charge;
 use crate::transport::frames::{Arrival, Assembler};
 use crate::transport::handle::{Control, Link, LinkEnd, LinkEvent, Waker};
+use crate::transport::ways::{Shown, Ways};
 use crate::transport::wire::Wire;
 use crate::vm::Fault;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -48,6 +48,7 @@ struct Heartbeats {
 /// What the owner thread owns.
 pub(super) struct Owner {
     wire: Wire,
+    ways: Ways,
     assembler: Assembler,
     waker: Arc<Waker>,
     control: Receiver<Control>,
@@ -115,11 +116,15 @@ pub(super) fn refusal_of_keys(error: &io::Error) -> Option<String> {
     }
 }
 
-/// Makes the two ends of a link over a wire that is ready.
-pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
+/// Makes the two ends of a link over a wire that is ready, and that may use the bypass.
+pub(super) fn link(wire: Wire, peer: String, bypass: Option<&Bypass>) -> io::Result<(Link, Owner)> {
     wire.set_nonblocking()?;
-    let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let waker = Arc::new(Waker { fd, rung: AtomicBool::new(false) });
+    let waker = Arc::new(Waker::new()?);
+    let lane = match (bypass, wire.token()) {
+        (Some(bypass), Some(token)) => bypass.lane(token, Arc::clone(&waker)),
+        _ => None,
+    };
+    let shown = Arc::new(Shown::default());
     let (control, controlled) = bounded(CONTROL_QUEUE);
     let (bulk, queued) = bounded(BULK_QUEUE);
     let (spare, spares) = bounded(BULK_QUEUE);
@@ -128,6 +133,7 @@ pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
     let end = Arc::new(OnceLock::new());
     let owner = Owner {
         wire,
+        ways: Ways::new(lane, Arc::clone(&shown)),
         assembler: Assembler::new(MESSAGE_LIMIT),
         waker: Arc::clone(&waker),
         control: controlled,
@@ -144,7 +150,8 @@ pub(super) fn link(wire: Wire, peer: String) -> io::Result<(Link, Owner)> {
         heartbeats: None,
         grants: None,
     };
-    let link = Link { control: Some(control), bulk, spare: spares, spent, events: seen, waker, end, peer };
+    let link =
+        Link { control: Some(control), bulk, spare: spares, spent, events: seen, waker, end, peer, shown };
     Ok((link, owner))
 }
 
@@ -161,32 +168,77 @@ impl Owner {
             // Set before the channel closes, so that whoever sees the closing finds the reason.
             drop(self.end.set(end));
         }
+        if let Err(error) = self.come_back() {
+            tracing::debug!(%error, "what was on the bypass was not sent again");
+        }
         let Self { wire, events, .. } = self;
         drop(events);
         last_words(wire);
     }
 
+    /// Brings what is on its way over the bypass back to the connection, before that ends.
+    fn come_back(&mut self) -> io::Result<()> {
+        let deadline = Instant::now() + LINGER;
+        let wire = &mut self.wire;
+        let mut queued = Ok(());
+        self.ways.come_back(|message| queued = wire.queue(encode(&message)).map(drop));
+        queued?;
+        while self.ways.is_away() {
+            self.wire.send(drop)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            let mut interest = PollFlags::POLLIN;
+            interest.set(PollFlags::POLLOUT, self.wire.has_unsent());
+            let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+            poll(&mut [PollFd::new(self.wire.socket(), interest)], PollTimeout::from(millis))?;
+            let Self { assembler, wire, .. } = self;
+            while let Some(arrival) = assembler.next(|room| wire.read(room), || None)? {
+                let arrival = arrival.map_err(|fault| io::Error::new(ErrorKind::InvalidData, fault))?;
+                // Nobody is there any more to hear anything else.
+                let Message::Back { path, taken } = arrival.message else { continue };
+                let rest = self.ways.back(path, taken, Instant::now(), drop).unwrap_or_default();
+                for frame in rest {
+                    wire.queue(frame.into())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn turn(&mut self) -> Result<(), Stop> {
         self.obey()?;
-        self.beat(Instant::now())?;
+        let now = Instant::now();
+        self.beat(now)?;
+        self.look_at_ways(now)?;
         self.take_up_bulk()?;
+        self.ways.tell();
         let spare = &self.spare;
         self.wire.send(|used| drop(spare.try_send(used)))?;
         // Sending may have made room for more: sleep only when the socket is full or nothing waits.
-        let more = self.unread || (!self.wire.has_unsent() && self.bulk_is_ready());
+        let more = self.unread || self.ways.has_records() || self.bulk_is_ready();
         let (readable, woken) = self.wait(more)?;
         if woken {
-            if let Err(errno) = self.waker.fd.read() {
-                // Nothing else reads it, so that it cannot have been emptied.
-                return Err(io::Error::from(errno).into());
-            }
-            self.waker.rung.store(false, Ordering::Release);
+            self.waker.clear();
         }
         if readable || self.unread {
             self.unread = false;
             self.listen()?;
         }
-        Ok(())
+        self.listen_to_bypass()
+    }
+
+    /// Finds out what became of the bypass.
+    fn look_at_ways(&mut self, now: Instant) -> Result<(), Stop> {
+        let Self { ways, wire, .. } = self;
+        let mut queued = Ok(());
+        ways.turn(now, |message| {
+            if let Err(error) = wire.queue(encode(&message)) {
+                queued = Err(error);
+            }
+        });
+        Ok(queued?)
     }
 
     /// Waits for the socket, the eventfd or the next heartbeat.
@@ -194,8 +246,9 @@ impl Owner {
         let timeout = if at_once {
             PollTimeout::ZERO
         } else {
-            self.heartbeats.as_ref().map_or(PollTimeout::NONE, |beats| {
-                let left = beats.next.saturating_duration_since(Instant::now());
+            let beat = self.heartbeats.as_ref().map(|beats| beats.next);
+            beat.into_iter().chain(self.ways.deadline()).min().map_or(PollTimeout::NONE, |due| {
+                let left = due.saturating_duration_since(Instant::now());
                 // Rounded up, or the loop would spin for the last fraction of a millisecond.
                 let millis = left.as_micros().div_ceil(1000).min(60_000);
                 PollTimeout::from(u16::try_from(millis).expect("bounded above"))
@@ -229,6 +282,7 @@ impl Owner {
                 Ok(Control::Heartbeats { interval, lease }) => {
                     let (next, open) = (Instant::now(), VecDeque::with_capacity(HEARTBEATS_OPEN));
                     self.heartbeats = Some(Heartbeats { interval, lease, next, number: 0, open });
+                    self.ways.begin(next);
                 }
                 Ok(Control::Answer(grants)) => self.grants = Some(grants),
                 Ok(Control::Close) => {
@@ -242,6 +296,14 @@ impl Owner {
     }
 
     fn queue_urgent(&mut self, frame: Vec<u8>) -> Result<(), Stop> {
+        match self.ways.send_urgent(frame) {
+            Some(frame) => self.queue_on_connection(frame),
+            None if self.ways.backlog() > UNSENT_LIMIT => Err(Stop::peer("the other host does not read")),
+            None => Ok(()),
+        }
+    }
+
+    fn queue_on_connection(&mut self, frame: Vec<u8>) -> Result<(), Stop> {
         self.wire.queue(frame)?;
         if self.wire.backlog() > UNSENT_LIMIT {
             return Err(Stop::peer("the other host does not read"));
@@ -273,12 +335,16 @@ impl Owner {
             beats.open.pop_front();
         }
         beats.open.push_back((beats.number, now));
-        let frame = encode(&Message::Heartbeat { number: beats.number });
-        self.queue_urgent(frame)
+        let message = Message::Heartbeat { number: beats.number };
+        // On both ways: the first answer counts.
+        self.ways.send_passing(&message);
+        self.queue_on_connection(encode(&message))
     }
 
     fn bulk_is_ready(&self) -> bool {
-        self.next_bulk.as_ref().map_or(!self.bulk.is_empty(), |frame| self.affordable(frame))
+        // On the connection bulk has its turn when nothing is unsent.
+        let held = if self.ways.is_away() { self.ways.holds_bulk() } else { self.wire.has_unsent() };
+        !held && self.next_bulk.as_ref().map_or(!self.bulk.is_empty(), |frame| self.affordable(frame))
     }
 
     fn affordable(&self, frame: &[u8]) -> bool {
@@ -286,7 +352,7 @@ impl Owner {
     }
 
     fn take_up_bulk(&mut self) -> Result<(), Stop> {
-        while self.wire.backlog() < UNSENT_LOW {
+        while self.wire.backlog() < UNSENT_LOW && !self.ways.holds_bulk() {
             let Some(frame) = self.next_bulk.take().or_else(|| self.bulk.try_recv().ok()) else {
                 return Ok(());
             };
@@ -295,6 +361,7 @@ impl Owner {
                 return Ok(());
             }
             self.credit -= charge(frame.len() - crate::protocol::FRAME_HEAD);
+            let Some(frame) = self.ways.send_bulk(frame) else { continue };
             if let Some(used) = self.wire.queue(frame)? {
                 drop(self.spare.try_send(used));
             }
@@ -306,7 +373,7 @@ impl Owner {
         for _ in 0..BURST {
             let Self { assembler, wire, spent, .. } = self;
             match assembler.next(|room| wire.read(room), || spent.try_recv().ok())? {
-                Some(arrival) => self.take(arrival?)?,
+                Some(arrival) => self.take(arrival?, false)?,
                 None => return Ok(()),
             }
         }
@@ -315,7 +382,18 @@ impl Owner {
         Ok(())
     }
 
-    fn take(&mut self, Arrival { message, charge }: Arrival) -> Result<(), Stop> {
+    fn listen_to_bypass(&mut self) -> Result<(), Stop> {
+        for _ in 0..BURST {
+            let Some(arrived) = self.ways.next() else { return Ok(()) };
+            let arrival = arrived
+                .open()
+                .map_err(|fault| Stop::peer(format!("the other host sent what is no message: {fault}")))?;
+            self.take(arrival, true)?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, Arrival { message, charge }: Arrival, over_bypass: bool) -> Result<(), Stop> {
         if charge > self.allowance {
             return Err(Stop::peer("the other host sent more than it was given credit for"));
         }
@@ -323,9 +401,24 @@ impl Owner {
         let event = match message {
             Message::Heartbeat { number } => {
                 if self.grants.as_ref().is_some_and(|grants| grants.promise(Instant::now())) {
-                    return self.queue_urgent(encode(&Message::HeartbeatAnswer { number }));
+                    // On the way on which it came.
+                    let answer = Message::HeartbeatAnswer { number };
+                    if !over_bypass {
+                        return self.queue_on_connection(encode(&answer));
+                    }
+                    self.ways.send_passing(&answer);
                 }
                 return Ok(());
+            }
+            Message::Over { path } => {
+                self.ways.over(path);
+                return Ok(());
+            }
+            Message::Back { path, taken } => return self.come_back_to_connection(path, taken),
+            Message::Taken(taken) => {
+                let spare = &self.spare;
+                let known = self.ways.taken(taken, |used| drop(spare.try_send(used)));
+                return known.ok_or_else(|| Stop::peer("the other host confirms what was not sent"));
             }
             Message::Credit { bytes } => {
                 self.credit = self.credit.saturating_add(bytes);
@@ -342,6 +435,21 @@ impl Owner {
             Err(TrySendError::Full(_)) => Err(Stop::peer("the other host floods this one with messages")),
             Err(TrySendError::Disconnected(_)) => Err(Stop::Dropped),
         }
+    }
+
+    /// The peer has left a path of the bypass: what it did not take goes by the connection.
+    fn come_back_to_connection(&mut self, path: u64, taken: Taken) -> Result<(), Stop> {
+        let Self { ways, wire, .. } = self;
+        let mut queued = Ok(());
+        let rest = ways.back(path, taken, Instant::now(), |message| {
+            queued = wire.queue(encode(&message)).map(drop);
+        });
+        queued?;
+        let rest = rest.ok_or_else(|| Stop::peer("the other host confirms what was not sent"))?;
+        for frame in rest {
+            self.wire.queue(frame.into())?;
+        }
+        Ok(())
     }
 
     fn answered(&mut self, number: u64) -> Option<LinkEvent> {

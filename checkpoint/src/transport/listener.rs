@@ -9,6 +9,7 @@ use crate::protocol::{
     FRAME_HEAD, FrameHead, HELLO_LIMIT, Hello, Message, PROTOCOL_VERSION, Refusal, RefusalCode, decode,
     encode,
 };
+use crate::transport::bypass::Bypass;
 use crate::transport::handle::Incoming;
 use crate::transport::link::{last_words, link};
 use crate::transport::tcp::Security;
@@ -21,7 +22,7 @@ use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,7 @@ pub struct ListenerCounters {
 #[derive(Default)]
 struct Shared {
     routes: Mutex<HashMap<String, Sender<Incoming>>>,
+    bypass: OnceLock<Bypass>,
     last_refusal: Mutex<Option<String>>,
     greeting: AtomicUsize,
     sessions: AtomicU64,
@@ -94,6 +96,11 @@ impl Listener {
     #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Lets sessions that come from now on use the bypass; to be called once at the most.
+    pub fn over(&self, bypass: Bypass) {
+        assert!(self.shared.bypass.set(bypass).is_ok(), "a host has one bypass");
     }
 
     /// Sessions for the machine of this name go to the receiver; an earlier one is replaced.
@@ -202,22 +209,24 @@ fn serve(connection: TcpStream, from: SocketAddr, security: &Security, shared: &
                 last_words(wire);
             }
         }
-        Ok((wire, Greeting::Session(hello, route))) => match link(wire, from.to_string()) {
-            Err(error) => tracing::error!(%from, %error, "a session could not be set up on this host"),
-            Ok((handle, owner)) => {
-                shared.sessions.fetch_add(1, Ordering::Relaxed);
-                let incoming = Incoming { hello: *hello, link: handle };
-                if let Err(TrySendError::Full(late) | TrySendError::Disconnected(late)) =
-                    route.try_send(incoming)
-                {
-                    late.link.send(&Message::Refuse(Refusal::new(
-                        RefusalCode::NotBackup,
-                        "this host does not take sessions of the machine now; try again",
-                    )));
+        Ok((wire, Greeting::Session(hello, route))) => {
+            match link(wire, from.to_string(), shared.bypass.get()) {
+                Err(error) => tracing::error!(%from, %error, "a session could not be set up on this host"),
+                Ok((handle, owner)) => {
+                    shared.sessions.fetch_add(1, Ordering::Relaxed);
+                    let incoming = Incoming { hello: *hello, link: handle };
+                    if let Err(TrySendError::Full(late) | TrySendError::Disconnected(late)) =
+                        route.try_send(incoming)
+                    {
+                        late.link.send(&Message::Refuse(Refusal::new(
+                            RefusalCode::NotBackup,
+                            "this host does not take sessions of the machine now; try again",
+                        )));
+                    }
+                    owner.run();
                 }
-                owner.run();
             }
-        },
+        }
     }
 }
 

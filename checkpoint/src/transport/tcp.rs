@@ -3,7 +3,7 @@
 use crate::keys::Identity;
 use crate::transport::link::link;
 use crate::transport::wire::Wire;
-use crate::transport::{Link, LinkError, Transport};
+use crate::transport::{Bypass, Link, LinkError, Transport};
 use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::thread;
@@ -24,13 +24,20 @@ pub enum Security {
 pub struct TcpTransport {
     peer: SocketAddr,
     security: Security,
+    bypass: Option<Bypass>,
 }
 
 impl TcpTransport {
     /// Sessions with the host at `peer`.
     #[must_use]
     pub const fn new(peer: SocketAddr, security: Security) -> Self {
-        Self { peer, security }
+        Self { peer, security, bypass: None }
+    }
+
+    /// Lets the sessions use the bypass; one in the clear does not.
+    #[must_use]
+    pub fn over(self, bypass: Option<Bypass>) -> Self {
+        Self { bypass, ..self }
     }
 
     /// What protects the sessions.
@@ -63,7 +70,7 @@ impl Transport for TcpTransport {
             .map_err(|source| LinkError::Unreachable { peer: self.peer.to_string(), source })?;
         socket.set_nodelay(true)?;
         let wire = self.shake_hands(socket, deadline)?;
-        let (handle, owner) = link(wire, self.peer.to_string())?;
+        let (handle, owner) = link(wire, self.peer.to_string(), self.bypass.as_ref())?;
         thread::Builder::new().name("hf-link".to_owned()).spawn(move || owner.run())?;
         Ok(handle)
     }

@@ -1,5 +1,7 @@
 //! Links over loopback: who is let in, what is bounded, and how fast it goes.
 
+mod bypass;
+
 use super::*;
 use crate::keys::{Identity, make_pair};
 use crate::lease::LeaseGrants;

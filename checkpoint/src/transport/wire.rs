@@ -1,5 +1,6 @@
 //! A nonblocking socket, in the clear or under TLS, with its unsent bytes.
 
+use holdfast_bypass::Token;
 use rustls::Connection;
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -68,6 +69,13 @@ impl Wire {
     /// Lets single reads block for `time` at the most.
     pub(super) fn set_read_timeout(&self, time: Duration) -> io::Result<()> {
         self.socket.set_read_timeout(Some(time.max(Duration::from_millis(1))))
+    }
+
+    /// What both ends of this connection and nobody else can know: names the session on the bypass (RFC 8446
+    /// section 7.5). None in the clear.
+    pub(super) fn token(&self) -> Option<Token> {
+        let Cover::Tls(tls) = &self.cover else { return None };
+        tls.export_keying_material([0; 32], b"EXPORTER-holdfast-bypass", None).ok().map(Token)
     }
 
     pub(super) fn socket(&self) -> BorrowedFd<'_> {

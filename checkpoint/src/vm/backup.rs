@@ -213,7 +213,12 @@ impl Backup<'_> {
 
     fn hold(&mut self, held: ImageHeld) {
         self.candidate = Some(held);
-        self.core.board.edit().committed_epoch = Some(held.epoch.get());
+        let mut status = self.core.board.edit();
+        status.committed_epoch = Some(held.epoch.get());
+        if let Some(active) = &self.session {
+            status.link.show_way(&active.link);
+        }
+        drop(status);
         self.core.board.state(Role::Backup, State::Ready);
     }
 
@@ -407,6 +412,7 @@ impl Backup<'_> {
             peer_address: Some(link.peer().to_owned()),
             round_trip_us: None,
             sessions: status.link.sessions + 1,
+            ..LinkStatus::default()
         };
         drop(status);
         let session = BackupSession::new(hello.term, self.config.staging_limit);

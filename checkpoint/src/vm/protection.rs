@@ -242,8 +242,9 @@ impl Primary<'_> {
             None => {}
             Some(Report::Lease { until, round_trip }) => {
                 self.lease_until = self.lease_until.max(until);
-                self.core.board.edit().link.round_trip_us =
-                    Some(u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX));
+                let mut status = self.core.board.edit();
+                status.link.round_trip_us = Some(u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX));
+                status.link.show_way(&active.session.link);
             }
             Some(Report::Committed { epoch, set }) => {
                 active.outstanding -= 1;

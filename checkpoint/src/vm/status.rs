@@ -1,6 +1,7 @@
 //! What a supervisor shows of itself. Every number carries its unit in its name.
 
 use crate::primary::StatsSnapshot;
+use crate::transport::Link;
 use crate::vm::config::EpochRule;
 use crate::vm::hypervisor::Fault;
 use serde::Serialize;
@@ -91,6 +92,18 @@ pub struct LinkStatus {
     pub round_trip_us: Option<u64>,
     /// Sessions since the supervisor started.
     pub sessions: u64,
+    /// Whether the session's messages go over the bypass.
+    pub over_bypass: bool,
+    /// How often they had to come back from it in this session.
+    pub bypass_returns: u64,
+}
+
+impl LinkStatus {
+    /// Shows which way the session's messages go.
+    pub(super) fn show_way(&mut self, link: &Link) {
+        self.over_bypass = link.uses_bypass();
+        self.bypass_returns = link.bypass_returns();
+    }
 }
 
 /// A supervisor's state at one moment.

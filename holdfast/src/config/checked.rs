@@ -1,6 +1,7 @@
 //! The configuration as the program uses it: every value in range, every reference resolved.
 
 use super::Fault;
+use super::bypass::Bypass;
 use super::exception::Exception;
 use super::mode::Mode;
 use super::raw::{
@@ -34,6 +35,8 @@ pub(crate) struct Replication {
     pub(crate) peer: Option<SocketAddr>,
     /// None only with the laboratory's plaintext flag.
     pub(crate) keys: Option<PathBuf>,
+    /// The way of the epochs past the kernel.
+    pub(crate) bypass: Option<Bypass>,
 }
 
 /// The side a host takes when the arbiter has no record of the VM.
@@ -109,10 +112,15 @@ pub(crate) struct Nic {
 
 /// Collects faults while the checks go on.
 #[derive(Default)]
-struct Faults(Vec<Fault>);
+pub(super) struct Faults(Vec<Fault>);
 
 impl Faults {
-    fn add(&mut self, key: impl Into<String>, problem: impl Into<String>, mend: impl Into<String>) {
+    pub(super) fn add(
+        &mut self,
+        key: impl Into<String>,
+        problem: impl Into<String>,
+        mend: impl Into<String>,
+    ) {
         self.0.push(Fault { key: key.into(), problem: problem.into(), mend: mend.into() });
     }
 
@@ -166,7 +174,11 @@ impl Config {
                 (None, HashSet::new())
             }
         };
-        let replication = raw.replication.map(|part| check_replication(part, &mut faults));
+        let known = dpdk.as_ref().map(|checked| checked.wires.as_slice());
+        let replication = raw.replication.map(|part| {
+            let bypass = Bypass::check(&part, known, &raw.vms, &mut faults);
+            check_replication(part, bypass, &mut faults)
+        });
         let arbiter = raw.arbiter.map(|part| part.directory);
         let mut paths = Paths::default();
         let mut names = HashSet::new();
@@ -215,7 +227,7 @@ fn check_name(key: &str, name: &str, faults: &mut Faults) {
     }
 }
 
-fn check_replication(raw: RawReplication, faults: &mut Faults) -> Replication {
+fn check_replication(raw: RawReplication, bypass: Option<Bypass>, faults: &mut Faults) -> Replication {
     if raw.keys.is_none() && !raw.laboratory_plaintext {
         faults.add(
             "replication.keys",
@@ -246,7 +258,7 @@ fn check_replication(raw: RawReplication, faults: &mut Faults) -> Replication {
             );
         }
     }
-    Replication { listen: raw.listen, peer: raw.peer, keys: raw.keys }
+    Replication { listen: raw.listen, peer: raw.peer, keys: raw.keys, bypass }
 }
 
 fn check_protection(

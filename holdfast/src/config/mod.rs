@@ -3,6 +3,7 @@
 //! [`load`] reports every fault it finds at once, each with the key's path and the line that mends it.
 //! Unknown keys are refused.
 
+mod bypass;
 mod checked;
 mod epoch_policy;
 mod exception;
@@ -10,6 +11,7 @@ mod mode;
 mod raw;
 mod reader;
 
+pub(crate) use bypass::Bypass;
 pub(crate) use checked::{Config, Nic, Replication, Role, Socket, Vm};
 pub(crate) use epoch_policy::EpochPolicy;
 pub(crate) use exception::Exception;
@@ -164,6 +166,44 @@ mod tests {
     }
 
     #[test]
+    fn a_bypass_is_read_and_each_fault_of_it_told() {
+        let good = GOOD
+            .replace("peer = \"10.0.1.2:7400\"", "peer = \"10.0.1.2:7400\"\n transport = \"bypass\"")
+            .replace("[arbiter]", "[replication.bypass]\n wire = \"repl\"\n address = \"10.0.2.1\"\n peer = \"10.0.2.2\"\n[arbiter]")
+            + "[[wire]]\n name = \"repl\"\n kind = \"af_packet\"\n iface = \"eth2\"\n mtu = 9000\n";
+        let config = parse("test", &good).expect("taken");
+        let bypass = config.replication.and_then(|replication| replication.bypass).expect("there");
+        assert_eq!((bypass.wire.as_str(), bypass.port, bypass.peer_mac), ("repl", 7401, None));
+        for (from, to, told) in [
+            ("wire = \"repl\"", "wire = \"wan\"", "replication.bypass.wire: there is no wire 'wan'"),
+            ("wire = \"repl\"", "wire = \"wire0\"", "replication.bypass.wire: a NIC of vm[0] uses"),
+            ("mtu = 9000", "mtu = 1000", "replication.bypass.wire: packets of 1000 bytes"),
+            ("peer = \"10.0.2.2\"", "peer = \"10.0.2.1\"", "replication.bypass.peer: 10.0.2.1"),
+            ("peer = \"10.0.2.2\"", "peer = \"fd00::2\"", "replication.bypass.peer: fd00::2"),
+            (
+                "peer = \"10.0.2.2\"",
+                "peer = \"10.0.2.2\"\n peer_mac = \"1:2\"",
+                "replication.bypass.peer_mac",
+            ),
+            ("transport = \"bypass\"", "transport = \"tcp\"", "replication.bypass: it says nothing"),
+            ("transport = \"bypass\"", "transport = \"rdma\"", "replication.transport"),
+            (
+                "keys = \"/etc/holdfast/keys\"",
+                "laboratory_plaintext = true",
+                "replication.transport: the bypass is sealed",
+            ),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let fault = parse("test", &good.replace(from, to)).expect_err("refused").to_string();
+            assert!(fault.contains(told), "{told} in {fault}");
+        }
+        let start = good.find("[replication.bypass]").expect("there");
+        let without = format!("{}{}", &good[..start], &good[good.find("[arbiter]").expect("there")..]);
+        let fault = parse("test", &without).expect_err("refused").to_string();
+        assert!(fault.contains("replication.bypass: it is missing"), "{fault}");
+    }
+
+    #[test]
     fn speculation_has_defaults_and_is_read_and_checked() {
         let config =
             parse("test", &GOOD.replace("role =", "mode = \"speculative\"\n role =")).expect("taken");
@@ -298,7 +338,7 @@ mod tests {
 
     #[test]
     fn the_example_files_are_taken() {
-        for name in ["host-a.toml", "host-b.toml", "one-machine.toml"] {
+        for name in ["host-a.toml", "host-b.toml", "one-machine.toml", "bypass.toml"] {
             let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/examples").join(name);
             load(&path).unwrap_or_else(|fault| panic!("{fault}"));
         }

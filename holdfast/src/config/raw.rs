@@ -2,7 +2,7 @@
 
 use super::epoch_policy::{DEFAULT_PAUSED_PERCENT, EpochPolicy};
 use serde::Deserialize;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// A whole configuration file. `docs/examples/` has commented ones.
@@ -39,6 +39,36 @@ pub(crate) struct RawReplication {
     pub(crate) keys: Option<PathBuf>,
     #[serde(default)]
     pub(crate) laboratory_plaintext: bool,
+    #[serde(default)]
+    pub(crate) transport: RawTransport,
+    pub(crate) bypass: Option<RawBypass>,
+}
+
+/// Which way the epochs go.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawTransport {
+    /// The connection between `listen` and `peer`.
+    #[default]
+    Tcp,
+    /// A wire of its own, and the connection where that is lost.
+    Bypass,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawBypass {
+    pub(crate) wire: String,
+    pub(crate) address: IpAddr,
+    pub(crate) peer: IpAddr,
+    #[serde(default = "default_bypass_port")]
+    pub(crate) port: u16,
+    pub(crate) peer_mac: Option<String>,
+    pub(crate) core: Option<u32>,
+}
+
+const fn default_bypass_port() -> u16 {
+    7401
 }
 
 #[derive(Debug, Deserialize)]

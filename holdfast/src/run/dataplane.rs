@@ -20,8 +20,11 @@ const AUDIT_RECORDS: usize = 16 << 20;
 /// The running data path.
 pub(crate) struct Dataplane {
     pub(crate) handle: Handle,
-    /// Name and MTU of each wire.
+    pub(super) eal: Eal,
+    /// Name and MTU of each wire of the polling core.
     wires: Vec<(String, u16)>,
+    /// The wire that is the bypass's, until it is taken.
+    bypass: Option<AnyWire>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -31,8 +34,14 @@ impl Dataplane {
         let eal = start_eal(config)?;
         let mut wires = Vec::new();
         let mut named = Vec::new();
+        let of_bypass = config.replication.as_ref().and_then(|replication| replication.bypass.as_ref());
+        let mut bypass = None;
         for wire in &config.wires {
             let opened = open(eal, wire)?;
+            if of_bypass.is_some_and(|of_bypass| of_bypass.wire == wire.name) {
+                bypass = Some(opened);
+                continue;
+            }
             named.push((wire.name.clone(), opened.mtu()));
             wires.push(opened);
         }
@@ -58,7 +67,12 @@ impl Dataplane {
             .name("polling-0".into())
             .spawn(move || poll(eal, core, cpu))
             .map_err(Failure::failed)?;
-        Ok(Self { handle, wires: named, thread: Mutex::new(Some(thread)) })
+        Ok(Self { handle, eal, wires: named, bypass, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The wire that is the bypass's, once.
+    pub(super) fn take_bypass(&mut self) -> Option<AnyWire> {
+        self.bypass.take()
     }
 
     /// Place of the wire of this name; the configuration was checked, so that it is there.

@@ -73,7 +73,8 @@ impl Machine {
         let supervisor = supervised
             .map(|((replication, arbiter), link)| {
                 let transport = replication.peer.map(|peer| {
-                    Arc::new(TcpTransport::new(peer, link.security.clone())) as Arc<dyn Transport>
+                    let transport = TcpTransport::new(peer, link.security.clone());
+                    Arc::new(transport.over(link.bypass.clone())) as Arc<dyn Transport>
                 });
                 let fault = |what: String| Failure::Failed(format!("VM {}: {what}", vm.name));
                 let parts = Parts {

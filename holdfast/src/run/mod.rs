@@ -9,6 +9,7 @@
 //! Threads: the polling core; a control thread for each device; for each protected VM a supervisor and
 //! a replication thread; the control socket's. The main thread waits for SIGTERM or SIGINT.
 
+mod bypass;
 mod dataplane;
 mod machine;
 mod preflight;
@@ -18,7 +19,7 @@ use crate::config::{Config, Replication};
 use crate::control::{Answer, Request};
 use dataplane::Dataplane;
 use holdfast_checkpoint::keys::Identity;
-use holdfast_checkpoint::transport::{Listener, Security};
+use holdfast_checkpoint::transport::{Bypass, Listener, Security};
 use holdfast_dataplane::Handle;
 use machine::Machine;
 use nix::sys::signal::{SigSet, Signal};
@@ -29,8 +30,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> Result<(), Failure> {
     let signals = blocked_signals()?;
-    let Ready { server, link } = preflight::check(&config)?;
-    let dataplane = Dataplane::start(&config)?;
+    let Ready { server, mut link } = preflight::check(&config)?;
+    let mut dataplane = Dataplane::start(&config)?;
+    if let Some(link) = &mut link {
+        link.start_bypass(&config, &mut dataplane)?;
+    }
+    let bypass = link.as_ref().and_then(|link| link.bypass.clone());
     let mut machines = Vec::new();
     let mut first_port = 0;
     for vm in &config.vms {
@@ -39,7 +44,7 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
     }
     let listener = Mutex::new(link.and_then(|link| link.listener));
     let handle = dataplane.handle.clone();
-    let appliance = Arc::new(Appliance { host: config.host.clone(), handle, machines, listener });
+    let appliance = Arc::new(Appliance { host: config.host.clone(), handle, machines, listener, bypass });
     let asked = Arc::clone(&appliance);
     server.serve(move |request| asked.answer(request)).map_err(Failure::failed)?;
     tracing::info!(
@@ -76,6 +81,7 @@ fn blocked_signals() -> Result<SigSet, Failure> {
 pub(crate) struct Link {
     pub(crate) security: Security,
     pub(crate) listener: Option<Listener>,
+    pub(crate) bypass: Option<Bypass>,
 }
 
 impl Link {
@@ -99,7 +105,20 @@ impl Link {
             })
         };
         let listener = replication.listen.map(bind).transpose()?;
-        Ok(Self { security, listener })
+        Ok(Self { security, listener, bypass: None })
+    }
+
+    /// Lets sessions use the bypass, where one is configured.
+    fn start_bypass(&mut self, config: &Config, dataplane: &mut Dataplane) -> Result<(), Failure> {
+        let identity = match &self.security {
+            Security::Tls(identity) => Some(identity),
+            Security::LaboratoryPlaintext => None,
+        };
+        self.bypass = bypass::start(config, dataplane, identity)?;
+        if let (Some(listener), Some(bypass)) = (&self.listener, &self.bypass) {
+            listener.over(bypass.clone());
+        }
+        Ok(())
     }
 }
 
@@ -110,6 +129,7 @@ struct Appliance {
     machines: Vec<Machine>,
     /// None without a replication link, and at the end.
     listener: Mutex<Option<Listener>>,
+    bypass: Option<Bypass>,
 }
 
 impl Appliance {
@@ -152,6 +172,10 @@ impl Appliance {
             row["last_refusal"] = json!(listener.last_refusal());
             row
         });
+        let bypass = self.bypass.as_ref().map(|bypass| {
+            let counters = bypass.counters();
+            counters.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect::<Value>()
+        });
         let core: serde_json::Map<_, _> = self
             .handle
             .counters()
@@ -165,6 +189,7 @@ impl Appliance {
             "version": env!("CARGO_PKG_VERSION"),
             "core": core,
             "replication": listener,
+            "bypass": bypass,
             "vms": vms
         }))
     }
