@@ -1,7 +1,7 @@
 //! What was aimed at, and whether a run reached it.
 
 use crate::page::words;
-use crate::run::{Bulk, Mode, Run, Unit};
+use crate::run::{Bulk, Mode, Round, Run, Unit};
 use crate::statistics::median;
 use serde::Serialize;
 
@@ -28,6 +28,8 @@ pub struct Aim {
     pub below: Option<f64>,
     /// The figure; none when it was not measured.
     pub found: Option<f64>,
+    /// The least and the greatest that one round found by itself, of two rounds and more.
+    pub rounds: Option<[f64; 2]>,
     /// Of the figures: nothing for a ratio.
     pub unit: &'static str,
 }
@@ -57,8 +59,15 @@ impl Aim {
         }
     }
 
-    fn at_least(aim: String, at_least: f64, found: Option<f64>) -> Self {
-        Self { aim, at_least: Some(at_least), below: None, found, unit: "" }
+    /// What single rounds found, in words; nothing of a single round.
+    pub fn spread(&self) -> String {
+        self.rounds.map_or_else(String::new, |[least, greatest]| {
+            format!("{} to {}", words::number(least), words::number(greatest))
+        })
+    }
+
+    fn at_least(aim: String, at_least: f64, found: Option<f64>, rounds: Option<[f64; 2]>) -> Self {
+        Self { aim, at_least: Some(at_least), below: None, found, rounds, unit: "" }
     }
 }
 
@@ -84,7 +93,28 @@ pub(crate) fn stream_ratio(run: &Run, epoch_ms: u64, mode: Mode, to: Mode) -> Op
 
 fn bulk(run: &Run, epoch_ms: u64) -> Aim {
     let found = stream_ratio(run, epoch_ms, Mode::Aware, Mode::Native);
-    Aim::at_least(format!("bulk data, epochs of {epoch_ms} ms: aware to native"), BULK, found)
+    let rounds = |mode| {
+        let mut rows = run.streams().filter(|row| row.connections == 1 && !row.adaptive);
+        rows.find(|row| (row.mode, row.epoch_ms) == (mode, epoch_ms)).map(|row| &row.rounds[..])
+    };
+    let spread = spread(rounds(Mode::Aware), rounds(Mode::Native), |round| round.mbit_s);
+    Aim::at_least(format!("bulk data, epochs of {epoch_ms} ms: aware to native"), BULK, found, spread)
+}
+
+/// The least and the greatest ratio of one round's figures.
+fn spread(of: Option<&[Round]>, to: Option<&[Round]>, figure: fn(&Round) -> Option<f64>) -> Option<[f64; 2]> {
+    let (of, to) = (of?, to?);
+    // Where a round is missing, the others do not stand beside each other.
+    let ratios: Option<Vec<f64>> =
+        of.iter().zip(to).map(|(of, to)| Some(figure(of)? / figure(to)?)).collect();
+    range(&ratios.filter(|_| of.len() == to.len())?)
+}
+
+fn range(figures: &[f64]) -> Option<[f64; 2]> {
+    let known = figures.len() > 1 && figures.iter().all(|figure| figure.is_finite());
+    let least = figures.iter().copied().min_by(f64::total_cmp)?;
+    let greatest = figures.iter().copied().max_by(f64::total_cmp)?;
+    known.then_some([least, greatest])
 }
 
 fn idle(run: &Run, setup: bool) -> Aim {
@@ -96,11 +126,19 @@ fn idle(run: &Run, setup: bool) -> Aim {
     };
     let ratio = |epoch_ms| Some(time(epoch_ms, Mode::Speculative)? / time(epoch_ms, Mode::Aware)?);
     let worst = worst(judged(run.transfers().map(|row| row.epoch_ms)), ratio);
+    let rounds = |mode| {
+        let mut rows = run.transfers().filter(|row| {
+            (row.bytes, row.setup) == (Some(MIB), Some(setup)) && row.mode == mode && !row.adaptive
+        });
+        rows.find(|row| worst.is_some_and(|(epoch_ms, _)| epoch_ms == row.epoch_ms))
+            .map(|row| &row.rounds[..])
+    };
     let how = if setup { "a new" } else { "an idle" };
     Aim::at_least(
         format!("1 MiB on {how} connection{}: time of speculative to aware", at(worst)),
         IDLE,
         worst.map(|(_, ratio)| ratio),
+        spread(rounds(Mode::Speculative), rounds(Mode::Aware), |round| round.p50_ms),
     )
 }
 
@@ -115,6 +153,8 @@ fn latency(run: &Run) -> Aim {
         at_least: None,
         below: Some(LATENCY_MS),
         found: worst.map(|row| row.p99_ms),
+        rounds: worst
+            .and_then(|row| range(&row.rounds.iter().filter_map(|round| round.p99_ms).collect::<Vec<_>>())),
         unit: " ms",
     }
 }
@@ -132,11 +172,19 @@ fn applications(run: &Run) -> Vec<Aim> {
             let epochs = judged(run.applications().map(|row| row.epoch_ms));
             let worst =
                 worst(epochs, |epoch_ms| application_ratio(run, app, epoch_ms, Mode::Aware, adaptive));
+            let rounds = |mode| {
+                let mut rows = run.applications().filter(|row| row.app == app && row.adaptive == adaptive);
+                let at = worst.map(|(epoch_ms, _)| epoch_ms)?;
+                rows.find(|row| (row.mode, row.epoch_ms) == (mode, at)).map(|row| &row.rounds[..])
+            };
+            let spread =
+                spread(rounds(Mode::Aware), rounds(Mode::Native), |round| round.requests_s.or(round.mbit_s));
             let how = if adaptive { ", adaptive" } else { "" };
             aims.push(Aim::at_least(
                 format!("{app}{}: aware{how} to native", at(worst)),
                 APPLICATIONS,
                 worst.map(|(_, ratio)| ratio),
+                spread,
             ));
         }
     }
@@ -229,6 +277,23 @@ mod tests {
         assert!(
             found(&json!([])).iter().all(|(_, found, verdict)| found.is_none() && *verdict == "not measured")
         );
+    }
+
+    #[test]
+    fn single_rounds_are_set_beside_each_other() {
+        let stream = |mode, rates: &[f64]| {
+            let rounds: Vec<_> = rates.iter().map(|rate| json!({"mbit_s": rate})).collect();
+            row("stream", mode, false, json!({"seconds": 5, "rounds": rounds}))
+        };
+        let spread = |native: &[f64], aware: &[f64]| {
+            let rows = json!([stream("native", native), stream("aware", aware)]);
+            let run = Run::read(&json!({"bench": "paper", "rows": rows}).to_string()).unwrap();
+            of(&run)[0].rounds
+        };
+        assert_eq!(spread(&[100.0, 200.0, 50.0], &[50.0, 180.0, 40.0]), Some([0.5, 0.9]));
+        assert_eq!(spread(&[100.0, 200.0], &[50.0]), None);
+        assert_eq!(spread(&[100.0], &[50.0]), None);
+        assert_eq!(spread(&[0.0, 0.0], &[50.0, 40.0]), None);
     }
 
     #[test]

@@ -251,7 +251,8 @@ impl Session<'_> {
     fn tell(&self) {
         for aim in aims::of(&self.run()) {
             let found = aim.found.map_or_else(|| "-".into(), |found| format!("{found:.2}{}", aim.unit));
-            println!("{:<72} {found:>10}   {}: {}", aim.aim, aim.bound(), aim.verdict());
+            let (spread, bound) = (aim.spread(), aim.bound());
+            println!("{:<72} {found:>10} {spread:>14}   {bound}: {}", aim.aim, aim.verdict());
         }
         self.found.faults.iter().for_each(|fault| println!("{fault}"));
         println!("{} and {}", self.options.json.display(), self.options.html.display());
