@@ -4,6 +4,7 @@
 use super::row::Row;
 use crate::config::Mode;
 use holdfast_lab::expert::{Complaints, Difference};
+use holdfast_lab::report::median;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -107,21 +108,32 @@ fn lacking(listened: &[Listened]) -> String {
     }
 }
 
-/// What the captures cost: rows beside the same ones without a capture.
+/// What the captures cost: rows beside the same ones without a capture, as medians over rounds.
 pub(super) fn cost(rows: &[Row]) -> String {
     let mut out = String::new();
-    for row in rows {
-        let Some(without) = row.uncaptured_mbit_s.filter(|rate| *rate > 0.0) else { continue };
-        if out.is_empty() {
-            out += "\nwhat the captures cost: throughput with one, without, and as a part of that\n";
+    let of = |row: &Row| (row.mode, row.epoch_ms, row.kind());
+    let parts = |row: &Row| {
+        let without = row.uncaptured_mbit_s.filter(|rate| *rate > 0.0)?;
+        Some(row.throughput_mbit_s / without)
+    };
+    let mut seen = Vec::new();
+    for row in rows.iter().filter(|row| parts(row).is_some()) {
+        let (mode, epoch_ms, what) = of(row);
+        if seen.contains(&of(row)) {
+            continue;
         }
-        let (with, what) = (row.throughput_mbit_s, row.kind());
+        seen.push(of(row));
+        let ratios: Vec<f64> = rows.iter().filter(|other| of(other) == of(row)).filter_map(parts).collect();
+        let Some(middle) = median(&ratios) else { continue };
+        let least = ratios.iter().copied().fold(f64::INFINITY, f64::min);
+        let greatest = ratios.iter().copied().fold(0.0, f64::max);
+        if out.is_empty() {
+            out += "\nwhat the captures cost: throughput with one, as a part of that without; median, and single rounds\n";
+        }
         writeln!(
             out,
-            "{:<12} {:>4} ms  {what:<26} {with:>8.1} Mbit/s {without:>8.1} Mbit/s {:>6.2}",
-            row.mode.name(),
-            row.epoch_ms,
-            with / without
+            "{:<12} {epoch_ms:>4} ms  {what:<26} {middle:>6.2}   {least:.2} to {greatest:.2}",
+            mode.name()
         )
         .expect("a string takes all text");
     }
@@ -174,6 +186,9 @@ mod tests {
         row.throughput_mbit_s = 90.0;
         assert_eq!(cost(&[row.clone()]), "");
         row.uncaptured_mbit_s = Some(100.0);
-        assert!(cost(&[row]).contains("0.90"));
+        let mut worse = row.clone();
+        (worse.round, worse.uncaptured_mbit_s) = (2, Some(180.0));
+        let said = cost(&[row, worse]);
+        assert!(said.contains("0.70   0.50 to 0.90") && said.lines().count() == 3, "{said}");
     }
 }
