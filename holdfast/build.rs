@@ -1,13 +1,14 @@
 //! Names the commit that the program is built from, for the records of benchmarks.
 //!
-//! Only this crate, the last of all, is built again when there is another commit.
+//! Only this crate, the last of all, is built again when there is another commit, and only for a release: what a
+//! debug build measures is not to be recorded.
 
+use std::env;
 use std::path::Path;
 use std::process::Command;
 
 /// Where what is in the program comes from: whether something was changed there is looked at again with them.
-const SOURCES: [&str; 11] = [
-    "build.rs",
+const SOURCES: [&str; 10] = [
     "src",
     "../Cargo.lock",
     "../checkpoint",
@@ -21,8 +22,13 @@ const SOURCES: [&str; 11] = [
 ];
 
 fn main() {
-    SOURCES.iter().for_each(|source| println!("cargo:rerun-if-changed={source}"));
-    println!("cargo:rustc-env=HOLDFAST_COMMIT={}", commit().unwrap_or_else(|| "unknown".into()));
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var("PROFILE").is_ok_and(|profile| profile == "release") {
+        SOURCES.iter().for_each(|source| println!("cargo:rerun-if-changed={source}"));
+        println!("cargo:rustc-env=HOLDFAST_COMMIT={}", commit().unwrap_or_else(|| "unknown".into()));
+    } else {
+        println!("cargo:rustc-env=HOLDFAST_COMMIT=a debug build");
+    }
 }
 
 /// None where there is no git, or no repository of this program: a tarball may be unpacked inside another one.
