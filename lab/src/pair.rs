@@ -15,7 +15,7 @@ use crate::guest::{Backend, Guest, GuestSpec, Nic};
 use crate::netns::NetnsError;
 use crate::process::{Process, ProcessError, ProcessSpec, run_tool};
 use crate::scratch::{Scratch, ScratchError};
-use crate::topology::{Host, LONG_WIRE, Topology, TopologyOptions};
+use crate::topology::{BYPASS, Host, LONG_BYPASS, LONG_WIRE, Topology, TopologyOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -99,6 +99,15 @@ pub struct VmPlan {
     pub mode: String,
 }
 
+/// Which way the epochs go from host to host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// The connection alone.
+    Tcp,
+    /// A DPDK port of their own beside it.
+    Bypass,
+}
+
 /// What a pair is made from.
 #[derive(Debug, Clone)]
 pub struct PairOptions {
@@ -122,8 +131,12 @@ pub struct PairOptions {
     pub wire_kind: &'static str,
     /// The wire between the hosts and the client; a plain one takes no emulator.
     pub wire: WireSpec,
-    /// Seed of the wire's fates.
+    /// Seed of the wires' fates.
     pub wire_seed: u64,
+    /// Which way the epochs go.
+    pub transport: Transport,
+    /// The wire of the bypass; a plain one takes no emulator.
+    pub bypass_wire: WireSpec,
     /// Lines added to the `[[vm]]` section of each VM.
     pub vm_lines: String,
     /// Whether QEMU listens on the vhost-user sockets and Holdfast connects, instead of the reverse.
@@ -150,6 +163,8 @@ impl PairOptions {
             wire_kind: "kernel",
             wire: WireSpec::default(),
             wire_seed: 1,
+            transport: Transport::Tcp,
+            bypass_wire: WireSpec::default(),
             vm_lines: String::new(),
             qemu_listens: false,
             paired: true,
@@ -194,6 +209,8 @@ pub struct Pair {
     pub guests: Vec<Guest>,
     /// The emulator of the wire, where there is one.
     pub wire: Option<WireEmulator>,
+    /// The emulator of the bypass, where there is one.
+    pub bypass_wire: Option<WireEmulator>,
     /// Wires and client.
     pub topology: Topology,
     /// What it was made from.
@@ -218,8 +235,11 @@ impl Pair {
     pub fn start(mut options: PairOptions) -> Result<Self, PairError> {
         let scratch = Scratch::new("pair")?;
         options.topology.long_wire |= !options.wire.is_plain();
+        options.topology.bypass |= options.transport == Transport::Bypass;
+        options.topology.long_bypass |= options.topology.bypass && !options.bypass_wire.is_plain();
         let topology = Topology::create(&options.topology)?;
         let wire = start_wire(&options, &topology, &scratch)?;
+        let bypass_wire = start_bypass_wire(&options, &topology, &scratch)?;
         let folder = |name: &str| scratch.file(name).display().to_string();
         run_tool(None, &options.holdfast.to_string_lossy(), &["keys", &folder("keys-a"), &folder("keys-b")])?;
         make_folder(&scratch.file("arbiter"))?;
@@ -248,7 +268,7 @@ impl Pair {
             .into_iter()
             .map(|spec| spec.start(&topology.a.namespace))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { a, b, guests, wire, topology, options, scratch })
+        Ok(Self { a, b, guests, wire, bypass_wire, topology, options, scratch })
     }
 
     /// Waits until all guests have booted and, where their mode asks for it, are protected.
@@ -348,10 +368,17 @@ impl Appliance {
             options.topology.mtu,
         );
         if options.paired {
+            let bypass = match options.transport {
+                Transport::Tcp => String::new(),
+                Transport::Bypass => {
+                    text += &bypass_wire_section(options);
+                    bypass_section(own, peer)
+                }
+            };
             write!(
                 text,
                 "\n[replication]\nlisten = \"{own}:{REPLICATION_PORT}\"\npeer = \"{peer}:{REPLICATION_PORT}\"\n\
-                 keys = {:?}\n\n[arbiter]\ndirectory = {:?}\n",
+                 keys = {:?}\n{bypass}\n[arbiter]\ndirectory = {:?}\n",
                 scratch.file(keys),
                 scratch.file("arbiter"),
             )
@@ -525,6 +552,37 @@ fn start_wire(
     let wire = (&options.wire, options.wire_seed);
     let log = scratch.file("wire-emulator.log");
     Ok(Some(WireEmulator::start(&options.holdfast, &topology.switch, LONG_WIRE, wire, &log)?))
+}
+
+/// The emulator in the gap of the bypass, if it has one.
+fn start_bypass_wire(
+    options: &PairOptions,
+    topology: &Topology,
+    scratch: &Scratch,
+) -> Result<Option<WireEmulator>, PairError> {
+    let Some(gap) = &topology.bypass_gap else { return Ok(None) };
+    let wire = (&options.bypass_wire, options.wire_seed);
+    let log = scratch.file("bypass-emulator.log");
+    Ok(Some(WireEmulator::start(&options.holdfast, gap, LONG_BYPASS, wire, &log)?))
+}
+
+/// The `[[wire]]` of the bypass.
+fn bypass_wire_section(options: &PairOptions) -> String {
+    format!(
+        "\n[[wire]]\nname = \"bypass\"\nkind = \"af_packet\"\niface = {BYPASS:?}\nmtu = {}\nframes = 4096\n",
+        options.topology.bypass_mtu
+    )
+}
+
+/// What `[replication]` says of the bypass; the hosts have the addresses there that they have on the link,
+/// in a network of its own.
+fn bypass_section(own: Ipv4Addr, peer: Ipv4Addr) -> String {
+    let there = |on_link: Ipv4Addr| Ipv4Addr::new(10, 97, 0, on_link.octets()[3]);
+    format!(
+        "transport = \"bypass\"\n\n[replication.bypass]\nwire = \"bypass\"\naddress = \"{}\"\npeer = \"{}\"\n",
+        there(own),
+        there(peer)
+    )
 }
 
 fn socket(scratch: &Scratch, host: &str, nic: u8) -> PathBuf {

@@ -4,6 +4,7 @@
 //!   host A                       client 10.99.0.1                      host B
 //!   wire0 --------------- porta [ br0 ] portb --------------- wire0
 //!   repl0 10.98.0.1 ------------------------------------- repl0 10.98.0.2
+//!   byp0 ------------------------------------------------- byp0        where asked for
 //! ```
 //!
 //! `wire0` has no address: it is the port of the appliance. Unless asked otherwise, frames on it are
@@ -38,6 +39,10 @@ pub const LONG_WIRE: (&str, &str) = ("emu0", "emu1");
 pub const WIRE: &str = "wire0";
 /// The interface of each host on the replication link.
 pub const REPLICATION: &str = "repl0";
+/// The interface of each host on the bypass, where there is one.
+pub const BYPASS: &str = "byp0";
+/// The interfaces between which the wire emulator stands on a long bypass: the first towards host A.
+pub const LONG_BYPASS: (&str, &str) = ("bypa", "bypb");
 /// The bridge of a host whose wire has more than one interface.
 const HOST_BRIDGE: &str = "wirebr0";
 
@@ -68,11 +73,25 @@ pub struct TopologyOptions {
     pub wire_offloads: bool,
     /// Leaves a gap between bridge and client, [`LONG_WIRE`], that the wire emulator has to fill.
     pub long_wire: bool,
+    /// Lays a second link between the hosts, without addresses: the bypass.
+    pub bypass: bool,
+    /// MTU of the bypass.
+    pub bypass_mtu: u16,
+    /// Leaves a gap in the bypass, [`LONG_BYPASS`], that the wire emulator has to fill.
+    pub long_bypass: bool,
 }
 
 impl Default for TopologyOptions {
     fn default() -> Self {
-        Self { mtu: 1500, replication_mtu: 9000, wire_offloads: false, long_wire: false }
+        Self {
+            mtu: 1500,
+            replication_mtu: 9000,
+            wire_offloads: false,
+            long_wire: false,
+            bypass: false,
+            bypass_mtu: 1500,
+            long_bypass: false,
+        }
     }
 }
 
@@ -97,6 +116,8 @@ pub struct Topology {
     pub b: Host,
     /// The namespace of the bridge between the wires: the client's, unless a long wire lies between.
     pub switch: Namespace,
+    /// The namespace of the gap in a long bypass.
+    pub bypass_gap: Option<Namespace>,
     /// The client's namespace.
     pub client: Namespace,
     /// The client's interface.
@@ -161,7 +182,16 @@ impl Topology {
             host.namespace.ip(&format!("addr add {}/24 dev {REPLICATION}", host.replication_ip))?;
             host.namespace.ip(&format!("link set {REPLICATION} up"))?;
         }
-        Ok(Self { a, b, switch, client, client_interface })
+        let bypass_gap = lay_bypass(options, &a, &b)?;
+        Ok(Self { a, b, switch, bypass_gap, client, client_interface })
+    }
+
+    /// Cuts the bypass or mends it; frames under way are lost.
+    pub fn set_bypass(&self, up: bool) -> Result<(), NetnsError> {
+        for host in [&self.a, &self.b] {
+            host.set_link(BYPASS, up)?;
+        }
+        Ok(())
     }
 
     /// Cuts the replication link or mends it; frames under way are lost.
@@ -197,6 +227,38 @@ fn lay_long_wire(switch: &Namespace, client: &Namespace, mtu: u16) -> Result<(),
     client.disable_offloads(CLIENT_PORT)?;
     switch.ip(&format!("link set portc master {CLIENT_BRIDGE}"))?;
     Ok(())
+}
+
+/// The bypass, if there is to be one: straight, or with a gap in a namespace of its own.
+fn lay_bypass(options: &TopologyOptions, a: &Host, b: &Host) -> Result<Option<Namespace>, NetnsError> {
+    if !options.bypass {
+        return Ok(None);
+    }
+    let mtu = options.bypass_mtu;
+    let lay = |from: &Namespace, name: &str, to: &Namespace| {
+        from.ip(&format!(
+            "link add {name} mtu {mtu} type veth peer name {BYPASS} mtu {mtu} netns {}",
+            to.path()
+        ))
+    };
+    let gap = if options.long_bypass {
+        let gap = Namespace::create("bypass")?;
+        silence(&gap)?;
+        for (name, host) in [(LONG_BYPASS.0, a), (LONG_BYPASS.1, b)] {
+            lay(&gap, name, &host.namespace)?;
+            gap.disable_offloads(name)?;
+            gap.ip(&format!("link set {name} up"))?;
+        }
+        Some(gap)
+    } else {
+        lay(&a.namespace, BYPASS, &b.namespace)?;
+        None
+    };
+    for host in [a, b] {
+        host.namespace.disable_offloads(BYPASS)?;
+        host.set_link(BYPASS, true)?;
+    }
+    Ok(gap)
 }
 
 impl Host {

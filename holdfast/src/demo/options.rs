@@ -53,6 +53,12 @@ pub(crate) struct DemoOptions {
     /// The wire between the hosts and the client, such as "delay=10ms,loss=0.5%"; a plain cable without it.
     #[arg(long, value_name = "WORDS", default_value = "")]
     pub(crate) wire: WireSpec,
+    /// Which way the epochs go from host to host.
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    pub(crate) transport: Transport,
+    /// The wire of the bypass, such as "loss=1%,reorder=1%,corrupt=0.1%"; a plain cable without it.
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    pub(crate) bypass_wire: WireSpec,
     /// Chooses the streams and the moment of the kill; printed, so that a run can be repeated.
     #[arg(long)]
     pub(crate) seed: Option<u64>,
@@ -62,6 +68,25 @@ pub(crate) struct DemoOptions {
     /// Where the figures are written.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+}
+
+/// Which way the epochs go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    /// The hosts' connection.
+    Tcp,
+    /// A DPDK port of their own, and the connection where that is lost.
+    Bypass,
+}
+
+impl From<Transport> for holdfast_lab::pair::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Tcp => Self::Tcp,
+            Transport::Bypass => Self::Bypass,
+        }
+    }
 }
 
 /// Refuses, with exit code 3, a host on which the laboratory cannot run.

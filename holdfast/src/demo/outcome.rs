@@ -52,8 +52,41 @@ pub(crate) struct Outcome {
     pub(crate) wire: String,
     /// Frames that the emulated wire lost or dropped, both ways.
     pub(crate) wire_lost_frames: Option<u64>,
+    /// What the epochs' way was, where it was a bypass.
+    pub(crate) bypass: Option<BypassOutcome>,
     /// The shorter run in mode commit, for comparison.
     pub(crate) beside: Option<Box<Outcome>>,
+}
+
+/// What the bypass did for host A, until its end.
+#[derive(Debug, Serialize)]
+pub(crate) struct BypassOutcome {
+    /// What its wire was, in the emulator's words.
+    pub(crate) wire: String,
+    /// Frames that the emulated wire lost or dropped, both ways.
+    pub(crate) wire_lost_frames: Option<u64>,
+    /// Whether epochs went over it when host A was seen last.
+    pub(crate) in_use: bool,
+    /// How often they had to come back from it to the connection.
+    pub(crate) returns: u64,
+    /// Frames that host A sent.
+    pub(crate) sent_frames: u64,
+    /// Datagrams that host A refused, as they were flipped, doubled or nobody's.
+    pub(crate) refused_datagrams: u64,
+}
+
+impl BypassOutcome {
+    /// In a few words.
+    pub(crate) fn line(&self) -> String {
+        format!(
+            "bypass {}: {} frames sent, {} lost, {} refused, came back {} times",
+            if self.in_use { "in use" } else { "NOT IN USE" },
+            self.sent_frames,
+            self.wire_lost_frames.unwrap_or(0),
+            self.refused_datagrams,
+            self.returns
+        )
+    }
 }
 
 impl Outcome {
@@ -100,6 +133,9 @@ impl Outcome {
         if self.wire_lost_frames.is_some() {
             rows.push(("frames lost on the wire", number(self.wire_lost_frames)));
         }
+        if let Some(bypass) = &self.bypass {
+            rows.push(("replication", bypass.line()));
+        }
         rows
     }
 
@@ -123,6 +159,9 @@ impl Outcome {
         }
         if self.mode.protects() && self.frames_joined == 0 {
             broken.push("the capture holds no frame of the guest, so nothing was checked".into());
+        }
+        if self.bypass.as_ref().is_some_and(|bypass| !bypass.in_use && bypass.returns == 0) {
+            broken.push("no epoch went over the bypass".into());
         }
         if let Some(Err(fault)) = self.beside.as_ref().map(|beside| beside.verdict()) {
             broken.push(format!("beside it, in mode commit: {fault}"));

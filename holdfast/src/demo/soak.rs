@@ -1,6 +1,6 @@
 //! `holdfast soak`: the story again and again, each time with another seed and another victim.
 
-use super::options::{DemoOptions, Kill, check_host};
+use super::options::{DemoOptions, Kill, Transport, check_host};
 use super::story::tell;
 use crate::cli::Failure;
 use crate::config::Mode;
@@ -19,6 +19,12 @@ pub(crate) struct SoakOptions {
     /// The wire between the hosts and the client; "" for a plain cable.
     #[arg(long, value_name = "WORDS", default_value = "delay=1ms,loss=0.2%")]
     pub(crate) wire: WireSpec,
+    /// Which way the epochs go from host to host.
+    #[arg(long, value_enum, default_value_t = Transport::Tcp)]
+    pub(crate) transport: Transport,
+    /// The wire of the bypass; "" for a plain cable.
+    #[arg(long, value_name = "WORDS", default_value = "loss=1%,reorder=1%,corrupt=0.2%")]
+    pub(crate) bypass_wire: WireSpec,
     /// Seed of the first run; the next runs count up from it.
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,
@@ -42,6 +48,9 @@ pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
         ));
     }
     println!("mode {}, {}, epochs of {} ms", options.mode, options.wire, options.epoch_ms);
+    if options.transport == Transport::Bypass {
+        println!("epochs over a bypass of {}", options.bypass_wire);
+    }
     let mut failed = 0;
     for run in 0..options.runs {
         let seed = options.seed + run;
@@ -50,6 +59,8 @@ pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
             mode: options.mode,
             alone: true,
             wire: options.wire.clone(),
+            transport: options.transport,
+            bypass_wire: options.bypass_wire.clone(),
             epoch_ms: options.epoch_ms,
             duration: options.duration,
             kill,
@@ -61,13 +72,14 @@ pub(crate) fn soak(options: &SoakOptions) -> Result<(), Failure> {
         let line = match result.and_then(|outcome| outcome.verdict().map(|()| outcome)) {
             Ok(outcome) => format!(
                 "exact, {} bytes to and from, {} lost on the wire, {} epochs, resumed from {}, silence {:.0} ms, 0 early \
-                 of {}",
+                 of {}{}",
                 outcome.stream_bytes,
                 outcome.wire_lost_frames.unwrap_or(0),
                 outcome.epochs_committed,
                 outcome.resumed_from_epoch.unwrap_or(0),
                 outcome.client_gap_ms,
-                outcome.frames_joined
+                outcome.frames_joined,
+                outcome.bypass.as_ref().map_or_else(String::new, |bypass| format!("; {}", bypass.line()))
             ),
             Err(fault) => {
                 failed += 1;

@@ -1,7 +1,7 @@
 //! The story: two hosts and a client, a guest that talks, a kill, and the guest talking on.
 
-use super::options::{DemoOptions, Kill};
-use super::outcome::Outcome;
+use super::options::{DemoOptions, Kill, Transport};
+use super::outcome::{BypassOutcome, Outcome};
 use crate::cli::Failure;
 use crate::config::Mode;
 use holdfast_lab::agent;
@@ -46,6 +46,8 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     plan.epoch_ms = options.epoch_ms;
     plan.wire = options.wire.clone();
     plan.wire_seed = seed;
+    plan.transport = options.transport.into();
+    plan.bypass_wire = options.bypass_wire.clone();
     if options.mode == Mode::Aware {
         plan.shape = with_agent;
     }
@@ -88,6 +90,7 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     let moment = kill_moment(seed, whole);
     let before =
         watch(&pair, &streams, streams_began, if kill == Kill::None { whole } else { moment }, &mut say)?;
+    let port = pair.a.status().map_err(Failure::failed)?["bypass"].clone();
     let mut killed = None;
     if let Some(victim) = kill.victim() {
         let at = Instant::now();
@@ -115,6 +118,15 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
     let joined = if options.mode.protects() { joined(&pair, &captured)? } else { JoinReport::default() };
     pair.stop().map_err(Failure::failed)?;
     let wire = pair.wire.take().map(WireEmulator::stop).transpose().map_err(Failure::failed)?;
+    let bypass_wire = pair.bypass_wire.take().map(WireEmulator::stop).transpose().map_err(Failure::failed)?;
+    let bypass = (options.transport == Transport::Bypass).then(|| BypassOutcome {
+        wire: options.bypass_wire.to_string(),
+        wire_lost_frames: bypass_wire.as_ref().map(Report::missing_frames),
+        in_use: before["link"]["over_bypass"] == true,
+        returns: before["link"]["bypass_returns"].as_u64().unwrap_or(0),
+        sent_frames: port["frames_out"].as_u64().unwrap_or(0),
+        refused_datagrams: port["refused_datagrams"].as_u64().unwrap_or(0),
+    });
     let failover = killed.as_ref().map(|(_, _, report)| report);
     let outcome = Outcome {
         mode: options.mode,
@@ -143,6 +155,7 @@ pub(crate) fn tell(options: &DemoOptions, say: &mut dyn FnMut(&str)) -> Result<O
         frames_capture_lost: captured.dropped,
         wire: options.wire.to_string(),
         wire_lost_frames: wire.as_ref().map(Report::missing_frames),
+        bypass,
         beside: None,
     };
     if outcome.verdict().is_err() {

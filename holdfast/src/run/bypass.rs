@@ -116,3 +116,6 @@ impl Nic for BypassNic {
         self.wire.disarm();
     }
 }
+
+#[cfg(test)]
+mod tests;

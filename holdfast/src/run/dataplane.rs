@@ -115,7 +115,7 @@ fn start_eal(config: &Config) -> Result<Eal, Failure> {
         .map_err(|fault| Failure::HostLacks(fault.to_string()))
 }
 
-fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
+pub(super) fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
     let fault = |what: String| Failure::Failed(format!("wire {}: {what}", wire.name));
     let pool = Pool::new(eal, wire.frames, wire.frame_bytes()).map_err(|error| fault(error.to_string()))?;
     let device = match wire.device() {

@@ -48,3 +48,13 @@ impl AsMut<[u8]> for MbufFrame {
         self.mbuf.bytes_mut()
     }
 }
+
+/// DPDK as the tests of this program share it: it starts once in a process.
+#[cfg(test)]
+pub(crate) fn eal_of_tests() -> holdfast_dpdk::Eal {
+    static EAL: std::sync::OnceLock<holdfast_dpdk::Eal> = std::sync::OnceLock::new();
+    *EAL.get_or_init(|| {
+        let arguments = ["--no-huge", "--no-shconf", "-m160", "--no-pci", "--no-telemetry"];
+        holdfast_dpdk::Eal::init(&arguments.map(str::to_owned)).unwrap_or_else(|fault| panic!("{fault}"))
+    })
+}

@@ -4,7 +4,6 @@ use super::*;
 use holdfast_dataplane::frame::Frame;
 use holdfast_dataplane::headers::flag;
 use holdfast_dataplane::sample::{GUEST, Offloaded, Tcp, Udp};
-use holdfast_dpdk::Eal;
 use holdfast_lab::netns::Namespace;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::BorrowedFd;
@@ -18,14 +17,9 @@ const SERVICE_TAG: [u8; 4] = [0x88, 0xa8, 0x20, 9];
 /// Payload of a segment: as much as fits with two tags.
 const SIZE: u16 = 1400;
 
-/// DPDK starts once in a process, and its pools last as long.
+/// Pools last as long as the process.
 fn pool(frames: u32, frame_max: u16) -> Pool {
-    static EAL: OnceLock<Eal> = OnceLock::new();
-    let eal = EAL.get_or_init(|| {
-        let arguments = ["--no-huge", "--no-shconf", "-m64", "--no-pci", "--no-telemetry"];
-        Eal::init(&arguments.map(str::to_owned)).unwrap_or_else(|fault| panic!("{fault}"))
-    });
-    Pool::new(*eal, frames, frame_max).unwrap_or_else(|fault| panic!("{fault}"))
+    Pool::new(crate::wire::eal_of_tests(), frames, frame_max).unwrap_or_else(|fault| panic!("{fault}"))
 }
 
 /// With more frames than the tests hold at a time.
