@@ -75,8 +75,8 @@ pub struct Answer {
     pub epoch_us: u32,
     /// The host's wall clock when the question came, in nanoseconds since 1970.
     pub host_realtime_ns: u64,
-    /// How long the guest's output waits for its commit at the least, on the guest's own clock, in microseconds: no ACK
-    /// of a client comes sooner. Zero when that is not known.
+    /// How long the guest's output waits for its commit at the least, on the guest's own clock, in microseconds: hardly
+    /// an ACK of a client comes sooner. Zero when that is not known.
     pub least_wait_us: u32,
 }
 

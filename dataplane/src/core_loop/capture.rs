@@ -70,8 +70,10 @@ fn capture_port<W: Wire>(
     let mut made = 0;
     // Asked once a burst, and only when there is one: wires may have to count.
     let mut memory = None;
+    let mut asked = 0;
     let taken = guest.capture(GUEST_BURST, &mut |header, frame| {
         if guest_channel::take(frame, mode, beat, wire, inbound, counters) {
+            asked += 1;
             return Verdict::Taken;
         }
         *starved |= !*memory.get_or_insert_with(|| wire.free_frames() >= RESERVED_FRAMES);
@@ -159,8 +161,10 @@ fn capture_port<W: Wire>(
         Verdict::Taken
     });
     if taken > 0 {
-        if egress.escrow.open_epoch().is_some() {
+        // A question is none of the guest's output.
+        if taken > asked && egress.escrow.open_epoch().is_some() {
             bell.ring();
+            beat.wait.say(monotonic_ns());
         }
         port.count_held();
     }

@@ -31,7 +31,7 @@ pub(super) struct Beat {
 impl Beat {
     /// An epoch was cut at `now_ns`.
     pub(super) fn cut(&mut self, epoch: EpochId, now_ns: u64) {
-        self.wait.cut(epoch, now_ns);
+        self.wait.cut(epoch);
         if let Some(last) = self.last_cut_ns.replace(now_ns) {
             self.epoch_ns = now_ns.saturating_sub(last);
         }
