@@ -11,15 +11,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// What a clock that is kept may be late or early by: pauses, and a busy machine.
 const RIGHT_MS: i64 = 25;
 /// Pauses cost more of the time than this.
-const LAG_PPM: u64 = 3000;
+const LAG_PPM: f64 = 3000.0;
 /// What the clock loses before it is looked after.
 const LATE_MS: i64 = 150;
-/// The emulated guest of a busy machine stands still for less than a tenth of such an epoch.
-const EPOCH_MS: u64 = 50;
+/// The clock can be kept while the guest stands still for less than 18 % of the time. On a busy machine an emulated guest
+/// did so for 19 % with epochs of 50 ms, and its clock stayed late by seconds.
+const EPOCH_MS: u64 = 100;
 /// A clock that is late by seconds is slewed for so long at most, on a machine that is busy besides.
 const SLEWED: Duration = Duration::from_secs(300);
 /// So long a clock that is kept is watched.
 const WATCHED: Duration = Duration::from_secs(15);
+
+/// So long what the status says of the clock is compared with the clock.
+const COMPARED: Duration = Duration::from_secs(30);
+/// By this part they may differ: the status forgets within some ten seconds, and a pause has the time of the commands
+/// that end and begin the guest's running in it.
+const LIKE: f64 = 0.15;
 
 /// `STA_NANO`, which busybox has no name for.
 const NANO: i64 = 0x2000;
@@ -58,6 +65,51 @@ impl GuestClock {
     }
 }
 
+/// `CLOCK_MONOTONIC` of a guest that was never suspended, read between two moments of the host's.
+struct Uptime {
+    before: Instant,
+    after: Instant,
+    guest_s: f64,
+}
+
+impl Uptime {
+    fn look(scene: &Scene) -> Self {
+        let before = Instant::now();
+        let said = ask(scene, "cat /proc/uptime");
+        let after = Instant::now();
+        let guest_s = said.split(' ').next().and_then(|word| word.parse().ok()).expect("seconds");
+        Self { before, after, guest_s }
+    }
+
+    /// The one of a few that is known best.
+    fn best(scene: &Scene) -> Self {
+        let looks = (0..5).map(|_| Self::look(scene));
+        looks.min_by_key(|look| look.after - look.before).expect("some")
+    }
+}
+
+fn lag_ppm(scene: &Scene) -> f64 {
+    let status = scene.pair.a.vm(VM).expect("a status");
+    status["stats"]["guest_clock_lag_ppm"].as_f64().expect("a number")
+}
+
+/// What the status says of the guest's clock, and what the clock loses: the share of the same time.
+fn lag_is_what_the_clock_loses(scene: &Scene) {
+    let first = Uptime::best(scene);
+    let mut said = Vec::new();
+    while first.after.elapsed() < COMPARED {
+        Uptime::look(scene);
+        said.push(lag_ppm(scene));
+    }
+    let last = Uptime::best(scene);
+    let guest_s = last.guest_s - first.guest_s;
+    let share_ppm = |host: Duration| (1.0 - guest_s / host.as_secs_f64()) * 1e6;
+    let (least, most) = (share_ppm(last.before - first.after), share_ppm(last.after - first.before));
+    let said = said.iter().sum::<f64>() / said.len() as f64;
+    println!("the status says {said:.0} ppm, the clock lost {least:.0} to {most:.0} ppm");
+    assert!(said > least * (1.0 - LIKE) && said < most * (1.0 + LIKE), "{said}: {least} to {most} ppm");
+}
+
 fn run(scene: &Scene, words: &str) {
     ask(scene, &format!("/bin/holdfast-guest run {words} >/dev/console 2>&1 </dev/null &"));
     wait_until("the agent runs", SOON, || {
@@ -93,8 +145,9 @@ fn the_agent_keeps_the_clock_of_a_protected_guest_right() {
     step(&scene);
     run(&scene, "--clock off");
     wait_late(&scene);
-    let lag_ppm = scene.pair.a.vm(VM).expect("a status")["stats"]["guest_clock_lag_ppm"].as_u64();
-    assert!(lag_ppm > Some(LAG_PPM), "{lag_ppm:?}");
+    let lag_ppm = lag_ppm(&scene);
+    assert!(lag_ppm > LAG_PPM, "{lag_ppm}");
+    lag_is_what_the_clock_loses(&scene);
     assert!(GuestClock::look(&scene).is_untouched());
     end(&scene, "");
 
@@ -118,11 +171,11 @@ fn the_agent_keeps_the_clock_of_a_protected_guest_right() {
         }
     }
     let kept = status(&scene)["clock"].clone();
-    println!("lag by the host {lag_ppm:?} ppm; {} of {looks} looks wrong: {wrong:?}; {kept}", wrong.len());
+    println!("lag by the host {lag_ppm} ppm; {} of {looks} looks wrong: {wrong:?}; {kept}", wrong.len());
     // A busy machine halts the guest for longer than that now and then.
     assert!(wrong.len() * 5 <= looks, "{wrong:?}");
     assert_eq!((&kept["source"], &kept["state"]), (&"channel".into(), &"slewed".into()), "{kept}");
-    assert!(kept["lag_ppm"].as_u64() > Some(LAG_PPM), "{kept}");
+    assert!(kept["lag_ppm"].as_f64() > Some(LAG_PPM), "{kept}");
     end(&scene, "-9");
     assert!(!GuestClock::look(&scene).is_untouched());
     assert_eq!(ask(&scene, "/bin/holdfast-guest undo"), "undone");
