@@ -198,7 +198,7 @@ mod tests {
             [
                 "--no-huge",
                 "--no-shconf",
-                format!("-m{memory_mib}").as_str(),
+                format!("-m{}", 2 * memory_mib).as_str(),
                 "--file-prefix=holdfast",
                 "--no-telemetry",
                 "--log-level=*:warning",

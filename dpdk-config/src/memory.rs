@@ -111,6 +111,8 @@ impl MemoryPlan {
         match self {
             Self::Huge { memory_mib } => vec!["--in-memory".to_owned(), format!("-m{memory_mib}")],
             Self::Ordinary { memory_mib, .. } => {
+                // DPDK lets no frame cross an ordinary page, so that each may take up to twice its length.
+                let memory_mib = memory_mib.saturating_mul(2);
                 vec!["--no-huge".to_owned(), "--no-shconf".to_owned(), format!("-m{memory_mib}")]
             }
         }
@@ -162,6 +164,6 @@ mod tests {
         let huge = MemoryPlan::Huge { memory_mib: 64 }.eal_arguments();
         let ordinary = MemoryPlan::Ordinary { memory_mib: 64, for_want_of_huge_pages: false }.eal_arguments();
         assert_eq!(huge, ["--in-memory", "-m64"]);
-        assert_eq!(ordinary, ["--no-huge", "--no-shconf", "-m64"]);
+        assert_eq!(ordinary, ["--no-huge", "--no-shconf", "-m128"]);
     }
 }

@@ -4,6 +4,7 @@
 //! `make guest` provides.
 
 mod backup;
+mod bypass;
 mod first_sync;
 mod moves;
 mod partition;

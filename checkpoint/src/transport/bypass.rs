@@ -13,6 +13,8 @@
 mod driver;
 mod lane;
 
+#[cfg(test)]
+pub(super) use lane::pair;
 pub(super) use lane::{Arrived, Lane, News};
 
 use crate::keys::Identity;

@@ -382,4 +382,37 @@ mod tests {
         let mut kept = Kept::default();
         assert_eq!(kept.trim(Taken { urgent: u64::MAX, bulk: 0 }, drop), None);
     }
+
+    /// What the peer sent on the connection before its Over comes before what it sent on the path.
+    #[test]
+    fn nothing_is_taken_from_a_path_before_the_peers_over() {
+        use crate::transport::bypass::pair;
+        use crate::transport::handle::Waker;
+        use holdfast_bypass::{Record, Token};
+        let waker = || Arc::new(Waker::new().expect("a descriptor"));
+        let (lane, end) = pair(Token([1; 32]), waker(), waker());
+        let mut ways = Ways::new(Some(lane), Arc::default());
+        let now = Instant::now();
+        let record = || Record { tag: 16, body: Vec::new() };
+        let arrived = |path| Arrived { path, class: Class::Urgent, record: record() };
+        end.news.send(News::Up(1)).expect("open");
+        end.records.send(arrived(1)).expect("room");
+        let mut said = Vec::new();
+        ways.turn(now, |message| said.push(message));
+        assert_eq!(said, [Message::Over { path: 1 }]);
+        assert!(ways.next().is_none(), "the peer has not said Over");
+        ways.over(1);
+        assert_eq!(ways.next().map(|arrived| arrived.path), Some(1));
+        // What comes from a path that was left is not taken: it is sent again.
+        end.records.send(arrived(1)).expect("room");
+        said.clear();
+        let rest = ways.back(1, Taken::default(), now, |message| said.push(message));
+        assert_eq!(said, [Message::Back { path: 1, taken: Taken { urgent: 1, bulk: 0 } }]);
+        assert_eq!(rest, Some(Vec::new()));
+        end.records.send(arrived(2)).expect("room");
+        end.news.send(News::Up(2)).expect("open");
+        ways.turn(now, drop);
+        ways.over(2);
+        assert_eq!(ways.next().map(|arrived| arrived.path), Some(2), "the first path was left");
+    }
 }

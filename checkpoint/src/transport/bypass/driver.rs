@@ -38,13 +38,13 @@ const FULL: Duration = Duration::from_micros(100);
 const SHOW: Duration = Duration::from_millis(100);
 
 /// The thread's end of a lane.
-pub(super) struct LaneEnd {
+pub(in crate::transport) struct LaneEnd {
     pub(super) token: Token,
     pub(super) orders: Receiver<Order>,
     pub(super) urgent: Receiver<Outgoing>,
     pub(super) bulk: Receiver<Outgoing>,
-    pub(super) news: Sender<News>,
-    pub(super) records: Sender<Arrived>,
+    pub(in crate::transport) news: Sender<News>,
+    pub(in crate::transport) records: Sender<Arrived>,
     /// Set when records had no room: the owner rings once it took one.
     pub(super) stalled: Arc<AtomicBool>,
     pub(super) owner: Arc<Waker>,

@@ -83,7 +83,7 @@ pub(crate) struct Lane {
     driver: Arc<Waker>,
 }
 
-pub(super) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Waker>) -> (Lane, LaneEnd) {
+pub(in crate::transport) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Waker>) -> (Lane, LaneEnd) {
     // A dial or a leaving at a time, and news of them; urgent frames are bounded by what the owner keeps.
     let ((orders, ordered), (urgent, urged), (tell, news)) = (unbounded(), unbounded(), unbounded());
     let ((bulk, bulky), (deliver, records)) = (bounded(BULK_QUEUE), bounded(RECORD_QUEUE));

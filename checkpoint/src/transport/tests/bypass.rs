@@ -194,17 +194,34 @@ fn messages_go_over_the_bypass_once_it_is_there() {
         world.bypass[0].counters().get(sent) > before.get(sent) + 500
     });
     assert_eq!((primary.bypass_returns(), backup.bypass_returns()), (0, 0));
-    backup.send(&Message::Goodbye { reason: "last words".into() });
-    backup.close();
-    loop {
-        match primary.events().recv_timeout(SOON) {
-            Ok(LinkEvent::Lease { .. }) => {}
-            Ok(LinkEvent::Message { message, .. }) => {
-                break assert_eq!(message, Message::Goodbye { reason: "last words".into() });
-            }
-            Err(_) => panic!("the last words are lost: {:?}", primary.end()),
+}
+
+/// Bulk as well as what is urgent: all that was sent before the end comes, though the cable is cut.
+#[test]
+fn last_words_come_by_the_connection_when_the_cable_is_cut() {
+    let world = bypassed();
+    let (primary, backup) = session(&world);
+    over_bypass(&primary, &backup);
+    stream(&primary, &backup, 10, |_| {});
+    world.cable.cut.store(true, Ordering::Relaxed);
+    primary.try_send_bulk(numbered(0)).expect("room");
+    primary.send(&Message::Relinquish { term: Term::new(7) });
+    settle_sent(&primary);
+    primary.close();
+    let (mut bulk, mut urgent) = (0, 0);
+    while let Ok(event) = backup.events().recv_timeout(SOON) {
+        match event {
+            LinkEvent::Message { message: Message::Base(_), .. } => bulk += 1,
+            LinkEvent::Message { message: Message::Relinquish { .. }, .. } => urgent += 1,
+            other => panic!("{other:?}"),
         }
     }
+    assert_eq!((bulk, urgent), (1, 1), "{:?}", backup.end());
+}
+
+/// Waits until the owner has taken up what was queued.
+fn settle_sent(link: &Link) {
+    wait_until("taken up", || link.bulk().is_empty());
 }
 
 #[test]

@@ -102,9 +102,8 @@ fn ports(pair: usize, kind: &str, mtu: u16) -> Vec<Wire> {
     let raw: Vec<RawWire> = unused
         .chain(used)
         .map(|(name, iface)| {
-            let text = format!(
-                "name = {name:?}\nkind = {kind:?}\niface = {iface:?}\nmtu = {mtu}\nframes = 1024\n"
-            );
+            let text =
+                format!("name = {name:?}\nkind = {kind:?}\niface = {iface:?}\nmtu = {mtu}\nframes = 1024\n");
             toml::from_str(&text).expect("a wire")
         })
         .collect();
