@@ -6,7 +6,7 @@
 
 use crate::features::Features;
 use crate::mailbox::{Command, CoreSide, Mail, Reply};
-use crate::ring::{RingFault, RxRing, SplitQueue, TxRing};
+use crate::ring::{Queue, RingFault, RxRing, TxRing};
 use crate::shared::{DeviceEvent, Shared};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -22,7 +22,7 @@ pub struct Endpoint {
     /// Where each ring stopped, until it is started again.
     stopped_at: Vec<Option<u16>>,
     /// Rings that a fault stopped, until the control thread takes them back.
-    faulted: Vec<Option<Box<SplitQueue>>>,
+    faulted: Vec<Option<Box<Queue>>>,
     closed: bool,
 }
 
@@ -114,25 +114,25 @@ impl Endpoint {
         }
     }
 
-    fn slot(&mut self, index: usize) -> &mut Option<Box<SplitQueue>> {
+    fn slot(&mut self, index: usize) -> &mut Option<Box<Queue>> {
         if self.faulted[index].is_some() {
             return &mut self.faulted[index];
         }
         self.running_slot(index)
     }
 
-    fn running_slot(&mut self, index: usize) -> &mut Option<Box<SplitQueue>> {
+    fn running_slot(&mut self, index: usize) -> &mut Option<Box<Queue>> {
         if index % 2 == 0 { self.rx[index / 2].queue_mut() } else { self.tx[index / 2].queue_mut() }
     }
 
     /// Leaves a ring: publishes what was completed, and remembers where it stopped.
-    fn park(&mut self, index: usize) -> Option<Box<SplitQueue>> {
+    fn park(&mut self, index: usize) -> Option<Box<Queue>> {
         let mut queue = self.running_slot(index).take()?;
         self.shared.ring_running(index, false);
         if let Err(fault) = queue.publish() {
             tracing::error!(device = self.shared.name(), index, %fault, "cannot publish the last burst");
         }
-        self.stopped_at[index] = Some(queue.next_available());
+        self.stopped_at[index] = Some(queue.base());
         Some(queue)
     }
 

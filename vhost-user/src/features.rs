@@ -38,6 +38,8 @@ pub mod bits {
     pub const PROTOCOL_FEATURES: u64 = 1 << 30;
     /// Virtio 1.
     pub const VERSION_1: u64 = 1 << 32;
+    /// Rings have the packed layout.
+    pub const RING_PACKED: u64 = 1 << 34;
 }
 
 /// Features that the guest's driver and the frontend agreed to.
@@ -136,7 +138,8 @@ pub const fn offered(queue_pairs: u16, offloads: bool) -> u64 {
         | bits::INDIRECT_DESC
         | bits::EVENT_IDX
         | bits::PROTOCOL_FEATURES
-        | bits::VERSION_1;
+        | bits::VERSION_1
+        | bits::RING_PACKED;
     if offloads {
         offer |= bits::NET_CSUM
             | bits::NET_GUEST_CSUM

@@ -17,7 +17,7 @@
 //!   and no other device notices.
 //!
 //! A second kind of device brings its own endpoint in place of [`Endpoint`], [`TxRing`] and [`RxRing`];
-//! control messages, memory, mailbox and [`ring::SplitQueue`] know nothing of network cards.
+//! control messages, memory, mailbox and [`ring::Queue`] know nothing of network cards.
 
 mod connection;
 mod control;

@@ -13,7 +13,7 @@
 use crate::features::Features;
 use crate::memory::DirtyLog;
 use crate::notifier::Notifier;
-use crate::ring::SplitQueue;
+use crate::ring::Queue;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, tick};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,7 +33,7 @@ const LAST_WAIT: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Run this ring from now on.
-    Start { index: usize, queue: Box<SplitQueue>, features: Features },
+    Start { index: usize, queue: Box<Queue>, features: Features },
     /// Leave this ring.
     Park { index: usize },
     /// Notify the guest by this descriptor from now on.
@@ -52,7 +52,7 @@ pub(crate) enum Reply {
     },
     /// The ring is left. `queue` is what ran there; `next_available` where it stopped, `None` if it
     /// never ran; `faulted` whether the guest's fault had stopped it before.
-    Parked { queue: Option<Box<SplitQueue>>, next_available: Option<u16>, faulted: bool },
+    Parked { queue: Option<Box<Queue>>, next_available: Option<u16>, faulted: bool },
 }
 
 /// The polling core gave up its end, or the device is being dropped: nobody will answer.

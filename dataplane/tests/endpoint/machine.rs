@@ -63,7 +63,7 @@ impl<'r> Machine<'r> {
     fn negotiate(&mut self) {
         self.frontend.set_owner().expect("owner");
         let offered = self.frontend.get_features().expect("features");
-        self.features = offered & !(bits::LOG_ALL | bits::EVENT_IDX);
+        self.features = offered & !(bits::LOG_ALL | bits::EVENT_IDX | bits::RING_PACKED);
         self.frontend.get_protocol_features().expect("protocol features");
         let wanted = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
         self.frontend.set_protocol_features(wanted).expect("protocol features");

@@ -88,9 +88,15 @@ impl Control {
         self.refresh(index)
     }
 
+    /// Where the ring goes on. Of a packed ring frontends say it twice, for what was taken and for what was
+    /// returned; some only once, as it is the same.
     fn set_base(&mut self, index: usize, base: u32) -> std::result::Result<(), ControlError> {
-        let value = ControlError::Value { what: "ring index", value: u64::from(base) };
-        self.parked_vring("SET_VRING_BASE", index)?.base = u16::try_from(base).map_err(|_| value)?;
+        let packed = self.is_packed();
+        let vring = self.parked_vring("SET_VRING_BASE", index)?;
+        if base > u32::from(u16::MAX) && !packed {
+            return Err(ControlError::Value { what: "ring index", value: u64::from(base) });
+        }
+        vring.base = base as u16;
         Ok(())
     }
 
@@ -173,8 +179,10 @@ impl VhostUserBackendReqHandlerMut for Control {
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let base = self.stop_and_get_base(index as usize)?;
-        Ok(VhostUserVringState::new(index, u32::from(base)))
+        let base = u32::from(self.stop_and_get_base(index as usize)?);
+        // What was taken was returned: both places of a packed ring are the same.
+        let returned = if self.is_packed() { base << 16 } else { 0 };
+        Ok(VhostUserVringState::new(index, returned | base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {

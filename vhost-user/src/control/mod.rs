@@ -11,7 +11,7 @@ use crate::features::{Features, bits};
 use crate::mailbox::{Command, ControlSide, CoreGone, Reply};
 use crate::memory::{DirtyLog, GuestMemory, LogError, MemoryFiles, RegionSpec, TableError};
 use crate::notifier::NotifierError;
-use crate::ring::{LayoutError, SplitQueue};
+use crate::ring::{LayoutError, Queue};
 use crate::shared::{DeviceEvent, Shared};
 use crate::vring::Vring;
 use std::fs::File;
@@ -184,6 +184,10 @@ impl Control {
         if vring.running { Err(ControlError::Running { what, index }) } else { Ok(vring) }
     }
 
+    fn is_packed(&self) -> bool {
+        self.session.features.is_some_and(|features| features.has(bits::RING_PACKED))
+    }
+
     fn should_run(&self, index: usize) -> bool {
         let Session { features, memory, vrings, .. } = &self.session;
         let Some(features) = features else { return false };
@@ -235,7 +239,7 @@ impl Control {
         else {
             return Ok(());
         };
-        let mut queue = Box::new(SplitQueue::new(memory, log, layout, vring.base, features)?);
+        let mut queue = Box::new(Queue::new(memory, log, layout, vring.base, features)?);
         queue.kick = vring.kick.take();
         queue.call = vring.call.take();
         queue.error = vring.error.take();

@@ -222,6 +222,13 @@ impl GuestMemory {
     pub(crate) fn gather(&self, segments: &[Segment], skip: usize, out: &mut [u8]) -> usize {
         let mut skip = skip as u64;
         let mut done = 0;
+        // Most frames lie in one piece.
+        if let [segment] = segments {
+            let take = u64::from(segment.len).saturating_sub(skip).min(out.len() as u64) as usize;
+            let Some(region) = self.regions.get(usize::from(segment.region)) else { return 0 };
+            let read = region.file.read(segment.offset + skip, &mut out[..take]);
+            return if read.is_ok() { take } else { 0 };
+        }
         for segment in segments {
             if done == out.len() {
                 break;
@@ -242,14 +249,54 @@ impl GuestMemory {
         done
     }
 
-    /// Writes `parts` one after the other over the segments, and marks what was written: in the own
-    /// bitmap (CK-2), and in the log when there is one. Returns how many bytes found room.
+    /// Has the first lines of a segment fetched, for what `direction` does with them: enough for the headers of
+    /// a frame; what follows a processor fetches by itself.
+    #[inline]
+    pub(crate) fn prefetch(&self, segment: &Segment, to_write: bool) {
+        const LINE: u64 = 64;
+        let Some(region) = self.regions.get(usize::from(segment.region)) else { return };
+        for at in [segment.offset, segment.offset + LINE.min(u64::from(segment.len) - 1)] {
+            if to_write {
+                region.file.prefetch_to_write(at);
+            } else {
+                region.file.prefetch(at);
+            }
+        }
+    }
+
+    /// As [`Self::scatter`], of two parts into a segment that has room for them; whether they were written.
+    #[inline]
+    pub(crate) fn put(
+        &self,
+        segment: &Segment,
+        parts: [&[u8]; 2],
+        log: Option<&DirtyLog>,
+        written: &mut Vec<Segment>,
+    ) -> bool {
+        let [first, second] = parts;
+        let len = (first.len() + second.len()) as u64;
+        let Some(region) = self.regions.get(usize::from(segment.region)) else { return false };
+        let done = len <= u64::from(segment.len)
+            && region.file.write_unmarked(segment.offset, first).is_ok()
+            && region.file.write_unmarked(segment.offset + first.len() as u64, second).is_ok();
+        if done {
+            written.push(Segment { len: len as u32, ..*segment });
+            if let Some(log) = log {
+                log.mark(segment.gpa, len);
+            }
+        }
+        done
+    }
+
+    /// Writes `parts` one after the other over the segments, and appends what was written to `written`, for
+    /// [`Self::mark_fenced`]; a log is marked at once. Returns how many bytes found room.
     #[inline]
     pub(crate) fn scatter<'p>(
         &self,
         segments: &[Segment],
         parts: impl Iterator<Item = &'p [u8]>,
         log: Option<&DirtyLog>,
+        written: &mut Vec<Segment>,
     ) -> usize {
         let mut parts = parts.filter(|part| !part.is_empty());
         let mut part: &[u8] = &[];
@@ -274,13 +321,24 @@ impl GuestMemory {
             if filled == 0 {
                 break;
             }
-            region.file.mark(segment.offset, u64::from(filled));
+            written.push(Segment { len: filled, ..*segment });
             if let Some(log) = log {
                 log.mark(segment.gpa, u64::from(filled));
             }
             done += filled as usize;
         }
         done
+    }
+
+    /// Marks what was written, in the own bitmap (CK-2). The caller has put a sequentially consistent fence
+    /// between the writes and this.
+    #[inline]
+    pub(crate) fn mark_fenced(&self, written: &[Segment]) {
+        for segment in written {
+            if let Some(region) = self.regions.get(usize::from(segment.region)) {
+                region.file.mark_fenced(segment.offset, u64::from(segment.len));
+            }
+        }
     }
 
     /// Reads one 16-byte descriptor at a guest physical address inside one region.

@@ -1,10 +1,12 @@
 //! Rings of a network device, walked by one polling core.
 //!
-//! [`SplitQueue`] knows the layout in memory; [`TxRing`] and [`RxRing`] know frames. Another layout
-//! (packed) or another kind of device replaces one and keeps the other.
+//! [`Queue`] knows the layouts in memory, split and packed; [`TxRing`] and [`RxRing`] know frames. Another kind
+//! of device replaces these and keeps the queue.
 
 mod chain;
 mod fault;
+mod packed;
+mod queue;
 mod rx;
 mod split;
 #[cfg(test)]
@@ -13,6 +15,6 @@ mod tx;
 
 pub use chain::{Direction, MAX_CHAIN};
 pub use fault::RingFault;
+pub use queue::{LayoutError, MAX_RING_SIZE, Queue, RingLayout};
 pub use rx::RxRing;
-pub use split::{LayoutError, MAX_RING_SIZE, RingLayout, SplitQueue};
 pub use tx::{GuestBytes, MAX_FRAME_BYTES, TxRing, Verdict};

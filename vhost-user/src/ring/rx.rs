@@ -1,10 +1,9 @@
 //! A ring by which the guest receives: frames go in.
 
-use super::chain::{Direction, MAX_CHAIN};
+use super::chain::Direction;
 use super::fault::RingFault;
-use super::split::{MAX_RING_SIZE, SplitQueue};
+use super::queue::{MAX_RING_SIZE, Queue};
 use crate::header::VirtioNetHdr;
-use crate::memory::Segment;
 
 /// Chains that one frame may take, at most.
 const MAX_MERGED: usize = 1024;
@@ -14,26 +13,17 @@ const _: () = assert!(MAX_MERGED <= MAX_RING_SIZE as usize);
 /// A ring by which the guest receives. Parked, it has no room.
 #[derive(Debug)]
 pub struct RxRing {
-    queue: Option<Box<SplitQueue>>,
+    queue: Option<Box<Queue>>,
     header_len: usize,
     merge: bool,
-    segments: Vec<Segment>,
-    /// Head and bytes of each chain that the frame at hand takes.
-    chains: Vec<(u16, u32)>,
 }
 
 impl RxRing {
     pub(crate) fn parked() -> Self {
-        Self {
-            queue: None,
-            header_len: VirtioNetHdr::BYTES,
-            merge: false,
-            segments: Vec::with_capacity(2 * MAX_CHAIN),
-            chains: Vec::with_capacity(MAX_MERGED),
-        }
+        Self { queue: None, header_len: VirtioNetHdr::BYTES, merge: false }
     }
 
-    pub(crate) fn start(&mut self, queue: Box<SplitQueue>, header_len: usize, merge: bool) {
+    pub(crate) fn start(&mut self, queue: Box<Queue>, header_len: usize, merge: bool) {
         self.header_len = header_len;
         self.merge = merge;
         self.queue = Some(queue);
@@ -45,11 +35,11 @@ impl RxRing {
         self.queue.is_some()
     }
 
-    pub(crate) fn queue_mut(&mut self) -> &mut Option<Box<SplitQueue>> {
+    pub(crate) fn queue_mut(&mut self) -> &mut Option<Box<Queue>> {
         &mut self.queue
     }
 
-    pub(crate) fn queue(&self) -> Option<&SplitQueue> {
+    pub(crate) fn queue(&self) -> Option<&Queue> {
         self.queue.as_deref()
     }
 
@@ -66,27 +56,42 @@ impl RxRing {
     pub fn push(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> Result<bool, RingFault> {
         let Some(queue) = &mut self.queue else { return Ok(false) };
         let need = (self.header_len + parts.iter().map(|part| part.len()).sum::<usize>()) as u64;
-        self.segments.clear();
-        self.chains.clear();
-        let mut room = 0;
+        // Most frames are in one part and fit the next buffer, which is in one piece.
+        if let ([frame], Some(_)) = (parts, queue.seen().get(0)) {
+            let header = VirtioNetHdr { num_buffers: 1, ..*header }.to_bytes();
+            if queue.put([&header[..self.header_len], frame]) {
+                queue.complete(need as u32);
+                return Ok(true);
+            }
+        }
+        let (mut chains, mut room) = (0, 0);
         while room < need {
-            let ahead = self.chains.len();
-            // Bounded before each walk, so that neither list ever grows.
-            let full = ahead == MAX_MERGED || self.segments.len() > MAX_CHAIN;
-            if full || (ahead > 0 && !self.merge) || queue.available_after(ahead as u16)? == 0 {
+            if chains == MAX_MERGED || (chains > 0 && !self.merge) {
                 return Ok(false);
             }
-            let (head, bytes) = queue.peek(ahead as u16, Direction::ToGuest, &mut self.segments)?;
-            self.chains.push((head, bytes.min(need - room) as u32));
-            room += bytes;
+            let chain = match queue.seen().get(chains) {
+                Some(chain) => chain,
+                None => {
+                    let looked = queue.look(usize::MAX, Direction::ToGuest);
+                    // What lies before a broken chain may be enough.
+                    match queue.seen().get(chains) {
+                        Some(chain) => chain,
+                        None => return looked.map(|()| false),
+                    }
+                }
+            };
+            room += chain.bytes;
+            chains += 1;
         }
-        let num_buffers = self.chains.len() as u16;
-        let header = VirtioNetHdr { num_buffers, ..*header }.to_bytes();
+        let header = VirtioNetHdr { num_buffers: chains as u16, ..*header }.to_bytes();
         let parts = std::iter::once(&header[..self.header_len]).chain(parts.iter().copied());
-        let written = queue.memory().scatter(&self.segments, parts, queue.log());
+        let written = queue.write(chains, parts);
         debug_assert_eq!(written as u64, need, "the chains had room for the frame");
-        for &(head, bytes) in &self.chains {
-            queue.complete(head, bytes)?;
+        let mut left = need;
+        for _ in 0..chains {
+            let bytes = queue.seen().get(0).map_or(0, |chain| chain.bytes.min(left));
+            queue.complete(bytes as u32);
+            left -= bytes;
         }
         Ok(true)
     }

@@ -5,9 +5,10 @@ mod driver;
 
 mod malformed;
 mod marks;
+mod packed;
 mod transfer;
 
-use super::{RingLayout, RxRing, SplitQueue, TxRing};
+use super::{Queue, RingLayout, RxRing, TxRing};
 use crate::features::{Features, bits};
 use crate::memory::{DirtyLog, FrontendAddress, Gpa, GuestMemory, MemoryFiles, RegionSpec};
 use crate::notifier::Notifier;
@@ -41,7 +42,7 @@ fn layout(driver: &DriverQueue<'_>) -> RingLayout {
 }
 
 /// A queue and the descriptor by which it notifies the guest.
-fn queue(driver: &DriverQueue<'_>, memory: &Arc<GuestMemory>, features: u64) -> (Box<SplitQueue>, Notifier) {
+fn queue(driver: &DriverQueue<'_>, memory: &Arc<GuestMemory>, features: u64) -> (Box<Queue>, Notifier) {
     queue_with_log(driver, memory, features, None, None)
 }
 
@@ -51,11 +52,10 @@ fn queue_with_log(
     features: u64,
     log: Option<Arc<DirtyLog>>,
     used_log: Option<u64>,
-) -> (Box<SplitQueue>, Notifier) {
+) -> (Box<Queue>, Notifier) {
     let layout = RingLayout { used_log, ..layout(driver) };
-    let mut queue =
-        SplitQueue::new(Arc::clone(memory), log, layout, driver.available, Features::new(features))
-            .expect("a possible ring");
+    let mut queue = Queue::new(Arc::clone(memory), log, layout, driver.available, Features::new(features))
+        .expect("a possible ring");
     let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_NONBLOCK).expect("an eventfd");
     let call = File::from(OwnedFd::from(event));
     let guest = Notifier::from_peer(call.try_clone().expect("a descriptor")).expect("an eventfd");

@@ -1,8 +1,8 @@
 //! A ring by which the guest sends: frames come out.
 
-use super::chain::{Direction, MAX_CHAIN};
+use super::chain::Direction;
 use super::fault::RingFault;
-use super::split::SplitQueue;
+use super::queue::Queue;
 use crate::header::VirtioNetHdr;
 use crate::memory::{GuestMemory, Segment};
 
@@ -55,17 +55,16 @@ impl GuestBytes<'_> {
 /// A ring by which the guest sends. Parked, it gives nothing.
 #[derive(Debug)]
 pub struct TxRing {
-    queue: Option<Box<SplitQueue>>,
+    queue: Option<Box<Queue>>,
     header_len: usize,
-    segments: Vec<Segment>,
 }
 
 impl TxRing {
     pub(crate) fn parked() -> Self {
-        Self { queue: None, header_len: VirtioNetHdr::BYTES, segments: Vec::with_capacity(MAX_CHAIN) }
+        Self { queue: None, header_len: VirtioNetHdr::BYTES }
     }
 
-    pub(crate) fn start(&mut self, queue: Box<SplitQueue>, header_len: usize) {
+    pub(crate) fn start(&mut self, queue: Box<Queue>, header_len: usize) {
         self.header_len = header_len;
         self.queue = Some(queue);
     }
@@ -76,11 +75,11 @@ impl TxRing {
         self.queue.is_some()
     }
 
-    pub(crate) fn queue_mut(&mut self) -> &mut Option<Box<SplitQueue>> {
+    pub(crate) fn queue_mut(&mut self) -> &mut Option<Box<Queue>> {
         &mut self.queue
     }
 
-    pub(crate) fn queue(&self) -> Option<&SplitQueue> {
+    pub(crate) fn queue(&self) -> Option<&Queue> {
         self.queue.as_deref()
     }
 
@@ -100,28 +99,36 @@ impl TxRing {
     ) -> Result<usize, RingFault> {
         let Some(queue) = &mut self.queue else { return Ok(0) };
         let mut taken = 0;
-        while taken < max && queue.available_after(0)? > 0 {
-            self.segments.clear();
-            let (head, bytes) = queue.peek(0, Direction::FromGuest, &mut self.segments)?;
-            if bytes < self.header_len as u64 {
-                return Err(RingFault::HeaderTooShort { len: bytes });
-            }
-            if bytes > MAX_FRAME_BYTES {
-                return Err(RingFault::FrameTooLong { len: bytes });
-            }
-            let mut header = [0; VirtioNetHdr::BYTES];
-            queue.memory().gather(&self.segments, 0, &mut header[..self.header_len]);
-            let frame = GuestBytes {
-                memory: queue.memory(),
-                segments: &self.segments,
-                skip: self.header_len,
-                len: bytes as usize - self.header_len,
-            };
-            if sink(&VirtioNetHdr::parse(&header), frame) == Verdict::Refused {
+        while taken < max {
+            let looked = queue.look(max - taken, Direction::FromGuest);
+            if queue.seen().len() == 0 {
+                looked?;
                 break;
             }
-            queue.complete(head, 0)?;
-            taken += 1;
+            while let Some(chain) = queue.seen().get(0) {
+                let header_len = self.header_len;
+                if chain.bytes < header_len as u64 {
+                    queue.look_again();
+                    return Err(RingFault::HeaderTooShort { len: chain.bytes });
+                }
+                if chain.bytes > MAX_FRAME_BYTES {
+                    queue.look_again();
+                    return Err(RingFault::FrameTooLong { len: chain.bytes });
+                }
+                let segments = queue.seen().segments(1);
+                let mut header = [0; VirtioNetHdr::BYTES];
+                queue.memory().gather(segments, 0, &mut header[..header_len]);
+                let len = chain.bytes as usize - header_len;
+                let frame = GuestBytes { memory: queue.memory(), segments, skip: header_len, len };
+                if sink(&VirtioNetHdr::parse(&header), frame) == Verdict::Refused {
+                    queue.look_again();
+                    return Ok(taken);
+                }
+                queue.complete(0);
+                taken += 1;
+            }
+            // Those before a broken one are taken.
+            looked?;
         }
         Ok(taken)
     }

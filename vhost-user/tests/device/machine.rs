@@ -136,7 +136,8 @@ impl<'r> Machine<'r> {
     fn negotiate(&mut self) {
         self.frontend.set_owner().expect("owner");
         let offered = self.frontend.get_features().expect("features");
-        self.features = offered & !(features::bits::LOG_ALL | features::bits::EVENT_IDX);
+        self.features =
+            offered & !(features::bits::LOG_ALL | features::bits::EVENT_IDX | features::bits::RING_PACKED);
         let protocol = self.frontend.get_protocol_features().expect("protocol features");
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::LOG_SHMFD

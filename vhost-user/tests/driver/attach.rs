@@ -21,7 +21,9 @@ fn start(frontend: &mut Frontend, ram: &GuestRam, queues: &[DriverQueue<'_>; 2],
     frontend.set_owner().expect("owner");
     let offered = frontend.get_features().expect("features");
     frontend.get_protocol_features().expect("protocol features");
-    frontend.set_features(offered & !features::bits::LOG_ALL).expect("features");
+    frontend
+        .set_features(offered & !(features::bits::LOG_ALL | features::bits::RING_PACKED))
+        .expect("features");
     let file = ram.descriptor();
     let table = REGIONS.map(|(gpa, bytes, offset)| VhostUserMemoryRegionInfo {
         guest_phys_addr: gpa,

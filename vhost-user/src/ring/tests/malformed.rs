@@ -5,7 +5,7 @@ use super::{USUAL, drain, layout, memory, rx, tx};
 use crate::features::{Features, bits};
 use crate::header::VirtioNetHdr;
 use crate::memory::Gpa;
-use crate::ring::{LayoutError, RingFault, RingLayout, SplitQueue, Verdict};
+use crate::ring::{LayoutError, Queue, RingFault, RingLayout, Verdict};
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -194,8 +194,7 @@ fn a_ring_that_lies_outside_guest_memory_is_refused() {
     let memory = memory(&ram);
     let driver = DriverQueue::new(&ram, 0x1000, 8, 0);
     let good = layout(&driver);
-    let start =
-        |layout| SplitQueue::new(Arc::clone(&memory), None, layout, 0, Features::new(USUAL)).map(|_| ());
+    let start = |layout| Queue::new(Arc::clone(&memory), None, layout, 0, Features::new(USUAL)).map(|_| ());
     start(good).expect("the ring itself is possible");
     for size in [0, 3, 8192] {
         assert!(matches!(start(RingLayout { size, ..good }), Err(LayoutError::Size(_))), "{size}");

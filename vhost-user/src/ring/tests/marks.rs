@@ -13,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// A log for all of guest memory, and the file behind it.
-fn log() -> (Arc<DirtyLog>, File) {
+pub(super) fn log() -> (Arc<DirtyLog>, File) {
     let file = tempfile::tempfile().expect("a temporary file");
     let bytes = END / 4096 / 8 + 1;
     file.set_len(bytes).expect("room for the log");
@@ -21,7 +21,7 @@ fn log() -> (Arc<DirtyLog>, File) {
 }
 
 /// Pages of the memory file that the log names.
-fn logged(file: &File) -> BTreeSet<u64> {
+pub(super) fn logged(file: &File) -> BTreeSet<u64> {
     let mut pages = BTreeSet::new();
     for (gpa, bytes, offset) in REGIONS {
         for page in (0..bytes).step_by(4096) {
@@ -36,7 +36,7 @@ fn logged(file: &File) -> BTreeSet<u64> {
     pages
 }
 
-fn changed(before: &[u8], after: &[u8]) -> BTreeSet<u64> {
+pub(super) fn changed(before: &[u8], after: &[u8]) -> BTreeSet<u64> {
     let pages = before.chunks(4096).zip(after.chunks(4096)).enumerate();
     pages.filter(|(_, (old, new))| old != new).map(|(page, _)| page as u64).collect()
 }

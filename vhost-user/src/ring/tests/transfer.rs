@@ -307,7 +307,7 @@ fn a_ring_goes_on_at_the_used_index_where_the_two_differ() {
     }
     // A device that died had taken three chains and shown none.
     let (queue, _) = queue(&driver, &memory, USUAL);
-    assert_eq!(queue.next_available(), 5);
+    assert_eq!(queue.base(), 5);
     let mut ring = TxRing::parked();
     ring.start(queue, 12);
     assert_eq!(take_all(&mut ring).len(), 3);
