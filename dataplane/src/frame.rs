@@ -27,6 +27,9 @@ pub trait Frame: Send {
     /// Its checksums were made here, and are kept right by whoever writes to it from now on. A frame that does
     /// not keep this in mind has its checksums verified where they matter.
     fn set_sound(&mut self) {}
+
+    /// Has its first bytes fetched, as it will be looked at soon. A hint.
+    fn prefetch(&self) {}
 }
 
 /// A frame in memory of its own.

@@ -122,6 +122,15 @@ impl Plan {
         Ok(Self { len, kind })
     }
 
+    /// Whether a frame of the guest becomes one of the wire by a copy alone.
+    #[must_use]
+    #[inline]
+    pub fn is_plain(header: &VirtioNetHdr, len: usize, mtu: u16) -> bool {
+        header.gso_type == GSO_NONE
+            && header.flags & NEEDS_CHECKSUM == 0
+            && (ETHERNET_LEN..=usize::from(mtu) + ETHERNET_LEN + 4 * MAX_TAGS).contains(&len)
+    }
+
     fn whole(header: &VirtioNetHdr, frame: &dyn GuestFrame, mtu: u16) -> Result<Kind, DropReason> {
         let len = frame.len();
         // Tags are looked for once the frame is ours: `fits` is the precise check.

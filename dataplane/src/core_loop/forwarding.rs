@@ -6,9 +6,10 @@ use crate::announcement::{self, REPETITIONS};
 use crate::coalescing::BURST;
 use crate::counters::{CoreCounter, DropReason, PortCounter};
 use crate::frame::{Frame, Wire};
-use crate::headers::Link;
+use crate::headers::{Link, Mac};
 use crate::switch::{Destination, Slot};
 use holdfast_packet::guest_channel::is_ours;
+use holdfast_speculation::Time;
 
 /// Frames that are handed to a wire at once. FO-1: fence and lease are looked at before each, so that a process
 /// that is stopped in between sends no more than these when it goes on.
@@ -16,6 +17,13 @@ const WIRE_BURST: usize = 32;
 
 /// Bursts to the wire for one port in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 16;
+
+/// Frames of one port for other ports in one turn: about what those take in one. What was held for an epoch
+/// and is let go at once does not come upon a guest as a whole, and is still in the caches when it is copied.
+const LOCAL_A_TURN: usize = 256;
+
+/// Frames that are fetched ahead of those looked at.
+const AHEAD: usize = 24;
 
 impl<W: Wire> Core<W> {
     /// Takes what came on the wires and queues it for the guests; returns how many frames.
@@ -33,6 +41,7 @@ impl<W: Wire> Core<W> {
                 got += wire.rx_burst(scratch, BURST - got);
             }
             received += got;
+            let now = Time::from_ns(if got > 0 { monotonic_ns() } else { 0 });
             lost += wire.lost();
             for frame in scratch.drain(..) {
                 let Some(link) = Link::parse(frame.bytes()) else {
@@ -40,10 +49,10 @@ impl<W: Wire> Core<W> {
                     continue;
                 };
                 match switch.destination(link.destination) {
-                    Destination::Port(slot) => ports[slot].receive(frame),
+                    Destination::Port(slot) => ports[slot].receive(now, frame),
                     // Nobody out there speaks to an agent in Holdfast's name.
                     Destination::All if is_ours(frame.bytes()) => counters.add(CoreCounter::WireUnknown, 1),
-                    Destination::All => flood(wire, ports, frame, |port| port.wire == place),
+                    Destination::All => flood(now, wire, ports, frame, |port| port.wire == place),
                     // A guest that has not spoken yet may be the one.
                     Destination::Unknown => {
                         let silent =
@@ -52,7 +61,7 @@ impl<W: Wire> Core<W> {
                             counters.add(CoreCounter::WireUnknown, 1);
                             continue;
                         }
-                        flood(wire, ports, frame, silent);
+                        flood(now, wire, ports, frame, silent);
                     }
                 }
             }
@@ -72,6 +81,7 @@ impl<W: Wire> Core<W> {
     pub(super) fn transmit(&mut self) -> usize {
         let mut moved = 0;
         for slot in 0..self.ports.len() {
+            let mut local = 0;
             for _ in 0..BURSTS_A_TURN {
                 let waiting = self.ports[slot].egress.waiting().frames;
                 if waiting == 0 {
@@ -84,8 +94,9 @@ impl<W: Wire> Core<W> {
                 let routed = self.route(slot);
                 let sent = self.send(slot);
                 moved += routed + sent;
+                local += routed;
                 // Nothing moved: the wire is full.
-                if routed + sent == 0 {
+                if routed + sent == 0 || local >= LOCAL_A_TURN {
                     break;
                 }
             }
@@ -99,25 +110,37 @@ impl<W: Wire> Core<W> {
         let place = ports[slot].wire;
         let Attached { wire, switch, .. } = &mut wires[place];
         let mut local = 0;
+        let now = Time::from_ns(monotonic_ns());
+        // Frames come in runs for one receiver.
+        let mut last = None;
         for _ in 0..BURST {
             if ports[slot].egress.to_wire.len() >= BURST {
                 break;
             }
-            let Some(frame) = ports[slot].egress.next() else { break };
-            let Some(link) = Link::parse(frame.bytes()) else { continue };
-            match switch.destination(link.destination) {
+            let egress = &mut ports[slot].egress;
+            if let Some(soon) = egress.outbox.get(AHEAD) {
+                soon.prefetch();
+            }
+            let Some(frame) = egress.next() else { break };
+            let Some(receiver) = frame.bytes().first_chunk().map(|mac| Mac(*mac)) else { continue };
+            let destination = match last {
+                Some((mac, destination)) if mac == receiver => destination,
+                _ => switch.destination(receiver),
+            };
+            last = Some((receiver, destination));
+            match destination {
                 Destination::Port(other) => {
                     local += 1;
                     if other == slot {
                         ports[slot].counters.drops.add(DropReason::NotHere, 1);
                     } else {
-                        ports[other].receive(frame);
+                        ports[other].receive(now, frame);
                     }
                 }
                 Destination::All => {
                     let sender: PortId = ports[slot].id;
                     for other in ports.iter_mut().filter(|port| port.wire == place && port.id != sender) {
-                        give_copy(wire, other, frame.bytes());
+                        give_copy(now, wire, other, frame.bytes());
                     }
                     ports[slot].egress.route_to_wire(frame);
                 }
@@ -173,6 +196,7 @@ impl<W: Wire> Core<W> {
 /// Gives a frame that came from the wire to every port of `chosen`; the last one gets the frame
 /// itself.
 fn flood<W: Wire>(
+    now: Time,
     wire: &mut W,
     ports: &mut [Port<W::Frame>],
     frame: W::Frame,
@@ -181,17 +205,17 @@ fn flood<W: Wire>(
     let Some(last) = ports.iter().rposition(&chosen) else { return };
     let (before, rest) = ports.split_at_mut(last);
     for port in before.iter_mut().filter(|port| chosen(port)) {
-        give_copy(wire, port, frame.bytes());
+        give_copy(now, wire, port, frame.bytes());
     }
-    rest[0].receive(frame);
+    rest[0].receive(now, frame);
 }
 
 /// Gives a port a copy of a frame, if there is memory for it.
-fn give_copy<W: Wire>(wire: &mut W, port: &mut Port<W::Frame>, bytes: &[u8]) {
+fn give_copy<W: Wire>(now: Time, wire: &mut W, port: &mut Port<W::Frame>, bytes: &[u8]) {
     match wire.alloc(bytes.len()) {
         Some(mut copy) => {
             copy.bytes_mut().copy_from_slice(bytes);
-            port.receive(copy);
+            port.receive(now, copy);
         }
         None => port.counters.drops.add(DropReason::NoFrames, 1),
     }

@@ -13,7 +13,7 @@ use crate::coalescing::{BURST, Burst};
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, Escrow, Limits};
 use crate::frame::Frame;
-use crate::guest::GuestPort;
+use crate::guest::{GuestPort, VirtioNetHdr};
 use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
 use crate::segmentation::MAX_SEGMENTS;
@@ -38,6 +38,9 @@ const STUCK_NS: u64 = 1_000_000_000;
 
 /// Bursts delivered to one guest in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 4;
+
+/// Frames that are fetched ahead of the one that is copied.
+const AHEAD: usize = 8;
 
 /// A guest's port on its polling core.
 pub(super) struct Port<F> {
@@ -218,6 +221,8 @@ pub(super) struct Inbound<F> {
     stopped_since_ns: Option<u64>,
     /// It has stood still for too long: nothing is kept for it.
     away: bool,
+    /// It had no buffers for the first frame of the queue, which is offered as it is.
+    plain_is_blocked: bool,
     /// Since when a running guest has had no buffers for what comes next.
     stuck_since_ns: Option<u64>,
 }
@@ -230,6 +235,7 @@ impl<F: Frame> Inbound<F> {
             limit: limits.inbound,
             stopped_since_ns: None,
             away: false,
+            plain_is_blocked: false,
             stuck_since_ns: None,
         }
     }
@@ -241,7 +247,7 @@ impl<F: Frame> Inbound<F> {
 
     /// Whether the guest has not taken all that was offered.
     pub(super) fn is_blocked(&self) -> bool {
-        !self.burst.is_empty()
+        !self.burst.is_empty() || (self.plain_is_blocked && !self.queue.is_empty())
     }
 
     /// Whether a frame that is pushed now is kept.
@@ -282,15 +288,14 @@ impl<F: Frame> Port<F> {
         }
     }
 
-    /// A frame for the guest has come.
-    pub(super) fn receive(&mut self, mut frame: F) {
+    /// A frame for the guest has come, at about `now`.
+    pub(super) fn receive(&mut self, now: Time, mut frame: F) {
         self.counters.events.add(PortCounter::Received, 1);
         if self.egress.fenced {
             self.counters.drops.add(DropReason::Fenced, 1);
             return;
         }
         if let Some(speculating) = &mut self.speculating {
-            let now = Time::from_ns(monotonic_ns());
             if speculating.receive(now, frame.bytes_mut()) == FromWire::Taken {
                 self.counters.events.add(PortCounter::Consumed, 1);
                 return;
@@ -321,6 +326,16 @@ impl<F: Frame> Port<F> {
                 break;
             }
             let offloads = self.guest.offloads();
+            if !offloads.checksum && self.inbound.burst.is_empty() {
+                let (taken, blocked) = self.deliver_plain();
+                delivered += taken;
+                if blocked {
+                    self.wait_for_buffers(taken > 0, clock);
+                    break;
+                }
+                self.inbound.stuck_since_ns = None;
+                continue;
+            }
             let inbound = &mut self.inbound;
             if inbound.burst.is_empty() {
                 let count = inbound.queue.len().min(BURST);
@@ -341,6 +356,14 @@ impl<F: Frame> Port<F> {
         delivered
     }
 
+    /// Drops what the guest has had no buffers for; returns how many frames that was.
+    fn skip_blocked(&mut self) -> usize {
+        match self.inbound.burst.is_empty() {
+            true => usize::from(self.inbound.queue.pop_front().is_some()),
+            false => self.inbound.burst.skip(),
+        }
+    }
+
     fn wait_for_buffers(&mut self, progress: bool, clock: impl FnOnce() -> u64) {
         if progress {
             self.inbound.stuck_since_ns = None;
@@ -350,9 +373,37 @@ impl<F: Frame> Port<F> {
         let since = *self.inbound.stuck_since_ns.get_or_insert(now_ns);
         if now_ns.saturating_sub(since) > STUCK_NS {
             self.inbound.stuck_since_ns = None;
-            let dropped = self.inbound.burst.skip();
+            let dropped = self.skip_blocked();
             self.counters.drops.add(DropReason::NoBuffers, dropped as u64);
         }
+    }
+
+    /// Offers up to a burst of what waits as it is, to a guest that takes no merged frames; returns how many it
+    /// took, and whether it had no room for the next.
+    fn deliver_plain(&mut self) -> (usize, bool) {
+        let Self { guest, inbound, counters, .. } = self;
+        let queues = guest.receive_queues();
+        let header = VirtioNetHdr::default();
+        let mut given = Amount::default();
+        let mut blocked = false;
+        for _ in 0..BURST {
+            if let Some(soon) = inbound.queue.get(AHEAD) {
+                soon.prefetch();
+            }
+            let Some(frame) = inbound.queue.front() else { break };
+            let parts = [frame.bytes()];
+            let queue = if queues > 1 { steer(&parts, queues) } else { 0 };
+            blocked = !guest.deliver(queue, &header, &parts);
+            if blocked {
+                break;
+            }
+            given.add(parts[0].len());
+            inbound.queue.pop_front();
+        }
+        inbound.plain_is_blocked = blocked;
+        counters.events.add(PortCounter::Delivered, given.frames);
+        counters.events.add(PortCounter::DeliveredBytes, given.bytes);
+        (given.frames as usize, blocked)
     }
 
     /// Offers the burst at hand; returns how many frames of it the guest took.
@@ -444,8 +495,8 @@ mod tests {
         };
         port.guest.poll_control();
         driver.set_room(Some(0));
-        port.receive(vec![1; 9000]);
-        port.receive(vec![2; 60]);
+        port.receive(Time::ZERO, vec![1; 9000]);
+        port.receive(Time::ZERO, vec![2; 60]);
         for now in [0, STUCK_NS, STUCK_NS + 1] {
             assert_eq!(port.counters.drops.get(DropReason::NoBuffers), 0);
             assert_eq!(port.deliver(|| now), 0);

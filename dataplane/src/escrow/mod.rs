@@ -52,7 +52,8 @@ pub struct Amount {
 }
 
 impl Amount {
-    fn add(&mut self, bytes: usize) {
+    /// One frame more, of so many bytes.
+    pub(crate) const fn add(&mut self, bytes: usize) {
         self.frames += 1;
         self.bytes += bytes as u64;
     }

@@ -3,6 +3,7 @@
 use crate::cli::Failure;
 use crate::config::Config;
 use crate::wire::{AnyWire, DpdkWire, KernelWire};
+use arrayvec::ArrayVec;
 use holdfast_dataplane::{Audit, Core, Handle, IdlePolicy};
 use holdfast_dpdk::{BURST, Device, Eal, Pool, Port, PortConfig, RegisteredThread};
 use holdfast_dpdk_config::{FreePages, IdlePolicy as Idle, MemoryPlan, Wire, WireDevice};
@@ -131,7 +132,7 @@ pub(super) fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
     };
     let mac = port.mac().map_err(|error| fault(error.to_string()))?;
     let outgoing = VecDeque::with_capacity(BURST);
-    Ok(Box::new(DpdkWire { rx, tx, pool, mtu: wire.mtu, mac, outgoing }))
+    Ok(Box::new(DpdkWire { rx, tx, pool, mtu: wire.mtu, mac, spare: ArrayVec::new(), outgoing }))
 }
 
 fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Failure> {
@@ -149,7 +150,7 @@ fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Fail
 }
 
 /// The polling core's thread.
-fn poll(eal: Eal, mut core: Core<AnyWire>, cpu: Option<u32>) {
+pub(crate) fn poll(eal: Eal, mut core: Core<AnyWire>, cpu: Option<u32>) {
     if let Some(cpu) = cpu {
         let mut set = CpuSet::new();
         let pinned = set.set(cpu as usize).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));

@@ -1,8 +1,9 @@
 //! A DPDK port as a wire of the dataplane.
 
 use super::MbufFrame;
+use arrayvec::ArrayVec;
 use holdfast_dataplane::frame::Wire;
-use holdfast_dpdk::{Mbuf, Pool, RxQueue, TxQueue};
+use holdfast_dpdk::{BURST, Mbuf, Pool, RxQueue, TxQueue};
 use std::collections::VecDeque;
 use std::os::fd::RawFd;
 
@@ -13,6 +14,8 @@ pub(crate) struct DpdkWire {
     pub(crate) pool: Pool,
     pub(crate) mtu: u16,
     pub(crate) mac: [u8; 6],
+    /// Taken from the pool in bursts, for frames to come.
+    pub(crate) spare: ArrayVec<Mbuf, BURST>,
     /// The burst on its way to the port; room for a burst, so that it never grows.
     pub(crate) outgoing: VecDeque<Mbuf>,
 }
@@ -21,7 +24,14 @@ impl Wire for DpdkWire {
     type Frame = MbufFrame;
 
     fn alloc(&mut self, len: usize) -> Option<MbufFrame> {
-        self.pool.alloc(len).map(MbufFrame::from)
+        // The next ones are mostly as long.
+        if self.spare.is_empty() && !self.pool.alloc_burst(BURST, len, &mut self.spare) {
+            // Fewer than a burst are left.
+            return self.pool.alloc(len).map(MbufFrame::from);
+        }
+        let next = self.spare.last_mut()?;
+        let fits = next.len() == len || next.set_len(len);
+        if fits { self.spare.pop().map(MbufFrame::from) } else { None }
     }
 
     fn rx_burst(&mut self, out: &mut Vec<MbufFrame>, max: usize) -> usize {
@@ -29,7 +39,7 @@ impl Wire for DpdkWire {
     }
 
     fn tx_burst(&mut self, frames: &mut VecDeque<MbufFrame>, max: usize) -> usize {
-        let burst = max.min(holdfast_dpdk::BURST).min(frames.len());
+        let burst = max.min(BURST).min(frames.len());
         self.outgoing.extend(frames.drain(..burst).map(|frame| frame.mbuf));
         let sent = self.tx.burst(&mut self.outgoing, burst);
         // What the port had no room for goes back to the front, in order (OC-2).
@@ -56,7 +66,7 @@ impl Wire for DpdkWire {
     }
 
     fn free_frames(&self) -> usize {
-        self.pool.free_frames()
+        self.pool.free_frames() + self.spare.len()
     }
 
     fn lost(&self) -> u64 {

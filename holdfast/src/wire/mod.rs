@@ -41,6 +41,10 @@ impl Frame for MbufFrame {
     fn set_sound(&mut self) {
         self.sound = true;
     }
+
+    fn prefetch(&self) {
+        self.mbuf.prefetch();
+    }
 }
 
 impl AsMut<[u8]> for MbufFrame {
