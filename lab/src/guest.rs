@@ -53,6 +53,8 @@ pub struct Nic {
     pub addresses: Vec<(IpAddr, u8)>,
     /// How it is attached.
     pub backend: Backend,
+    /// Whether its rings may be packed.
+    pub packed: bool,
 }
 
 impl Nic {
@@ -62,6 +64,7 @@ impl Nic {
             mac: guest_mac(n),
             addresses: vec![(guest_ip(n).into(), 24), (guest_ip6(n).into(), 64)],
             backend,
+            packed: false,
         }
     }
 }
@@ -306,11 +309,12 @@ impl GuestSpec {
         // QEMU 7.2 under TCG crashes with MSI-X on a vhost-user card (irqfd not initialised).
         let old = self.qemu.version < (8, 0) && self.accelerator == Accelerator::Tcg;
         let vectors = if old { ",vectors=0" } else { "" };
+        let packed = if nic.packed { ",packed=on" } else { "" };
         let [a, b, c, d, e, f] = nic.mac;
         args.two(
             "-device",
             format!(
-                "virtio-net-pci,id=nic{number},netdev=net{number},romfile={vectors},\
+                "virtio-net-pci,id=nic{number},netdev=net{number},romfile={vectors}{packed},\
                  mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
             ),
         );

@@ -38,4 +38,5 @@ pub mod protection;
 pub mod report;
 pub mod requirements;
 pub mod scratch;
+pub mod testpmd;
 pub mod topology;

@@ -16,7 +16,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -77,12 +77,19 @@ pub struct ProcessSpec {
     command: Command,
     namespace: Option<Namespace>,
     log: PathBuf,
+    spoken_to: bool,
 }
 
 impl ProcessSpec {
     /// `program`, with standard output and error appended to the file `log`.
     pub fn new(name: impl Into<String>, program: impl AsRef<OsStr>, log: impl Into<PathBuf>) -> Self {
-        Self { name: name.into(), command: Command::new(program), namespace: None, log: log.into() }
+        Self {
+            name: name.into(),
+            command: Command::new(program),
+            namespace: None,
+            log: log.into(),
+            spoken_to: false,
+        }
     }
 
     /// Adds arguments.
@@ -103,6 +110,13 @@ impl ProcessSpec {
     #[must_use]
     pub fn namespace(mut self, namespace: &Namespace) -> Self {
         self.namespace = Some(namespace.clone());
+        self
+    }
+
+    /// Has its standard input written to: see [`Process::input`]. Nothing is there to be read otherwise.
+    #[must_use]
+    pub fn spoken_to(mut self) -> Self {
+        self.spoken_to = true;
         self
     }
 
@@ -131,7 +145,8 @@ impl Process {
             .open(&spec.log)
             .map_err(|source| system("open its log", source))?;
         let log_too = log.try_clone().map_err(|source| system("open its log", source))?;
-        spec.command.stdin(Stdio::null()).stdout(log).stderr(log_too);
+        let input = if spec.spoken_to { Stdio::piped() } else { Stdio::null() };
+        spec.command.stdin(input).stdout(log).stderr(log_too);
         // A group of its own: Ctrl-C at the terminal is for the laboratory, which then ends its children.
         spec.command.process_group(0);
         spec.command.env(scratch::MARK_VARIABLE, scratch::mark());
@@ -162,6 +177,11 @@ impl Process {
     /// Its process id. Valid, and no other process's, until [`Process::wait`] has said that it ended.
     pub fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    /// Its standard input, if it is [spoken to](ProcessSpec::spoken_to); the first time only.
+    pub fn input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// The file that has its output.

@@ -11,6 +11,7 @@ mod idle;
 mod memory;
 mod modes;
 mod native;
+mod rings;
 mod survival;
 
 use holdfast_lab::requirements::{Need, can_run};

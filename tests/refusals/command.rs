@@ -2,7 +2,9 @@
 
 use crate::daemon::run;
 use crate::place::Place;
+use holdfast_tests::program::holdfast;
 use std::fs;
+use std::process::Command;
 
 const NOBODY: u32 = 65534;
 
@@ -40,6 +42,11 @@ fn a_user_is_told_what_is_lacking() {
     }
     let lacks = run(None, None, &["demo", "--qemu", "/no/such/qemu"]);
     lacks.expect("no QEMU", 3, &["/no/such/qemu", "mend: scripts/packages"]);
+    let mut bench = Command::new(holdfast());
+    let output = bench.args(["bench", "pps"]).env("PATH", "/nowhere").output().expect("the program starts");
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no dpdk-testpmd") && said.contains("mend: apt-get install dpdk-dev"), "{said}");
     // The socket of a Holdfast that runs.
     let daemon = place.start(&place.topology.a, &file);
     let control = file.control.display().to_string();

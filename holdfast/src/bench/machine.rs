@@ -7,6 +7,16 @@ use std::time::SystemTime;
 
 /// This machine as it is now, and what of these applications is in the guest.
 pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts, apps: &[App]) -> Machine {
+    Machine {
+        applications: apps::versions(artifacts, apps),
+        qemu: Some(format!("{}.{}", qemu.version.0, qemu.version.1)),
+        guest_kernel: Some(artifacts.kernel_version().to_owned()),
+        ..plain()
+    }
+}
+
+/// The same where no guest runs.
+pub(super) fn plain() -> Machine {
     let kernel = nix::sys::utsname::uname().map(|names| names.release().to_string_lossy().into_owned());
     let field = |file: &str, name: &str| {
         let text = std::fs::read_to_string(file).ok()?;
@@ -18,11 +28,8 @@ pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts, apps: &[App]) -> Machine 
     Machine {
         holdfast: Some(env!("CARGO_PKG_VERSION").into()),
         commit: Some(env!("HOLDFAST_COMMIT").into()),
-        applications: apps::versions(artifacts, apps),
-        qemu: Some(format!("{}.{}", qemu.version.0, qemu.version.1)),
         dpdk: Some(holdfast_dpdk::Eal::version().to_string()),
         kernel: kernel.ok(),
-        guest_kernel: Some(artifacts.kernel_version().to_owned()),
         cpu: field("/proc/cpuinfo", "model name"),
         cores: std::thread::available_parallelism().ok().map(|count| count.get() as u64),
         memory_mib: memory.map(|kib| kib >> 10),

@@ -5,6 +5,7 @@ mod compare;
 mod machine;
 mod paper;
 mod pause;
+mod pps;
 mod quick;
 mod report;
 mod stage;
@@ -25,6 +26,8 @@ pub(crate) enum Bench {
     Paper(Box<paper::PaperOptions>),
     /// How long the guest stands still for a checkpoint, by dirty pages and by the guest's size, part by part.
     Pause(pause::PauseOptions),
+    /// Frames a second through the rings in each mode, beside DPDK's own vhost, driven by dpdk-testpmd.
+    Pps(pps::PpsOptions),
     /// Tell two stored runs apart by their rounds: how many times as fast, and whether that is more than chance.
     Compare(compare::CompareOptions),
     /// Render a stored run as one HTML page with plots.
@@ -53,6 +56,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
         Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
         Bench::Paper(options) => crate::demo::check_host().and_then(|()| paper::run(options)),
         Bench::Pause(options) => crate::demo::check_host().and_then(|()| pause::run(options)),
+        Bench::Pps(options) => pps::run(options),
         Bench::Compare(options) => compare::run(options),
         Bench::Report(options) => report::run(options),
     }

@@ -17,7 +17,9 @@ use holdfast_checkpoint::vm::{
     VmConfig, VmHandle, spawn,
 };
 use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole, SpawnError};
+use holdfast_vhost_user::{
+    Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole, SpawnError, features,
+};
 use nix::unistd::Group;
 use serde_json::{Value, json};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -276,6 +278,7 @@ impl Machine {
                 "wire": nic.wire,
                 "connected": snapshot.connected,
                 "running": snapshot.rings_running.iter().any(|running| *running),
+                "packed_rings": snapshot.features.has(features::bits::RING_PACKED),
                 "guest_faults": snapshot.faults.iter().map(|(name, count)| (name.to_string(), json!(count)))
                     .collect::<serde_json::Map<_, _>>(),
                 "frontend_faults": snapshot.peer_faults,

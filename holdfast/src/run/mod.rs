@@ -18,6 +18,7 @@ use crate::cli::Failure;
 use crate::config::{Config, Replication};
 use crate::control::{Answer, Request};
 use dataplane::Dataplane;
+pub(crate) use dataplane::poll;
 use holdfast_checkpoint::keys::Identity;
 use holdfast_checkpoint::transport::{Bypass, Listener, Security};
 use holdfast_dataplane::Handle;
