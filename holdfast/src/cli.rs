@@ -79,11 +79,12 @@ pub(crate) enum Command {
         #[command(flatten)]
         socket: Socket,
     },
-    /// Set which ports and networks of clients keep plain output commit in mode speculative, while the VM
+    /// Set which ports and networks of clients keep plain output commit in modes speculative and aware, while the VM
     /// runs; no byte is lost. Without any, all flows speculate.
     Except {
         vm: String,
-        /// Such as 22 or 10.0.0.0/8.
+        /// Such as 22 or 10.0.0.0/8; with =speculative behind it, one that speculates although a later one would not
+        /// let it: "443=speculative 0.0.0.0/0 ::/0". The first that fits a flow decides.
         except: Vec<String>,
         #[command(flatten)]
         socket: Socket,

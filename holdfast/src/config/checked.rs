@@ -403,7 +403,8 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
             Err(problem) => faults.add(
                 format!("{key}.except[{index}]"),
                 format!("'{text}' {problem}"),
-                "except = [\"22\", \"10.0.0.0/8\", \"fd00::/8\"]: ports of either end, and networks of clients",
+                "except = [\"22\", \"443=speculative\", \"10.0.0.0/8\", \"fd00::/8\"]: ports of either end, and networks of \
+                 clients; the first that fits a flow decides",
             ),
         }
     }

@@ -6,10 +6,20 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// One of them; as text for those who read or carry it.
+/// One of them; as text for those who read or carry it: `22`, `10.0.0.0/8=commit`, `443=speculative`. Of several that
+/// fit a flow the first decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub(crate) enum Exception {
+pub(crate) struct Exception {
+    /// Which flows.
+    place: Place,
+    /// Whether they speculate where others do: an exception to one that follows, which does not let them.
+    speculate: bool,
+}
+
+/// Which flows an exception is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
     /// Flows with that port at either end.
     Port(u16),
     /// Flows with clients in that network.
@@ -22,6 +32,33 @@ pub(crate) enum Exception {
 }
 
 impl FromStr for Exception {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let (place, mode) = text.split_once('=').unwrap_or((text, "commit"));
+        let speculate = match mode {
+            "commit" => false,
+            "speculative" => true,
+            // OC-1: the world would see what a checkpoint that is resumed knows nothing of.
+            "native" => {
+                return Err(
+                    "asks for output that leaves before its commit, which a failover would take back: only a \
+                            whole VM can be native (`holdfast mode VM native`), and is not protected then",
+                );
+            }
+            "aware" => {
+                return Err(
+                    "is for the guest's agent to choose: name the mode of the VM aware, and the ports to the \
+                            agent (`holdfast-guest run --port`)",
+                );
+            }
+            _ => return Err("has a mode that is neither commit nor speculative"),
+        };
+        Ok(Self { place: place.parse()?, speculate })
+    }
+}
+
+impl FromStr for Place {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, &'static str> {
@@ -62,10 +99,11 @@ impl From<Exception> for String {
 
 impl fmt::Display for Exception {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Port(port) => port.fmt(f),
-            Self::Network { address, prefix } => write!(f, "{address}/{prefix}"),
-        }
+        match self.place {
+            Place::Port(port) => port.fmt(f),
+            Place::Network { address, prefix } => write!(f, "{address}/{prefix}"),
+        }?;
+        f.write_str(if self.speculate { "=speculative" } else { "" })
     }
 }
 
@@ -75,13 +113,13 @@ impl Exception {
 
     /// The same for the engine: a rule for each end that it may be about.
     pub(crate) fn rules(&self) -> Vec<Rule> {
-        let rule = Rule { guest_ports: None, client_ports: None, client: None, speculate: false };
-        match *self {
-            Self::Port(port) => vec![
+        let rule = Rule { guest_ports: None, client_ports: None, client: None, speculate: self.speculate };
+        match self.place {
+            Place::Port(port) => vec![
                 Rule { guest_ports: Some(port..=port), ..rule.clone() },
                 Rule { client_ports: Some(port..=port), ..rule },
             ],
-            Self::Network { address, prefix } => {
+            Place::Network { address, prefix } => {
                 vec![Rule { client: Some(Prefix { address, bits: prefix }), ..rule }]
             }
         }
@@ -105,10 +143,13 @@ mod tests {
     #[test]
     fn ports_and_networks_are_read_and_slips_named() {
         let network = |address: &str, prefix| {
-            Ok(Exception::Network { address: address.parse().expect("an address"), prefix })
+            let place = Place::Network { address: address.parse().expect("an address"), prefix };
+            Ok(Exception { place, speculate: false })
         };
+        let port = |port, speculate| Ok(Exception { place: Place::Port(port), speculate });
         let cases = [
-            ("22", Ok(Exception::Port(22))),
+            ("22", port(22, false)),
+            ("443=speculative", port(443, true)),
             ("10.0.0.0/8", network("10.0.0.0", 8)),
             ("192.0.2.7", network("192.0.2.7", 32)),
             ("0.0.0.0/0", network("0.0.0.0", 0)),
@@ -120,7 +161,27 @@ mod tests {
             assert_eq!(text.parse(), wanted, "{text}");
             assert_eq!(wanted.map(|exception| exception.to_string().parse()), Ok(wanted), "{text}");
         }
-        for text in ["", "0", "65536", "ssh", "10.0.0.1/8", "10.0.0.0/33", "fd00::1/64", "10.0.0.0/", "/8"] {
+        assert_eq!("22=commit".parse(), port(22, false));
+        for (mode, mend) in
+            [("native", "before its commit"), ("aware", "--port"), ("fast", "neither commit nor speculative")]
+        {
+            let fault = format!("22={mode}").parse::<Exception>().expect_err("no mode of a port");
+            assert!(fault.contains(mend), "{fault}");
+        }
+        for text in [
+            "",
+            "0",
+            "=commit",
+            "22=",
+            "22=commit=commit",
+            "65536",
+            "ssh",
+            "10.0.0.1/8",
+            "10.0.0.0/33",
+            "fd00::1/64",
+            "10.0.0.0/",
+            "/8",
+        ] {
             assert!(text.parse::<Exception>().is_err(), "{text}");
         }
     }

@@ -187,7 +187,9 @@ impl Machine {
         }
         let parse = |text: &String| {
             text.parse().map_err(|problem| {
-                format!("'{text}' {problem}; mend: ports and networks, such as 22 or 10.0.0.0/8")
+                format!(
+                    "'{text}' {problem}; mend: ports and networks, such as 22, 10.0.0.0/8 or 443=speculative"
+                )
             })
         };
         let except: Vec<Exception> = except.iter().map(parse).collect::<Result<_, _>>()?;
