@@ -140,25 +140,26 @@ impl Client {
     /// When a connection cannot be had; one that breaks is in the result.
     pub fn flows(&self, spec: &FlowSpec) -> Result<Flows, ClientError> {
         let target = SocketAddr::new(spec.guest, STREAM_PORT);
-        // At once: each handshake may have to wait for its commit.
-        let opened: Vec<Result<TcpStream, ClientError>> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..spec.connections).map(|_| scope.spawn(|| self.open(target))).collect();
+        let failed = |source| ClientError::Exchange { what: "begin a flow", target, source };
+        // At once: each handshake may have to wait for its commit. Each is served before the load begins: amid the
+        // load of those that came first a guest takes many seconds to accept the others.
+        let begin = |number: usize| {
+            let mut connection = self.open(target)?;
+            let stream = Stream::new(spec.seed ^ (number as u64) << 32);
+            let exact = fetch(&mut connection, &stream, PIECE).map_err(failed)?;
+            connection.set_nonblocking(true).map_err(failed)?;
+            let ahead = (LEAST_AHEAD / spec.connections as u64).max(2 * PIECE);
+            Ok(Flow::begun(connection, stream, exact, ahead))
+        };
+        let flows: Result<Vec<Flow>, ClientError> = thread::scope(|scope| {
+            let begin = &begin;
+            let threads: Vec<_> =
+                (0..spec.connections).map(|number| scope.spawn(move || begin(number))).collect();
             threads
                 .into_iter()
                 .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
                 .collect()
         });
-        let failed = |source| ClientError::Exchange { what: "begin a flow", target, source };
-        let flows: Result<Vec<Flow>, ClientError> = opened
-            .into_iter()
-            .enumerate()
-            .map(|(number, connection)| {
-                let connection = connection?;
-                connection.set_nonblocking(true).map_err(failed)?;
-                let ahead = (LEAST_AHEAD / spec.connections as u64).max(2 * PIECE);
-                Ok(Flow::new(connection, spec.seed ^ (number as u64) << 32, ahead))
-            })
-            .collect();
         Ok(run(flows?, spec))
     }
 
@@ -208,18 +209,19 @@ struct Flow {
 }
 
 impl Flow {
-    fn new(connection: TcpStream, seed: u64, ahead: u64) -> Self {
+    /// On a connection that has carried one piece.
+    fn begun(connection: TcpStream, stream: Stream, exact: bool, ahead: u64) -> Self {
         Self {
             connection,
-            stream: Stream::new(seed),
-            asked: 0,
-            received: 0,
-            before: 0,
+            stream,
+            asked: PIECE,
+            received: PIECE,
+            before: PIECE,
             ahead,
             least_ahead: ahead,
-            seen: VecDeque::from([0]),
+            seen: VecDeque::from([PIECE]),
             waiting: Vec::new(),
-            fault: None,
+            fault: (!exact).then(|| "a byte of the first piece is wrong".into()),
         }
     }
 
