@@ -8,6 +8,7 @@ mod bypass;
 mod first_sync;
 mod moves;
 mod partition;
+mod plugged;
 mod standstill;
 mod strangers;
 
