@@ -1,12 +1,18 @@
 //! A guest whose machine changes while it is protected.
 
 use super::*;
-use crate::qmp::Qmp;
+use crate::qmp::{Qmp, QmpError};
 use serde_json::{Value, json};
 
 fn plug_in(qmp: &mut Qmp) {
-    let device = json!({ "driver": "virtio-rng-pci", "id": "new" });
-    qmp.execute("device_add", device).expect("plugged in");
+    // QEMU lets nobody do so while a checkpoint is made.
+    eventually("a moment between checkpoints", || {
+        match qmp.execute("device_add", json!({ "driver": "virtio-rng-pci", "id": "new" })) {
+            Ok(_) => Some(()),
+            Err(QmpError::Refused { desc, .. }) if desc.contains("while migrating") => None,
+            Err(fault) => panic!("{fault}"),
+        }
+    });
 }
 
 /// A guest that does not answer the wish loses its device with the reset.
