@@ -1,6 +1,6 @@
 //! A ring by which the guest receives: frames go in.
 
-use super::chain::Direction;
+use super::chain::{Direction, LOOK};
 use super::fault::RingFault;
 use super::queue::{MAX_RING_SIZE, Queue};
 use crate::header::VirtioNetHdr;
@@ -56,6 +56,11 @@ impl RxRing {
     pub fn push(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> Result<bool, RingFault> {
         let Some(queue) = &mut self.queue else { return Ok(false) };
         let need = (self.header_len + parts.iter().map(|part| part.len()).sum::<usize>()) as u64;
+        // Half a look ahead, so that the buffers have been fetched when they are written to. What is broken is
+        // found again when it is needed.
+        if queue.seen().len() < LOOK / 2 {
+            queue.look(usize::MAX, Direction::ToGuest).unwrap_or_default();
+        }
         // Most frames are in one part and fit the next buffer, which is in one piece.
         if let ([frame], Some(_)) = (parts, queue.seen().get(0)) {
             let header = VirtioNetHdr { num_buffers: 1, ..*header }.to_bytes();

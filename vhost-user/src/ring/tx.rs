@@ -1,6 +1,6 @@
 //! A ring by which the guest sends: frames come out.
 
-use super::chain::Direction;
+use super::chain::{Direction, LOOK};
 use super::fault::RingFault;
 use super::queue::Queue;
 use crate::header::VirtioNetHdr;
@@ -99,13 +99,18 @@ impl TxRing {
     ) -> Result<usize, RingFault> {
         let Some(queue) = &mut self.queue else { return Ok(0) };
         let mut taken = 0;
+        let mut broken = None;
         while taken < max {
-            let looked = queue.look(max - taken, Direction::FromGuest);
+            // Half a look ahead of those that are taken, so that their memory has been fetched by then.
+            let ahead = queue.seen().len();
+            if broken.is_none() && ahead <= LOOK / 2 {
+                broken = queue.look(max - taken - ahead, Direction::FromGuest).err();
+            }
             if queue.seen().len() == 0 {
-                looked?;
                 break;
             }
-            while let Some(chain) = queue.seen().get(0) {
+            for _ in 0..LOOK / 2 {
+                let Some(chain) = queue.seen().get(0) else { break };
                 let header_len = self.header_len;
                 if chain.bytes < header_len as u64 {
                     queue.look_again();
@@ -127,10 +132,9 @@ impl TxRing {
                 queue.complete(0);
                 taken += 1;
             }
-            // Those before a broken one are taken.
-            looked?;
         }
-        Ok(taken)
+        // Those before a broken one are taken.
+        broken.map_or(Ok(taken), Err)
     }
 
     /// Gives the buffers of all frames taken back to the guest, and notifies it once if it asked.
