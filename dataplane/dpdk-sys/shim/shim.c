@@ -133,6 +133,11 @@ int hf_alloc(struct rte_mempool *pool, struct hf_frame *out, uint16_t len)
 	return 1;
 }
 
+uint8_t *hf_data(struct rte_mbuf *mbuf)
+{
+	return rte_pktmbuf_mtod(mbuf, uint8_t *);
+}
+
 uint32_t hf_room(const struct rte_mbuf *mbuf)
 {
 	return (uint32_t)mbuf->buf_len - mbuf->data_off;

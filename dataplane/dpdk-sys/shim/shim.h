@@ -74,6 +74,8 @@ uint32_t hf_pool_available(const struct rte_mempool *pool);
 int hf_alloc_bulk(struct rte_mempool *pool, struct hf_frame *out, uint32_t count, uint16_t len);
 /* Allocates one; 1 or 0. */
 int hf_alloc(struct rte_mempool *pool, struct hf_frame *out, uint16_t len);
+/* Where the bytes of a frame begin. */
+uint8_t *hf_data(struct rte_mbuf *mbuf);
 /* Bytes that a frame may grow to in place. */
 uint32_t hf_room(const struct rte_mbuf *mbuf);
 /* Sets the length of a frame in one piece; the caller has checked it against hf_room. */

@@ -24,10 +24,13 @@ impl Wire for DpdkWire {
     type Frame = MbufFrame;
 
     fn alloc(&mut self, len: usize) -> Option<MbufFrame> {
-        // The next ones are mostly as long.
-        if self.spare.is_empty() && !self.pool.alloc_burst(BURST, len, &mut self.spare) {
-            // Fewer than a burst are left.
-            return self.pool.alloc(len).map(MbufFrame::from);
+        if self.spare.is_empty() {
+            // The next ones are mostly as long.
+            if !self.pool.alloc_burst(BURST, len, &mut self.spare) {
+                // Fewer than a burst are left.
+                return self.pool.alloc(len).map(MbufFrame::from);
+            }
+            self.spare.iter().for_each(Mbuf::prefetch_to_write);
         }
         let next = self.spare.last_mut()?;
         let fits = next.len() == len || next.set_len(len);

@@ -13,15 +13,14 @@ use holdfast_dpdk::Mbuf;
 /// A wire of either kind.
 pub(crate) type AnyWire = Box<dyn Wire<Frame = MbufFrame> + Send>;
 
-/// A frame in an mbuf.
+/// A frame in an mbuf, which is marked when its checksums are known to be right.
 pub(crate) struct MbufFrame {
     mbuf: Mbuf,
-    sound: bool,
 }
 
 impl From<Mbuf> for MbufFrame {
     fn from(mbuf: Mbuf) -> Self {
-        Self { mbuf, sound: false }
+        Self { mbuf }
     }
 }
 
@@ -35,11 +34,11 @@ impl Frame for MbufFrame {
     }
 
     fn is_sound(&self) -> bool {
-        self.sound
+        self.mbuf.is_marked()
     }
 
     fn set_sound(&mut self) {
-        self.sound = true;
+        self.mbuf.mark();
     }
 
     fn prefetch(&self) {
