@@ -42,7 +42,8 @@ const CHECKSUM: u16 = 4;
 /// Caches fill, tables learn, frames beyond what fits are lost before anything is measured.
 const WARM_UP: Duration = Duration::from_millis(300);
 const TESTPMD_MIB: u32 = 256;
-const TESTPMD_FRAMES: u32 = 16 * 1024;
+/// For full rings, caches and bursts.
+const TESTPMD_FRAMES: u32 = 6 * 1024;
 
 /// How Holdfast treats the guests' output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
