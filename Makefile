@@ -13,6 +13,7 @@ RUNS ?= 20
 SEED ?=
 MODE ?=
 WIRE ?=
+TRANSPORT ?=
 SECONDS ?= 600
 SEEDS ?= 10000
 FIRST ?= 1
@@ -78,8 +79,8 @@ test: packages ## everything: lints, unit and integration tests, whole guests wi
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options
 	$(HOLDFAST) demo $(DEMO)
 
-soak: build guest ## RUNS=20 kills at seeded random moments on a wire with losses, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%
-	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE))
+soak: build guest ## RUNS=20 kills at seeded random moments on a wire with losses, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%, TRANSPORT=bypass
+	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE)) $(if $(TRANSPORT),--transport $(TRANSPORT))
 
 bench-quick: build guest ## pause, commit latency and throughput, as ratios taken in one run
 	$(HOLDFAST) bench quick

@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 use quinn_proto::{ClientConfig, ConnectionHandle, DatagramEvent, Endpoint, Incoming};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Instant;
 use thiserror::Error;
@@ -325,9 +326,10 @@ impl Port {
 
     /// Does what is due, and finds out what became of the paths.
     pub fn handle_timeout(&mut self, now: Instant) {
-        let ids: Vec<PathId> = self.paths.keys().copied().collect();
-        for id in ids {
-            let path = self.paths.get_mut(&id).expect("listed just now");
+        let mut last = PathId(0);
+        while let Some(id) = self.after(last) {
+            last = id;
+            let path = self.paths.get_mut(&id).expect("found just now");
             if path.connection.poll_timeout().is_some_and(|due| due <= now) {
                 path.connection.handle_timeout(now);
             }
@@ -404,6 +406,11 @@ impl Port {
         (datagram > 0).then(|| self.addresses.headers() + datagram)
     }
 
+    /// The path that was made next after another; there is none of number 0.
+    fn after(&self, id: PathId) -> Option<PathId> {
+        self.paths.range((Bound::Excluded(id), Bound::Unbounded)).next().map(|(id, _)| *id)
+    }
+
     /// Lets the next path in turn make a burst of datagrams.
     fn make(&mut self, now: Instant) {
         self.made.bytes.clear();
@@ -413,19 +420,14 @@ impl Port {
             self.made.bytes = answer;
             return;
         }
-        let after = self.turn;
-        let ids: Vec<PathId> = self
-            .paths
-            .range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded))
-            .chain(self.paths.range(..=after))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
-            let path = self.paths.get_mut(&id).expect("listed just now");
+        for _ in 0..self.paths.len() {
+            let next = self.after(self.turn).or_else(|| self.after(PathId(0)));
+            let Some(id) = next else { return };
+            self.turn = id;
+            let path = self.paths.get_mut(&id).expect("found just now");
             path.flush();
             if let Some(made) = path.connection.poll_transmit(now, BURST, &mut self.made.bytes) {
                 self.made.segment = made.segment_size.unwrap_or(made.size);
-                self.turn = id;
                 return;
             }
         }

@@ -14,8 +14,8 @@ const SILENCE: Duration = Duration::from_millis(750);
 const KEEP_ALIVE: Duration = Duration::from_millis(150);
 /// What is assumed of the way before it was measured.
 const FIRST_RTT: Duration = Duration::from_millis(20);
-/// Bytes that may be under way before the way was measured.
-const FIRST_WINDOW: u64 = 256 << 10;
+/// Bytes that may be under way before the way was measured: an epoch, as nobody else is on it.
+const FIRST_WINDOW: u64 = 4 << 20;
 /// How long an acknowledgement may be kept back, and after how many packets not.
 const ACK_DELAY: Duration = Duration::from_millis(2);
 const ACK_EVERY: u32 = 8;

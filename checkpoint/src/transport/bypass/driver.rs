@@ -244,10 +244,11 @@ impl Driver {
             let recent = now.saturating_duration_since(self.last_frame) < RECENT;
             patience = patience.min(if recent { BLIND_SHORT } else { BLIND_LONG });
         }
-        let mut fds = vec![PollFd::new(self.waker.fd.as_fd(), PollFlags::POLLIN)];
         // SAFETY: the descriptor belongs to the port, which this thread owns and which keeps it open; nothing
         // else is done with the port until the wait is over.
-        fds.extend(port.map(|fd| PollFd::new(unsafe { BorrowedFd::borrow_raw(fd) }, PollFlags::POLLIN)));
+        let borrowed = port.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) });
+        let own = self.waker.fd.as_fd();
+        let mut fds = [own, borrowed.unwrap_or(own)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
         // An interrupted wait is a short one.
         let woken = ppoll(&mut fds, Some(TimeSpec::from(patience)), None);
         if woken.is_ok() && fds[0].any() == Some(true) {
