@@ -28,6 +28,7 @@
 //! RB-1: what is no datagram of the peer is dropped and counted; what waits is bounded everywhere.
 #![deny(clippy::disallowed_methods)]
 
+mod congestion;
 mod counters;
 mod frame;
 mod neighbour;

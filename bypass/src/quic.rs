@@ -1,6 +1,6 @@
 //! How QUIC is set for a private link between two hosts.
 
-use quinn_proto::congestion::CubicConfig;
+use crate::congestion::OwnLink;
 use quinn_proto::crypto::rustls::{NoInitialCipherSuite, QuicClientConfig, QuicServerConfig};
 use quinn_proto::{
     AckFrequencyConfig, ClientConfig, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt,
@@ -14,8 +14,8 @@ const SILENCE: Duration = Duration::from_millis(750);
 const KEEP_ALIVE: Duration = Duration::from_millis(150);
 /// What is assumed of the way before it was measured.
 const FIRST_RTT: Duration = Duration::from_millis(20);
-/// Bytes that may be under way before the way was measured: an epoch, as nobody else is on it.
-const FIRST_WINDOW: u64 = 4 << 20;
+/// Packets that may overtake one that is not taken for lost yet.
+const OVERTAKEN: u32 = 16;
 /// How long an acknowledgement may be kept back, and after how many packets not.
 const ACK_DELAY: Duration = Duration::from_millis(2);
 const ACK_EVERY: u32 = 8;
@@ -32,8 +32,6 @@ const ALPN: &[u8] = b"holdfast-bypass/1";
 
 /// Datagrams of `datagram_max` bytes: both ends are configured for it, nothing is probed.
 fn transport(datagram_max: u16) -> Arc<TransportConfig> {
-    let mut cubic = CubicConfig::default();
-    cubic.initial_window(FIRST_WINDOW);
     let mut acks = AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(VarInt::from_u32(ACK_EVERY)).max_ack_delay(Some(ACK_DELAY));
     let mut transport = TransportConfig::default();
@@ -42,6 +40,7 @@ fn transport(datagram_max: u16) -> Arc<TransportConfig> {
         .min_mtu(datagram_max)
         .mtu_discovery_config(None)
         .initial_rtt(FIRST_RTT)
+        .packet_threshold(OVERTAKEN)
         .max_idle_timeout(Some(IdleTimeout::try_from(SILENCE).expect("less than 2^62 ms")))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
@@ -51,7 +50,7 @@ fn transport(datagram_max: u16) -> Arc<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .crypto_buffer_size(CRYPTO_BUFFER)
         .ack_frequency_config(Some(acks))
-        .congestion_controller_factory(Arc::new(cubic));
+        .congestion_controller_factory(Arc::new(OwnLink));
     Arc::new(transport)
 }
 
