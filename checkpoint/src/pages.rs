@@ -103,14 +103,23 @@ impl PageSet {
     /// When the range reaches beyond the file.
     pub fn insert_range(&mut self, pages: Range<u64>) {
         assert!(pages.end <= self.capacity, "page {} lies beyond {} pages", pages.end, self.capacity);
-        let mut at = pages.start;
-        while at < pages.end {
-            let stop = pages.end.min((at | 63) + 1);
-            let mask = (u64::MAX >> (64 - (stop - at))) << (at % 64);
-            let word = &mut self.words[word_of(PageIndex(at))];
+        for (number, mask) in masks(pages) {
+            let word = &mut self.words[number];
             self.len += u64::from((mask & !*word).count_ones());
             *word |= mask;
-            at = stop;
+        }
+    }
+
+    /// Takes the pages of a range of page numbers out.
+    ///
+    /// # Panics
+    /// When the range reaches beyond the file.
+    pub fn remove_range(&mut self, pages: Range<u64>) {
+        assert!(pages.end <= self.capacity, "page {} lies beyond {} pages", pages.end, self.capacity);
+        for (number, mask) in masks(pages) {
+            let word = &mut self.words[number];
+            self.len -= u64::from((mask & *word).count_ones());
+            *word &= !mask;
         }
     }
 
@@ -145,6 +154,25 @@ impl PageSet {
     pub fn subtract(&mut self, other: &Self) {
         assert_eq!(self.capacity, other.capacity, "sets of one file only");
         self.combine(other, |mine, theirs| mine & !theirs);
+    }
+
+    /// Keeps the pages that are in `other` as well.
+    ///
+    /// # Panics
+    /// When the two sets are over files of different size.
+    pub fn intersect_with(&mut self, other: &Self) {
+        assert_eq!(self.capacity, other.capacity, "sets of one file only");
+        self.combine(other, |mine, theirs| mine & theirs);
+    }
+
+    /// Becomes the same as `other`.
+    ///
+    /// # Panics
+    /// When the two sets are over files of different size.
+    pub fn copy_from(&mut self, other: &Self) {
+        assert_eq!(self.capacity, other.capacity, "sets of one file only");
+        self.words.copy_from_slice(&other.words);
+        self.len = other.len;
     }
 
     /// Takes every page out.
@@ -195,6 +223,16 @@ impl fmt::Debug for PageSet {
     }
 }
 
+/// The words of a range of page numbers, each with the bits that are in it.
+fn masks(pages: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let mut at = pages.start;
+    std::iter::from_fn(move || {
+        let (from, stop) = (at, pages.end.min((at | 63) + 1));
+        at = stop.max(at);
+        (from < stop).then(|| (word_of(PageIndex(from)), (u64::MAX >> (64 - (stop - from))) << (from % 64)))
+    })
+}
+
 fn word_of(page: PageIndex) -> usize {
     usize::try_from(page.0 / 64).expect("checked against the capacity, which is in memory")
 }
@@ -230,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_of_every_alignment_are_added_whole() {
+    fn ranges_of_every_alignment_are_added_and_taken_out_whole() {
         for (start, end) in [(0, 1), (0, 64), (0, 65), (63, 64), (63, 65), (1, 300), (299, 300), (7, 7)] {
             let mut set = PageSet::with_capacity(300);
             set.insert(PageIndex(64));
@@ -238,7 +276,11 @@ mod tests {
             set.remove(PageIndex(64));
             let expected = (start..end).filter(|&page| page != 64);
             assert!(set.iter().map(|page| page.0).eq(expected.clone()), "{start}..{end}");
-            assert_eq!(set.len(), expected.count() as u64);
+            assert_eq!(set.len(), expected.clone().count() as u64);
+            set.insert_all();
+            set.remove_range(start..end);
+            assert!(set.iter().all(|page| !(start..end).contains(&page.0)), "without {start}..{end}");
+            assert_eq!(set.len(), 300 - (end - start));
         }
     }
 
@@ -254,6 +296,11 @@ mod tests {
         assert!(left.runs().eq(std::iter::once(10..130)), "{left:?}");
         left.subtract(&right);
         assert_eq!(left.len(), 80);
+        left.insert_range(95..100);
+        right.intersect_with(&left);
+        assert!(right.runs().eq(std::iter::once(95..100)), "{right:?}");
+        left.copy_from(&right);
+        assert_eq!(left, right);
         left.clear();
         assert!(left.is_empty() && left.iter().next().is_none());
         left.insert_all();

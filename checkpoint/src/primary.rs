@@ -3,11 +3,11 @@
 //! Three threads work on a protected guest:
 //!
 //! ```text
-//! supervisor      stop, cut ---------------- save devices ---------- cont, seal ...
-//!                    |  (side by side)                        |          |
-//! capture            '-> scan, copy into chunks ... last scan, copy      |
-//!                               | chunks (bounded pool)                  v
-//! replication                   '-> reduce, digest, send ............. seal, send
+//! supervisor                     stop, cut ---------------- save devices ---------- cont, seal ...
+//!                                   |  (side by side)                        |          |
+//! capture        scan, copy ahead   '-> scan, copy into chunks ... last scan, copy      |
+//!                      |                       | chunks (bounded pool)                  v
+//! replication          '-> reduce, digest, send '-> reduce, digest, send ............. seal, send
 //!   the gate's stream --------------> digest, send (SP-2) .........^
 //!                                   committed -> token -> gate.release (OC-1)
 //! ```
@@ -17,6 +17,7 @@
 //! aborted epoch carried goes back there. The replication thread owns the epochs in flight and is the
 //! only one to turn a confirmation into a token.
 
+mod ahead;
 mod capture;
 mod policy;
 mod replicator;
@@ -26,6 +27,7 @@ mod stream;
 pub use policy::{EpochFacts, EpochPolicy, FixedLength, FollowOutput, OnOutput};
 pub use stats::{EpochRecord, PauseParts, SpreadUs, StatsSnapshot};
 
+pub(crate) use ahead::LEAST_OF_EPOCH;
 pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
 pub(crate) use stats::{SealTimes, Stats};

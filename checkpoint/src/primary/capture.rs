@@ -1,19 +1,27 @@
 //! The thread that finds and copies pages.
 //!
 //! It owns the guest's memory as Holdfast maps it, the tracker, and two sets of pages: *pending*, which
-//! the next capture has to carry because an earlier one was given up, and *current*, which the capture
-//! under way has taken. A page leaves these sets only by going into a sealed epoch (CK-2).
+//! the next capture has to carry because an earlier one was given up or because a pass ahead found it and did
+//! not copy it, and *current*, which the capture under way has taken. A third, *ahead*, has the pages that
+//! passes copied while the guest runs in the open epoch (see [`Ahead`]); what is written to one of them since
+//! puts it into the others as well, and it is copied again. A page leaves these sets only by going into a
+//! sealed epoch (CK-2).
 //!
 //! Order matters: a page is first taken from the tracker and from Holdfast's own bitmap, then copied. A
-//! write after that is found by the next scan.
+//! write after that is found by the next scan. Of two copies of a page the backup keeps the later one.
+//!
+//! Passes take no more than half of the chunks that there may be, and wait for none: a slow link ends a pass, and
+//! the pause finds room.
 
 use crate::gate::{GuestMemorySource, MemoryError, MemoryFacts};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
+use crate::primary::ahead::{Ahead, Passed};
 use crate::primary::{Chunk, Work};
 use crate::tracker::{DirtyTracker, TrackError};
 use crate::urgent::own_thread;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use holdfast_epoch::EpochId;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -52,9 +60,13 @@ pub(crate) struct RoundEnd {
 pub(crate) struct Captured {
     /// The pages; given back by [`Capture::take_back`] when the epoch is aborted.
     pub(crate) set: PageSet,
-    /// Copies made: a page written again during the capture counts twice.
+    /// Copies made while the guest stood still: a page written again during the capture counts twice.
     pub(crate) copies: u64,
+    /// Pages that were copied ahead; some of them again while it stood still.
+    pub(crate) ahead: u64,
+    /// All scans, and how many there were.
     pub(crate) scan: Duration,
+    pub(crate) scans: u32,
     pub(crate) copy: Duration,
 }
 
@@ -73,6 +85,7 @@ enum Order {
     Detach,
     Open { work: Sender<Work>, free: Receiver<Chunk>, chunks: usize },
     Round(Round, Sender<RoundEnd>),
+    Ahead(EpochId, Instant),
     First(EpochId, Sender<Result<(), CaptureError>>),
     Last(EpochId, Sender<Result<Captured, CaptureError>>),
     GiveUp,
@@ -84,6 +97,8 @@ enum Order {
 pub(crate) struct Capture {
     orders: Option<Sender<Order>>,
     called_off: Arc<AtomicBool>,
+    /// Whether passes ahead are to end where they are.
+    halting: Arc<AtomicBool>,
     thread_id: i32,
     thread: Option<JoinHandle<()>>,
 }
@@ -92,16 +107,24 @@ impl Capture {
     /// Starts the thread.
     pub(crate) fn start(memory: Box<dyn GuestMemorySource>) -> std::io::Result<Self> {
         let (orders, taken) = bounded(16);
-        let called_off = Arc::new(AtomicBool::new(false));
-        let worker =
-            Worker { memory, watched: None, pipe: None, called_off: Arc::clone(&called_off), filling: None };
+        let (called_off, halting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let worker = Worker {
+            memory,
+            watched: None,
+            pipe: None,
+            called_off: Arc::clone(&called_off),
+            halting: Arc::clone(&halting),
+            filling: None,
+            ahead: Ahead::new(Instant::now()),
+            open: EpochId::FIRST,
+        };
         let (tell, told) = bounded(1);
         let thread = thread::Builder::new().name("hf-capture".to_owned()).spawn(move || {
             tell.send(own_thread()).unwrap_or_default();
             worker.run(&taken);
         })?;
         let thread_id = told.recv().map_err(std::io::Error::other)?;
-        Ok(Self { orders: Some(orders), called_off, thread_id, thread: Some(thread) })
+        Ok(Self { orders: Some(orders), called_off, halting, thread_id, thread: Some(thread) })
     }
 
     /// Kernel id of the thread.
@@ -137,20 +160,31 @@ impl Capture {
         answered
     }
 
-    /// Calls a round off.
+    /// Calls a round off, or a pass ahead.
     pub(crate) fn call_off(&self) {
+        self.halting.store(true, Ordering::Release);
         self.called_off.store(true, Ordering::Release);
+    }
+
+    /// The guest runs in `epoch`, which is to be sealed at `until` or so: its pages may be copied ahead. What was
+    /// captured of the epoch before was handed over, and was not less than [`LEAST_OF_EPOCH`](super::LEAST_OF_EPOCH).
+    pub(crate) fn ahead(&self, epoch: EpochId, until: Instant) {
+        self.halting.store(false, Ordering::Release);
+        self.order(Order::Ahead(epoch, until));
     }
 
     /// Begins to capture the halted guest; the answer comes when the first scan and copy are done.
     pub(crate) fn first(&self, epoch: EpochId) -> Receiver<Result<(), CaptureError>> {
+        self.halting.store(true, Ordering::Release);
         let (answer, answered) = bounded(1);
         self.order(Order::First(epoch, answer));
         answered
     }
 
-    /// Captures what was written since, and ends the capture.
+    /// Captures what was written since, and ends the capture; or captures all at once, where nothing was captured
+    /// first.
     pub(crate) fn last(&self, epoch: EpochId) -> Receiver<Result<Captured, CaptureError>> {
+        self.halting.store(true, Ordering::Release);
         let (answer, answered) = bounded(1);
         self.order(Order::Last(epoch, answer));
         answered
@@ -200,6 +234,8 @@ struct Pipe {
     free: Receiver<Chunk>,
     /// Chunks that may still be made.
     unmade: usize,
+    /// Chunks that passes ahead leave to the pause.
+    kept: usize,
 }
 
 struct Watched {
@@ -208,14 +244,19 @@ struct Watched {
     pending: PageSet,
     /// Pages of the capture under way.
     current: PageSet,
-    /// Pages that were sent ahead of an epoch that is not sealed yet.
+    /// Pages that were copied ahead of an epoch that is not sealed yet.
     ahead: PageSet,
+    /// Pages that were written again, not long ago, after they had been copied ahead.
+    restless: PageSet,
+    /// Pages that passes ahead of this epoch found.
+    found: u64,
     /// Pages of one scan.
     fresh: PageSet,
     /// Sets of committed epochs, to be used again.
     spare: Vec<PageSet>,
     copies: u64,
     scan: Duration,
+    scans: u32,
     copy: Duration,
 }
 
@@ -225,37 +266,129 @@ struct Worker {
     pipe: Option<Pipe>,
     filling: Option<Chunk>,
     called_off: Arc<AtomicBool>,
+    halting: Arc<AtomicBool>,
+    ahead: Ahead,
+    /// The epoch whose pages are copied ahead.
+    open: EpochId,
 }
 
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
-        for order in orders {
-            // Whoever asked may have gone: its answer is then not missed.
+        loop {
+            let order = match self.ahead.due() {
+                None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(due) => orders.recv_deadline(due),
+            };
             match order {
-                Order::Facts(answer) => drop(answer.send(self.memory.facts())),
-                Order::Attach(memory, tracker) => self.watched = Some(Watched::new(memory.len, tracker)),
-                Order::Detach => self.watched = None,
-                Order::Open { work, free, chunks } => {
-                    self.give_up();
-                    self.pipe = Some(Pipe { work, free, unmade: chunks });
+                Ok(order) => self.obey(order),
+                Err(RecvTimeoutError::Timeout) => self.pass_ahead(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// Whoever asked may have gone: its answer is then not missed.
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Facts(answer) => drop(answer.send(self.memory.facts())),
+            Order::Attach(memory, tracker) => {
+                self.ahead.stop();
+                self.watched = Some(Watched::new(memory.len, tracker));
+            }
+            Order::Detach => {
+                self.ahead.stop();
+                self.watched = None;
+            }
+            Order::Open { work, free, chunks } => {
+                self.give_up();
+                self.pipe = Some(Pipe { work, free, unmade: chunks, kept: chunks / 2 });
+            }
+            Order::Round(round, answer) => drop(answer.send(self.round(round))),
+            Order::Ahead(epoch, until) => {
+                self.open = epoch;
+                self.ahead.begin(Instant::now(), until);
+            }
+            Order::First(epoch, answer) => {
+                self.ahead.stop();
+                drop(answer.send(self.pass(Some(epoch), false, false)));
+            }
+            Order::Last(epoch, answer) => drop(answer.send(self.last(epoch))),
+            Order::GiveUp => self.give_up(),
+            Order::TakeBack(set) => {
+                if let Some(watched) = &mut self.watched {
+                    watched.pending.union_with(&set);
+                    watched.recycle(set);
                 }
-                Order::Round(round, answer) => drop(answer.send(self.round(round))),
-                Order::First(epoch, answer) => drop(answer.send(self.pass(Some(epoch), false, false))),
-                Order::Last(epoch, answer) => drop(answer.send(self.last(epoch))),
-                Order::GiveUp => self.give_up(),
-                Order::TakeBack(set) => {
-                    if let Some(watched) = &mut self.watched {
-                        watched.pending.union_with(&set);
-                        watched.recycle(set);
-                    }
-                }
-                Order::Recycle(set) => {
-                    if let Some(watched) = &mut self.watched {
-                        watched.recycle(set);
-                    }
+            }
+            Order::Recycle(set) => {
+                if let Some(watched) = &mut self.watched {
+                    watched.recycle(set);
                 }
             }
         }
+    }
+
+    /// Copies what the running guest has written and seems to have done with.
+    fn pass_ahead(&mut self) {
+        let started = Instant::now();
+        let outcome = self.find_ahead().and_then(|found| Ok((found, self.copy_ahead()?)));
+        match outcome {
+            Ok((found, copied)) => self.ahead.passed(Instant::now(), started.elapsed(), found, copied),
+            Err(fault) => {
+                // The pause will meet it as well, and say so.
+                tracing::debug!(%fault, "no pages are copied ahead");
+                self.give_up();
+            }
+        }
+    }
+
+    /// Takes what was written since the last pass; what is worth a copy is in `fresh` then. Says how much was
+    /// found.
+    fn find_ahead(&mut self) -> Result<u64, CaptureError> {
+        let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
+        watched.fresh.clear();
+        let tracked = watched.tracker.collect(&mut watched.fresh);
+        self.memory.drain_dirty(&mut watched.fresh);
+        // Until it is copied it is the pause's.
+        watched.pending.union_with(&watched.fresh);
+        let found = watched.fresh.len();
+        watched.found += found;
+        tracked?;
+        watched.fresh.copy_from(&watched.pending);
+        watched.fresh.subtract(&watched.ahead);
+        watched.fresh.subtract(&watched.restless);
+        Ok(found)
+    }
+
+    /// Copies pages ahead until all are copied, the pause begins, or its share of the chunks is used up.
+    fn copy_ahead(&mut self) -> Result<u64, CaptureError> {
+        let Self { memory, watched, pipe, filling, halting, open, .. } = self;
+        let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
+        let pipe = pipe.as_mut().ok_or(CaptureError::SessionEnded)?;
+        // The backup has room for two copies of each page, and the pause may have to send all of them.
+        let most = watched.ahead.capacity() / 2;
+        let before = watched.ahead.len();
+        for run in watched.fresh.runs() {
+            let mut at = run.start;
+            while at < run.end {
+                if halting.load(Ordering::Acquire) || watched.ahead.len() >= most {
+                    return Ok(watched.ahead.len() - before);
+                }
+                let Some(mut chunk) = filling.take().or_else(|| pipe.spare_chunk()) else {
+                    return Ok(watched.ahead.len() - before);
+                };
+                let end = chunk.fill(&mut **memory, at..run.end)?;
+                watched.ahead.insert_range(at..end);
+                watched.pending.remove_range(at..end);
+                at = end;
+                if chunk.room() == 0 {
+                    pipe.send(Work::Pages(Some(*open), chunk))?;
+                } else {
+                    *filling = Some(chunk);
+                }
+            }
+        }
+        Ok(watched.ahead.len() - before)
     }
 
     fn round(&mut self, round: Round) -> RoundEnd {
@@ -274,6 +407,7 @@ impl Worker {
     }
 
     fn give_up(&mut self) {
+        self.ahead.stop();
         self.filling = None;
         if let Some(watched) = &mut self.watched {
             watched.give_up();
@@ -281,10 +415,18 @@ impl Worker {
     }
 
     fn last(&mut self, epoch: EpochId) -> Result<Captured, CaptureError> {
+        self.ahead.stop();
         self.pass(Some(epoch), false, false)?;
         self.flush(Some(epoch))?;
         let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
-        Ok(watched.finish())
+        let found = watched.found;
+        let settled = watched.settle();
+        let captured = watched.finish();
+        let passed = Passed { pages: captured.set.len(), found, settled };
+        if self.ahead.sealed(Instant::now(), passed) {
+            watched.restless.clear();
+        }
+        Ok(captured)
     }
 
     /// Takes what was written and copies it.
@@ -300,6 +442,7 @@ impl Worker {
         }
         watched.current.union_with(&watched.fresh);
         watched.scan += started.elapsed();
+        watched.scans += 1;
         tracked?;
         let started = Instant::now();
         let copied = self.copy(epoch, may_stop);
@@ -310,7 +453,7 @@ impl Worker {
     }
 
     fn copy(&mut self, epoch: Option<EpochId>, may_stop: bool) -> Result<(), CaptureError> {
-        let Self { memory, watched, pipe, filling, called_off } = self;
+        let Self { memory, watched, pipe, filling, called_off, .. } = self;
         let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
         let pipe = pipe.as_mut().ok_or(CaptureError::SessionEnded)?;
         for run in watched.fresh.runs() {
@@ -323,12 +466,8 @@ impl Worker {
                     }
                     None => pipe.chunk()?,
                 };
-                let count = usize::try_from(run.end - at).unwrap_or(usize::MAX).min(chunk.room());
-                let from = chunk.pages.len() * PAGE_SIZE;
-                memory.read(PageIndex(at), &mut chunk.bytes[from..from + count * PAGE_SIZE])?;
-                let end = at + count as u64;
-                chunk.pages.extend((at..end).map(PageIndex));
-                watched.copies += count as u64;
+                let end = chunk.fill(&mut **memory, at..run.end)?;
+                watched.copies += end - at;
                 at = end;
                 if chunk.room() == 0 {
                     pipe.send(Work::Pages(epoch, chunk))?;
@@ -348,7 +487,27 @@ impl Worker {
     }
 }
 
+impl Chunk {
+    /// Copies pages of a run, as many as there is room for; gives the page after the last one.
+    fn fill(&mut self, memory: &mut dyn GuestMemorySource, run: Range<u64>) -> Result<u64, CaptureError> {
+        let count = usize::try_from(run.end - run.start).unwrap_or(usize::MAX).min(self.room());
+        let from = self.pages.len() * PAGE_SIZE;
+        memory.read(PageIndex(run.start), &mut self.bytes[from..from + count * PAGE_SIZE])?;
+        let end = run.start + count as u64;
+        self.pages.extend((run.start..end).map(PageIndex));
+        Ok(end)
+    }
+}
+
 impl Pipe {
+    /// A chunk to fill ahead of the pause, if enough are left for the pause.
+    fn spare_chunk(&mut self) -> Option<Chunk> {
+        if self.free.len() + self.unmade <= self.kept {
+            return None;
+        }
+        self.chunk().ok()
+    }
+
     /// A chunk to fill: a used one, a new one, or the next one that becomes free. While the guest
     /// stands still this is how a slow link makes the pause longer instead of the memory fuller.
     fn chunk(&mut self) -> Result<Chunk, CaptureError> {
@@ -378,10 +537,13 @@ impl Watched {
             pending: set.clone(),
             current: set.clone(),
             ahead: set.clone(),
+            restless: set.clone(),
+            found: 0,
             fresh: set,
             spare: Vec::new(),
             copies: 0,
             scan: Duration::ZERO,
+            scans: 0,
             copy: Duration::ZERO,
         }
     }
@@ -391,17 +553,34 @@ impl Watched {
             self.pending.union_with(set);
             set.clear();
         }
+        self.found = 0;
         self.restart_clocks();
+    }
+
+    /// Looks which of the pages that were copied ahead were written again: says how many were not.
+    fn settle(&mut self) -> u64 {
+        if self.ahead.is_empty() && self.restless.is_empty() {
+            return 0;
+        }
+        self.restless.union_with(&self.ahead);
+        self.restless.intersect_with(&self.current);
+        self.fresh.copy_from(&self.ahead);
+        self.fresh.subtract(&self.current);
+        self.fresh.len()
     }
 
     fn finish(&mut self) -> Captured {
         let empty = self.spare.pop().unwrap_or_else(|| PageSet::with_capacity(self.current.capacity()));
+        let ahead = self.ahead.len();
         self.current.union_with(&self.ahead);
         self.ahead.clear();
+        self.found = 0;
         let captured = Captured {
             set: std::mem::replace(&mut self.current, empty),
             copies: self.copies,
+            ahead,
             scan: self.scan,
+            scans: self.scans,
             copy: self.copy,
         };
         self.restart_clocks();
@@ -416,6 +595,6 @@ impl Watched {
     }
 
     fn restart_clocks(&mut self) {
-        (self.copies, self.scan, self.copy) = (0, Duration::ZERO, Duration::ZERO);
+        (self.copies, self.scan, self.scans, self.copy) = (0, Duration::ZERO, 0, Duration::ZERO);
     }
 }

@@ -101,6 +101,10 @@ pub struct EpochRecord {
     pub committed_us: Option<u64>,
     /// Pages that were dirty.
     pub dirty_pages: u64,
+    /// Pages that were copied while the guest ran in it.
+    pub ahead_pages: u64,
+    /// Copies made in the pause: of a page that was written again after it was copied there is another one.
+    pub pause_pages: u64,
     /// Bytes handed to the link for pages and states.
     pub wire_bytes: u64,
     /// Bytes of speculative output that went ahead of it.
@@ -154,6 +158,8 @@ pub(crate) struct SealTimes {
     pub(crate) save: Duration,
     pub(crate) cont: Duration,
     pub(crate) pages: u64,
+    pub(crate) ahead_pages: u64,
+    pub(crate) pause_pages: u64,
 }
 
 impl SealTimes {
@@ -253,6 +259,8 @@ impl Stats {
             pause_us: micros(times.pause),
             parts: times.parts(),
             dirty_pages: times.pages,
+            ahead_pages: times.ahead_pages,
+            pause_pages: times.pause_pages,
             ..EpochRecord::default()
         });
         let cycle = (times.ran + times.pause).as_secs_f64();

@@ -14,11 +14,13 @@ use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
 use crossbeam_channel::{Receiver, TrySendError, unbounded};
 use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::RwLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const PAGES: u64 = 600;
+const CHUNKS: usize = 4;
 const TERM: Term = Term::new(3);
 const SOON: Duration = Duration::from_secs(20);
 
@@ -195,9 +197,9 @@ impl Backup {
 }
 
 /// Begins a session on the primary.
-fn session(link: Link, capture: &Capture, told: &Told, full: bool, first: EpochId) -> Session {
+fn session(link: Link, capture: &Capture, told: &Told, full: bool, first: EpochId, chunks: usize) -> Session {
     link.send(&Message::Begin(Begin { full, term: TERM, first }));
-    let settings = SessionSettings { in_flight: 3, chunks: 4, full, first, compress: true };
+    let settings = SessionSettings { in_flight: 3, chunks, full, first, compress: true };
     let stats = Arc::clone(&told.stats);
     let session = begin(Arc::new(link), told.gate(), stats, &settings).expect("a thread");
     capture.open(session.work.clone(), session.free.clone(), settings.chunks);
@@ -213,6 +215,10 @@ struct Bench {
     open: Option<Epoch<holdfast_epoch::Open>>,
     /// The session's first epoch.
     first: EpochId,
+    /// Of the last capture: its pages, those copied ahead, copies made in the pause.
+    captured: [u64; 3],
+    /// State of the devices in it.
+    devices: Vec<u8>,
     ways: Ways,
     _dir: TempDir,
 }
@@ -266,6 +272,11 @@ impl Ways {
 impl Bench {
     /// A session that begins with a full synchronisation of `pages` pages, with TLS or in the clear.
     fn begin(pages: u64, tls: bool) -> Self {
+        Self::with_chunks(pages, tls, CHUNKS)
+    }
+
+    /// The same, with so many chunks for pages on their way.
+    fn with_chunks(pages: u64, tls: bool, chunks: usize) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let len = pages * PAGE_SIZE as u64;
         let (told, first) = (Told::new(), EpochId::FIRST);
@@ -282,11 +293,23 @@ impl Bench {
         let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
         let ways = Ways::new(dir.path(), tls);
         let (link, backup) = ways.meet(len, WINDOW);
-        let session = session(link, &capture, &told, true, first);
+        let session = session(link, &capture, &told, true, first, chunks);
         let gathered = BackupSession::new(TERM, 2 * len);
         let backup = Backup { link: backup, image, log, session: gathered, gate: told.gate() };
         let open = Some(Epoch::open(TERM, first));
-        Self { memory, capture, session, backup, told, open, first, ways, _dir: dir }
+        Self {
+            memory,
+            capture,
+            session,
+            backup,
+            told,
+            open,
+            first,
+            captured: [0; 3],
+            devices: Vec::new(),
+            ways,
+            _dir: dir,
+        }
     }
 
     /// Another session, which goes on with the image that is held and seals epoch `first` next.
@@ -296,7 +319,7 @@ impl Bench {
         let link;
         (link, self.backup.link) = self.ways.meet(len, window);
         self.backup.session = BackupSession::new(TERM, 2 * len);
-        self.session = session(link, &self.capture, &self.told, false, self.first);
+        self.session = session(link, &self.capture, &self.told, false, self.first, CHUNKS);
         self.open = Some(Epoch::open(TERM, self.first));
     }
 
@@ -317,8 +340,12 @@ impl Bench {
         self.capture.first(epoch.id()).recv().expect("an answer").expect("captured");
         meanwhile(&self.memory);
         let captured = self.capture.last(epoch.id()).recv().expect("an answer").expect("captured");
+        self.captured = [captured.set.len(), captured.ahead, captured.copies];
         let gate = self.told.clone().cut(epoch.id(), epoch.id() == self.first).expect("a state").state;
-        let (devices, sealed_at) = (vec![7; 3 << 20], Instant::now());
+        let mut devices = vec![7; 3 << 20];
+        devices[997 * usize::try_from(epoch.id().get()).expect("small")] = 8;
+        self.devices.clone_from(&devices);
+        let sealed_at = Instant::now();
         let contents = Contents { set: captured.set, devices, gate, sealed_at };
         let (sealed, next) = epoch.seal(contents);
         self.open = Some(next);
@@ -339,6 +366,14 @@ impl Bench {
             Report::Committed { epoch, .. } => epoch.get(),
             other => panic!("a commit was due, not {other:?}"),
         }
+    }
+
+    /// An epoch with so many pages that in the next ones some are copied ahead.
+    fn write_much(&mut self, epoch: u64) {
+        (0..LEAST_OF_EPOCH).for_each(|page| self.memory.write(page, 2));
+        self.seal(|_| {});
+        self.backup.gather(1);
+        assert_eq!(self.committed(), epoch);
     }
 
     /// Synchronises all of the memory as epoch 1.
@@ -374,6 +409,8 @@ fn the_image_is_the_memory_of_each_seal() {
         assert_eq!(bench.committed(), u64::from(epoch));
         assert_eq!(bench.told.released.lock().unwrap().last(), Some(&u64::from(epoch)));
         assert_eq!(bench.backup.image.digest(), sealed, "after epoch {epoch}");
+        let devices = &bench.backup.image.last().expect("a checkpoint").device_state;
+        assert!(*devices == bench.devices, "the state of the devices after epoch {epoch}");
     }
 }
 
@@ -436,6 +473,114 @@ fn pages_sent_ahead_count_for_their_epoch() {
     let captured = bench.capture.last(epoch).recv().expect("an answer").expect("captured");
     assert_eq!(captured.set.iter().map(|page| page.0).collect::<Vec<_>>(), [10, 20]);
     assert_eq!(captured.copies, 1, "page 10 was sent ahead and not written since");
+}
+
+/// CK-1, CK-2: the image is the memory of the seal, whether a page was copied ahead and left alone, copied ahead
+/// and written again by whomever, or written after all passes.
+#[test]
+fn what_was_copied_ahead_is_copied_again_only_if_it_was_written_again() {
+    let mut bench = Bench::begin(4096, false);
+    bench.synchronise();
+    bench.write_much(2);
+    let epoch = bench.open.as_ref().expect("one is open").id();
+    let ahead = 2 * CHUNK_PAGES as u64;
+    (0..ahead).for_each(|page| bench.memory.write(2 * page, 3));
+    bench.capture.ahead(epoch, Instant::now());
+    for _ in 0..2 {
+        assert_eq!(bench.backup.take(), ("Pages", Some(epoch)), "while the guest runs");
+    }
+    [0, 2, 4].into_iter().for_each(|page| bench.memory.write(page, 4));
+    bench.memory.write_by_ring(6, 4);
+    bench.memory.write(1, 4);
+    let sealed = bench.seal(|_| {});
+    assert_eq!(bench.captured, [ahead + 1, ahead, 5]);
+    bench.backup.gather(1);
+    assert_eq!(bench.committed(), epoch.get());
+    assert_eq!(bench.backup.image.digest(), sealed);
+}
+
+/// CK-2: when an epoch is given up, what was copied ahead of it is captured again: it was on its way only.
+#[test]
+fn what_was_copied_ahead_of_an_epoch_that_was_given_up_is_captured_again() {
+    let mut bench = Bench::begin(4096, false);
+    bench.synchronise();
+    bench.write_much(2);
+    let epoch = bench.open.as_ref().expect("one is open").id();
+    (0..2 * CHUNK_PAGES as u64).for_each(|page| bench.memory.write(page, 3));
+    bench.capture.ahead(epoch, Instant::now());
+    for _ in 0..2 {
+        assert_eq!(bench.backup.take(), ("Pages", Some(epoch)), "while the guest runs");
+    }
+    bench.capture.give_up();
+    let sealed = bench.seal(|_| {});
+    assert_eq!(bench.captured, [2 * CHUNK_PAGES as u64, 0, 2 * CHUNK_PAGES as u64]);
+    bench.backup.gather(1);
+    assert_eq!(bench.backup.image.digest(), sealed);
+}
+
+/// Ends the writers of a test.
+struct Ends<'a>(&'a RwLock<bool>);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+}
+
+/// CK-1, CK-2: pages are copied ahead while others write to them, in a line, over and over, and by Holdfast's rings;
+/// after each commit the image is the memory of the seal.
+#[test]
+fn the_image_is_the_memory_however_the_guest_writes_while_pages_are_copied_ahead() {
+    const SIZE: u64 = 6000;
+    const IN_A_LINE: u64 = 3000;
+    let mut bench = Bench::with_chunks(SIZE, false, 32);
+    bench.synchronise();
+    bench.write_much(2);
+    let runs = RwLock::new(true);
+    let memory = bench.memory.clone();
+    let written = AtomicU64::new(0);
+    let mut ahead = 0;
+    std::thread::scope(|scope| {
+        let write = |by: fn(&Memory, u64, u64)| {
+            let (runs, memory, written) = (&runs, &memory, &written);
+            scope.spawn(move || {
+                for turn in 0.. {
+                    if !*runs.read().unwrap() {
+                        return;
+                    }
+                    by(memory, turn, written.fetch_add(1, Ordering::Relaxed));
+                }
+            });
+        };
+        write(|memory, turn, fill| memory.write(turn % IN_A_LINE, fill as u8));
+        write(|memory, turn, fill| memory.write(IN_A_LINE + turn % 20, fill as u8));
+        write(|memory, turn, fill| {
+            let scrambled = turn.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+            memory.write_by_ring(scrambled % SIZE, fill as u8);
+        });
+        // Also when an assertion fails, or this would wait for the writers without end.
+        let _end = Ends(&runs);
+        for epoch in 3..15 {
+            let id = bench.open.as_ref().expect("one is open").id();
+            let until = written.load(Ordering::Relaxed) + 2 * IN_A_LINE;
+            bench.capture.ahead(id, Instant::now() + Duration::from_millis(10));
+            while written.load(Ordering::Relaxed) < until {
+                std::thread::yield_now();
+            }
+            if ahead == 0 {
+                assert_eq!(bench.backup.take(), ("Pages", Some(id)), "while the guest runs");
+            }
+            // As a guest that is halted.
+            let halted = runs.write().unwrap();
+            let sealed = bench.seal(|_| {});
+            drop(halted);
+            ahead += bench.captured[1];
+            bench.backup.gather(1);
+            assert_eq!(bench.committed(), epoch);
+            assert_eq!(bench.backup.image.digest(), sealed, "after epoch {epoch}");
+        }
+    });
+    println!("{ahead} pages were copied ahead");
 }
 
 /// CK-2: what a scan had found before it failed is pending again, whoever wrote it, be the guest running or halted.

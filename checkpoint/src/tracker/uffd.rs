@@ -2,8 +2,9 @@
 //!
 //! Every mapping of the memory file is registered and protected; the first write to a page takes a short
 //! fault in the kernel, which lifts the protection and goes on, and no user space is involved. A scan
-//! asks for the pages without protection and protects them again in the same step (PAGEMAP_SCAN), so
-//! that no write falls between two scans (CK-2). It is the kernel's page tables that are asked: writes by
+//! looks where pages without protection are, asks for them there and protects them again in the same step
+//! (PAGEMAP_SCAN), so that no write falls between two scans (CK-2): what is written after the look is in this
+//! scan or in the next. It is the kernel's page tables that are asked: writes by
 //! vCPUs under KVM, by vCPUs under TCG, by QEMU's device models and by system calls in QEMU's name all
 //! count. A page that was thrown out of the page tables meanwhile counts as written, since its protection
 //! went with it. On huge pages a scan finds whole huge pages.
@@ -24,12 +25,23 @@ use nix::errno::Errno;
 use nix::libc;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::thread;
 use std::time::Instant;
 use thiserror::Error;
 
 /// Runs of pages that one step of a scan can report.
 const RUNS: usize = 4096;
+
+/// Memory of a mapping that one thread scans at a time: a scan of it takes about half a millisecond.
+const PART_BYTES: usize = 1 << 30;
+
+/// Threads that scan, at the most.
+const SCANNERS: usize = 8;
+
+/// Written pages that are no farther apart are protected in one step.
+const NEAR_BYTES: u64 = 2 << 20;
 
 const UFFD_USER_MODE_ONLY: u64 = 1;
 const UFFD_API: u64 = 0xaa;
@@ -164,7 +176,31 @@ pub struct UffdTracker {
     /// Holds the protection; closing it lifts it.
     uffd: OwnedFd,
     pagemap: File,
-    found: Vec<PageRegion>,
+    /// All mappings, cut to what one thread scans at a time.
+    parts: Vec<Part>,
+    /// Room for what each thread finds.
+    found: Vec<Vec<PageRegion>>,
+}
+
+/// A part of a mapping: addresses of the process, and the offset in the file of the first.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    start: u64,
+    end: u64,
+    offset: u64,
+}
+
+/// Cuts mappings into parts.
+fn cut(mappings: &[Mapping]) -> Vec<Part> {
+    let parts = |mapping: &Mapping| {
+        let (start, end, offset) = (mapping.start, mapping.end, mapping.offset);
+        (start..end).step_by(PART_BYTES).map(move |from| Part {
+            start: from,
+            end: end.min(from + PART_BYTES as u64),
+            offset: offset + (from - start),
+        })
+    };
+    mappings.iter().flat_map(parts).collect()
 }
 
 impl UffdTracker {
@@ -188,12 +224,14 @@ impl UffdTracker {
         }
         let pagemap =
             File::open(format!("/proc/{pid}/pagemap")).map_err(attach_fault(pid, "open its page map"))?;
-        let found = vec![PageRegion::default(); RUNS];
-        let mut tracker = Self { pid, len, watch, uffd, pagemap, found };
+        let parts = cut(watch.mappings());
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let scanners = parts.len().min(processors).clamp(1, SCANNERS);
+        let found = vec![vec![PageRegion::default(); RUNS]; scanners];
+        let mut tracker = Self { pid, len, watch, uffd, pagemap, parts, found };
         // Whether the kernel can scan at all must come out now, and a mapping made meanwhile too.
-        let mut none = PageSet::for_bytes(len);
         tracker.watch.check().map_err(|fault| first_scan_fault(pid, fault))?;
-        tracker.probe(&mut none).map_err(|fault| first_scan_fault(pid, fault))?;
+        tracker.probe().map_err(|fault| first_scan_fault(pid, fault))?;
         Ok(tracker)
     }
 
@@ -204,30 +242,53 @@ impl UffdTracker {
     }
 
     /// Tries a scan of one page without protecting anything.
-    fn probe(&mut self, none: &mut PageSet) -> Result<(), TrackError> {
-        let mapping = self.mappings()[0].clone();
-        let end = mapping.end.min(mapping.start + PAGE_SIZE as u64);
-        let mut stats = ScanStats::default();
-        self.scan(&Mapping { end, ..mapping }, SCAN_CHECK_WPASYNC, none, &mut stats)
+    fn probe(&self) -> Result<(), TrackError> {
+        let start = self.mappings()[0].start;
+        let mut found = [PageRegion::default()];
+        self.walk(start..start + PAGE_SIZE as u64, SCAN_CHECK_WPASYNC, &mut found, &mut |_| {})
     }
 
-    fn scan(
-        &mut self,
-        mapping: &Mapping,
+    /// Scans some parts of the memory; gives the runs of pages that were written, which are protected now.
+    ///
+    /// Protecting takes the whole range that it is asked for away from a guest under KVM for a moment, written or
+    /// not. So the written pages are looked for first, and only their neighbourhoods are protected.
+    fn scan(&self, parts: &[Part], found: &mut [PageRegion]) -> Result<Vec<Range<u64>>, TrackError> {
+        let mut runs = Vec::new();
+        for part in parts {
+            let mut near: Vec<Range<u64>> = Vec::new();
+            self.walk(part.start..part.end, SCAN_CHECK_WPASYNC, found, &mut |run| match near.last_mut() {
+                // A look that goes on where there was no more room may show a run twice.
+                Some(last) if run.start <= last.end + NEAR_BYTES => last.end = last.end.max(run.end),
+                _ => near.push(run.start..run.end),
+            })?;
+            for range in near {
+                self.walk(range, SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, found, &mut |run| {
+                    let first = (part.offset + (run.start - part.start)) / PAGE_SIZE as u64;
+                    runs.push(first..first + (run.end - run.start) / PAGE_SIZE as u64);
+                })?;
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Shows every run of written pages of a range of the process's addresses.
+    fn walk(
+        &self,
+        range: Range<u64>,
         flags: u64,
-        into: &mut PageSet,
-        stats: &mut ScanStats,
+        found: &mut [PageRegion],
+        each: &mut dyn FnMut(&PageRegion),
     ) -> Result<(), TrackError> {
-        let mut at = mapping.start;
-        while at < mapping.end {
+        let mut at = range.start;
+        while at < range.end {
             let mut request = PagemapScan {
                 size: size_of::<PagemapScan>() as u64,
                 flags,
                 start: at,
-                end: mapping.end,
+                end: range.end,
                 walk_end: 0,
-                vec: self.found.as_mut_ptr() as u64,
-                vec_len: self.found.len() as u64,
+                vec: found.as_mut_ptr() as u64,
+                vec_len: found.len() as u64,
                 max_pages: 0,
                 category_inverted: 0,
                 // Exactly this category, and nothing else to report, makes the kernel count a page that left
@@ -236,8 +297,8 @@ impl UffdTracker {
                 category_anyof_mask: 0,
                 return_mask: PAGE_IS_WRITTEN,
             };
-            // SAFETY: the request has the size that it names; `vec` points to `vec_len` regions, which live
-            // as long as `self` and are not otherwise borrowed during the call.
+            // SAFETY: the request has the size that it names; `vec` points to `vec_len` regions, which outlive the
+            // call and are not otherwise borrowed during it.
             let result = unsafe { pagemap_scan(self.pagemap.as_raw_fd(), &raw mut request) };
             let runs = match result {
                 Ok(runs) => usize::try_from(runs).unwrap_or(0),
@@ -249,20 +310,39 @@ impl UffdTracker {
                 }
                 Err(errno) => return Err(self.kernel("scan its page map", errno.into())),
             };
-            for run in &self.found[..runs] {
-                let first = (mapping.offset + (run.start - mapping.start)) / PAGE_SIZE as u64;
-                let pages = (run.end - run.start) / PAGE_SIZE as u64;
-                // A mapping may be longer than the memory; nobody can write there.
-                into.insert_range(first.min(into.capacity())..(first + pages).min(into.capacity()));
-                stats.pages += pages;
-                stats.runs += 1;
-            }
+            found[..runs].iter().for_each(&mut *each);
             if request.walk_end <= at {
                 return Err(self.kernel("scan its page map", io::ErrorKind::InvalidData.into()));
             }
             at = request.walk_end;
         }
         Ok(())
+    }
+
+    /// Scans all parts, on several processors where there is much memory.
+    fn scan_all(&self, found: &mut [Vec<PageRegion>]) -> Result<Vec<Range<u64>>, TrackError> {
+        let [own, others @ ..] = found else { unreachable!("one thread scans at least") };
+        let share = self.parts.len().div_ceil(others.len() + 1).max(1);
+        let mut shares = self.parts.chunks(share);
+        let mine = shares.next().unwrap_or_default();
+        thread::scope(|scope| {
+            // They go first in a pause as the thread does that starts them.
+            let theirs = shares.zip(others);
+            let scanning: Vec<_> =
+                theirs.map(|(parts, found)| scope.spawn(move || self.scan(parts, found))).collect();
+            let mut outcome = self.scan(mine, own);
+            for thread in scanning {
+                let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                outcome = match (outcome, theirs) {
+                    (Ok(mut runs), Ok(more)) => {
+                        runs.extend(more);
+                        Ok(runs)
+                    }
+                    (Err(fault), _) | (_, Err(fault)) => Err(fault),
+                };
+            }
+            outcome
+        })
     }
 
     const fn kernel(&self, what: &'static str, source: io::Error) -> TrackError {
@@ -297,10 +377,15 @@ impl DirtyTracker for UffdTracker {
             "the set is over another file than the tracker"
         );
         let start = Instant::now();
+        let mut found = std::mem::take(&mut self.found);
+        let runs = self.scan_all(&mut found);
+        self.found = found;
         let mut stats = ScanStats::default();
-        for number in 0..self.mappings().len() {
-            let mapping = self.mappings()[number].clone();
-            self.scan(&mapping, SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, into, &mut stats)?;
+        for run in runs? {
+            stats.pages += run.end - run.start;
+            stats.runs += 1;
+            // A mapping may be longer than the memory; nobody can write there.
+            into.insert_range(run.start.min(into.capacity())..run.end.min(into.capacity()));
         }
         // After the scan: a mapping that was there before and after was there meanwhile.
         self.watch.check()?;

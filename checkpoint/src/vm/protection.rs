@@ -2,8 +2,8 @@
 
 use crate::gate::CutReport;
 use crate::primary::{
-    CaptureError, Captured, Contents, Ending, EpochFacts, OnOutput, Report, Round, RoundEnd, SealTimes,
-    Session, SessionSettings, Work, begin,
+    CaptureError, Captured, Contents, Ending, EpochFacts, LEAST_OF_EPOCH, OnOutput, Report, Round, RoundEnd,
+    SealTimes, Session, SessionSettings, Work, begin,
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
@@ -59,6 +59,8 @@ pub(super) struct Active {
     traffic_then: u64,
     /// In an epoch that ends when the guest falls silent: when to look, and what has to be the same then.
     look: Option<Look>,
+    /// Whether a scan takes longer than QEMU's save: then there is but one, after it.
+    scans_once: bool,
     /// Epochs sealed and not yet confirmed.
     outstanding: usize,
     /// Whether the backup has confirmed an epoch of this session, or continues a confirmed one.
@@ -193,6 +195,7 @@ impl Primary<'_> {
             resumed: Instant::now(),
             traffic_then: (self.core.traffic.bytes)(),
             look: None,
+            scans_once: false,
             outstanding: 0,
             committed: goes_on,
         }));
@@ -405,13 +408,16 @@ impl Primary<'_> {
                 return Ok(());
             }
         };
-        (times.scan, times.copy, times.pages) = (captured.scan, captured.copy, captured.copies);
+        (times.scan, times.copy) = (captured.scan, captured.copy);
+        (times.pages, times.ahead_pages) = (captured.set.len(), captured.ahead);
+        times.pause_pages = captured.copies;
         self.core.stats().sealed(id, started, &times);
         let contents = Contents { set: captured.set, devices, gate: cut.state, sealed_at: started };
         let (sealed, next) = epoch.seal(contents);
         self.open = Some(next);
         if let Way::Open(active) = &mut self.way {
             active.outstanding += 1;
+            active.scans_once = captured.scan / captured.scans.max(1) > times.save;
             let traffic = (self.core.traffic.bytes)();
             let traffic_bytes = traffic.saturating_sub(std::mem::replace(&mut active.traffic_then, traffic));
             active.look = None;
@@ -420,9 +426,16 @@ impl Primary<'_> {
             active.resumed = Instant::now();
             active.next_seal = Some(active.resumed + run);
             // If the session has ended its report gives this set back as well.
-            if let Err(unsent) = active.session.work.send(Work::Seal(Box::new(sealed))) {
-                if let Work::Seal(sealed) = unsent.into_inner() {
-                    self.core.capture.take_back(sealed.abort().set);
+            match active.session.work.send(Work::Seal(Box::new(sealed))) {
+                // Pages of the next epoch follow the seal of this one.
+                Ok(()) if go_on && times.pages >= LEAST_OF_EPOCH => {
+                    self.core.capture.ahead(id.next(), active.resumed + run);
+                }
+                Ok(()) => {}
+                Err(unsent) => {
+                    if let Work::Seal(sealed) = unsent.into_inner() {
+                        self.core.capture.take_back(sealed.abort().set);
+                    }
                 }
             }
         } else {
@@ -472,11 +485,12 @@ impl Primary<'_> {
         // What was said before the cut is in the epoch that ends.
         while self.core.traffic.output.try_recv().is_ok() {}
         times.cut = at.elapsed();
-        let copying = self.core.capture.first(id);
+        let scans_once = matches!(&self.way, Way::Open(active) if active.scans_once);
+        let copying = (!scans_once).then(|| self.core.capture.first(id));
         let at = Instant::now();
         let devices = self.with_guest(|guest| guest.save_devices());
         times.save = at.elapsed();
-        let copied = self.await_capture(&copying);
+        let copied = copying.map_or(Ok(()), |copying| self.await_capture(&copying));
         let devices = devices?;
         copied.map_err(SealFault::Capture)?;
         let last = self.core.capture.last(id);

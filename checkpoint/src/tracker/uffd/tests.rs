@@ -116,6 +116,39 @@ fn more_runs_than_a_scan_has_room_for_are_all_found() {
     }
 }
 
+/// CK-2: memory that several threads scan, each its part, is found as that of one; pages near each other and far from
+/// each other, and those on both sides of where parts meet.
+#[test]
+fn memory_of_several_parts_is_scanned_whole() {
+    if !can_track() {
+        return;
+    }
+    let part = PART_BYTES as u64 / PAGE;
+    let near = NEAR_BYTES / PAGE;
+    let memory = Tracked::new(2 * part + 300);
+    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut tracker = memory.attach(&writer).unwrap();
+    assert_eq!(tracker.parts.len(), 3);
+    let pages = [
+        0,
+        1,
+        near + 2,
+        near + 3,
+        2 * near + 6,
+        part - 1,
+        part,
+        part + 9,
+        2 * part - 1,
+        2 * part,
+        2 * part + 299,
+    ];
+    for _ in 0..2 {
+        pages.iter().for_each(|page| drop(writer.ask(&format!("write 0 {}", page * PAGE))));
+        assert_eq!(found(&mut tracker), pages);
+        assert_eq!(found(&mut tracker), NONE);
+    }
+}
+
 /// CK-2: what a system call writes in the process's name is found, as QEMU's devices write so.
 #[test]
 fn what_the_kernel_writes_for_the_process_is_found() {
