@@ -24,6 +24,7 @@ mod log;
 
 pub use log::CommitLog;
 
+use crate::delta;
 use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};
 use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
@@ -77,6 +78,8 @@ enum Phase {
 struct Staging {
     pages: StagedPages,
     devices: Vec<u8>,
+    /// What comes instead of it.
+    change: Option<Vec<u8>>,
     gate: Vec<u8>,
     /// Bytes that were acknowledged to the guest, as they came.
     stream: Vec<Payload>,
@@ -129,6 +132,13 @@ impl BackupSession {
             }
             (Phase::Open { next, .. }, Message::StatePart(epoch, kind, bytes)) if epoch == next => {
                 let taken = self.state_part(kind, &bytes);
+                self.spent.push(bytes.into_buffer());
+                taken
+            }
+            (Phase::Open { next, first: false, .. }, Message::DeviceChange(epoch, bytes))
+                if epoch == next =>
+            {
+                let taken = self.device_change(&bytes, image);
                 self.spent.push(bytes.into_buffer());
                 taken
             }
@@ -232,6 +242,20 @@ impl BackupSession {
         Ok(Outcome::Taken)
     }
 
+    /// RB-1: counted against the same limit as the state that it stands for.
+    fn device_change(&mut self, bytes: &[u8], image: &Image) -> Result<Outcome, Refusal> {
+        let stands_for = if self.staged.change.is_none() { devices_of(image).len() as u64 } else { 0 };
+        self.staged.bytes += RECORD_COST + stands_for + bytes.len() as u64;
+        self.check_room()?;
+        let change = self.staged.change.get_or_insert_default();
+        if change.len() + bytes.len() > STATE_LIMIT {
+            let text = format!("a change of an epoch's state of more than {STATE_LIMIT} bytes");
+            return Err(Refusal::new(RefusalCode::NoRoom, text));
+        }
+        change.extend_from_slice(bytes);
+        Ok(Outcome::Taken)
+    }
+
     /// RB-1: counted against the same limit as everything else of the epoch.
     fn stream(&mut self, bytes: Payload) -> Result<Outcome, Refusal> {
         self.staged.bytes += RECORD_COST + bytes.len() as u64;
@@ -268,6 +292,7 @@ impl BackupSession {
             return Err(stale(seal.term, self.term));
         }
         let mut staged = std::mem::take(&mut self.staged);
+        staged.complete_devices(image)?;
         let base = staged.base.take().map(|mut base| base.take());
         let digest = staged.hasher.take(seal.term, seal.epoch, base, seal.self_contained);
         let (term, epoch) = (seal.term, seal.epoch);
@@ -293,6 +318,26 @@ impl BackupSession {
         })?;
         self.state = Phase::Open { next: epoch.next(), base: false, first: false };
         Ok(Outcome::Committed(Message::Committed { epoch, term, digest }, ImageHeld { term, epoch }))
+    }
+}
+
+/// State of the devices in the epoch before the one that comes; nothing before a session's first.
+fn devices_of(image: &Image) -> &[u8] {
+    image.last().map_or(&[], |checkpoint| &checkpoint.device_state)
+}
+
+impl Staging {
+    /// Makes the state of the devices of the one before, where only what changed came.
+    fn complete_devices(&mut self, image: &Image) -> Result<(), Refusal> {
+        let Some(change) = self.change.take() else { return Ok(()) };
+        if !self.devices.is_empty() {
+            let text = "a state of the devices came both whole and as what changed";
+            return Err(Refusal::new(RefusalCode::Malformed, text));
+        }
+        self.devices.extend_from_slice(devices_of(image));
+        delta::apply(&mut self.devices, &change).map_err(malformed)?;
+        self.hasher.add_state(StateKind::Devices, &self.devices);
+        Ok(())
     }
 }
 

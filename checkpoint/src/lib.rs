@@ -2,6 +2,7 @@
 
 pub mod arbiter;
 pub mod backup;
+mod delta;
 mod digest;
 pub mod gate;
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //!   <------------------------------------ Welcome | Refuse
 //!   Begin{full or not, term, first epoch} --------------->
 //!   Base* (full only, while the guest runs) ------------->
-//!   Pages* Stream* DeviceState* GateState* Seal{epoch} -->       again and again
+//!   Pages* Stream* DeviceState* GateState* Seal{epoch} -->       again and again; DeviceChange+ for DeviceState*
 //!   <--------------------------------------------- Committed{epoch}
 //!   Heartbeat ------------------------------------------->       at any time, past everything else
 //!   <--------------------------------------- HeartbeatAnswer

@@ -263,6 +263,58 @@ fn messages_out_of_order_or_of_an_older_term_are_refused() {
     assert_eq!(bench.tell(Message::Relinquish { term: term(2) }), Ok(Outcome::Relinquished));
 }
 
+/// The seal of an epoch of nothing but this state of its devices.
+fn sealed_devices(number: u64, devices: &[u8]) -> Message {
+    let mut hasher = EpochHasher::default();
+    hasher.add_state(StateKind::Devices, devices);
+    let digest = hasher.take(term(2), epoch(number), None, true);
+    Message::Seal(Seal { epoch: epoch(number), term: term(2), pages: 0, self_contained: true, digest })
+}
+
+/// CK-1: what changed in the state of the devices stands for the state, which is kept whole, and the digest is over
+/// all of it.
+#[test]
+fn a_change_of_the_devices_makes_their_next_state() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let (mut devices, whole) =
+        (vec![5; 4000], Message::StatePart(epoch(2), StateKind::Devices, vec![5; 4000].into()));
+    bench.tell(whole).expect("taken");
+    assert!(matches!(bench.tell(sealed_devices(2, &devices)), Ok(Outcome::Committed(..))));
+    for number in 3..6 {
+        let before = devices.clone();
+        devices[1000 * number as usize - 2500] = 9;
+        let change = delta::between(&before, &devices).expect("a change");
+        assert!(change.len() < 100);
+        bench.tell(Message::DeviceChange(epoch(number), change.into())).expect("taken");
+        assert!(matches!(bench.tell(sealed_devices(number, &devices)), Ok(Outcome::Committed(..))));
+        assert_eq!(bench.image.last().expect("a checkpoint").device_state, devices);
+    }
+    bench.tell(Message::DeviceChange(epoch(6), Vec::new().into())).expect("taken");
+    devices[0] ^= 1;
+    assert_eq!(bench.refused(sealed_devices(6, &devices)), RefusalCode::Digest);
+}
+
+/// RB-1: a change that comes before any state, beside a state, or that fits none is refused.
+#[test]
+fn a_change_of_the_devices_that_fits_nothing_is_refused() {
+    let mut first = bench();
+    let begin = Message::Begin(Begin { full: true, term: term(2), first: epoch(1) });
+    first.tell(begin).expect("begun");
+    let change = |bytes: &[u8]| Message::DeviceChange(epoch(2), bytes.to_vec().into());
+    let early = Message::DeviceChange(epoch(1), Vec::new().into());
+    assert_eq!(first.refused(early), RefusalCode::OutOfOrder, "the first one is whole");
+    for (also_whole, bytes) in [(false, &[1; 9][..]), (true, &[][..])] {
+        let mut bench = bench();
+        bench.synchronise(1);
+        bench.tell(change(bytes)).expect("it is looked at with the seal");
+        if also_whole {
+            bench.tell(Message::StatePart(epoch(2), StateKind::Devices, vec![5].into())).expect("taken");
+        }
+        assert_eq!(bench.refused(sealed_devices(2, &[5])), RefusalCode::Malformed);
+    }
+}
+
 /// CK-2 at the backup: a later session goes on from the commit, skipping the numbers of aborted epochs;
 /// what was staged of them is gone with their session.
 #[test]

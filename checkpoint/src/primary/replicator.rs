@@ -8,14 +8,15 @@
 //! room in the link with it as it does with pages, and nobody waits for it but the capture thread for its
 //! chunks: a gate that finds its stream full goes on, and acknowledges nothing more.
 
+use crate::delta;
 use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};
 use crate::pages::{PAGE_SIZE, PageSet};
 use crate::primary::stream::Feed;
 use crate::primary::{Chunk, SharedGate, Stats, Work};
 use crate::protocol::{
-    FRAME_HEAD, Message, PageBatch, Refusal, STREAM_LIMIT, Seal, StateKind, begin_pages, begin_stream,
-    encode, end_frame,
+    FRAME_HEAD, Message, PageBatch, Payload, Refusal, STREAM_LIMIT, Seal, StateKind, begin_pages,
+    begin_stream, encode, end_frame,
 };
 use crate::reduction::{Reduced, Reducer, is_zero};
 use crate::transport::{Link, LinkEvent};
@@ -144,6 +145,7 @@ pub(crate) fn begin(
         reducer: Reducer::new(settings.compress),
         hasher: EpochHasher::default(),
         base: settings.full.then(PageHasher::default),
+        devices: Vec::new(),
     };
     thread::Builder::new().name("hf-replicate".to_owned()).spawn(move || replicator.run())?;
     Ok(Session { link, work, free: freed, reports: reported, lease })
@@ -163,6 +165,8 @@ struct Replicator {
     hasher: EpochHasher,
     /// Until the first seal of a full synchronisation.
     base: Option<PageHasher>,
+    /// State of the devices in the epoch that was sent last; none in the session's first.
+    devices: Vec<u8>,
 }
 
 /// Why the thread ends.
@@ -284,9 +288,11 @@ impl Replicator {
         let digest = self.hasher.take(term, id, base, self_contained);
         // In flight before a byte of the seal leaves: from here on an end of the session gives the set
         // back, whatever the backup came to see of it.
-        self.in_flight.push(
-            epoch.replicated(digest, |contents| Kept { set: contents.set, sealed_at: contents.sealed_at }),
-        );
+        let devices = &mut self.devices;
+        self.in_flight.push(epoch.replicated(digest, |contents| {
+            *devices = contents.devices;
+            Kept { set: contents.set, sealed_at: contents.sealed_at }
+        }));
         sent?;
         self.send_bulk(encode(&Message::Seal(Seal { epoch: id, term, pages, self_contained, digest })))?;
         self.stats().sent_whole(id);
@@ -317,18 +323,34 @@ impl Replicator {
     }
 
     fn send_states(&mut self, epoch: &SealedEpoch) -> Result<(), Stop> {
-        let contents = epoch.captured();
-        for (kind, bytes) in
-            [(StateKind::Devices, &contents.devices), (StateKind::Gate, &contents.gate.bytes)]
-        {
-            self.hasher.add_state(kind, bytes);
-            for piece in bytes.chunks(STATE_PIECE) {
-                let frame = encode(&Message::StatePart(epoch.id(), kind, piece.to_vec().into()));
-                self.stats().sent(piece.len(), frame.len() + FRAME_HEAD);
-                self.send_bulk(frame)?;
+        let (id, contents) = (epoch.id(), epoch.captured());
+        let (devices, gate) = (&contents.devices, &contents.gate.bytes);
+        // Whatever of it is sent, the backup answers for all of it (CK-1).
+        self.hasher.add_state(StateKind::Devices, devices);
+        self.hasher.add_state(StateKind::Gate, gate);
+        match delta::between(&self.devices, devices) {
+            Some(change) => {
+                self.stats().sent(devices.len() - change.len(), 0);
+                // One piece at least says that there is a change, be it of nothing.
+                let none = change.is_empty().then_some(&[][..]);
+                for piece in change.chunks(STATE_PIECE).chain(none) {
+                    self.send_part(piece, |bytes| Message::DeviceChange(id, bytes))?;
+                }
             }
+            None => self.send_state(id, StateKind::Devices, devices)?,
         }
-        Ok(())
+        self.send_state(id, StateKind::Gate, gate)
+    }
+
+    fn send_state(&mut self, id: EpochId, kind: StateKind, bytes: &[u8]) -> Result<(), Stop> {
+        let mut pieces = bytes.chunks(STATE_PIECE);
+        pieces.try_for_each(|piece| self.send_part(piece, |bytes| Message::StatePart(id, kind, bytes)))
+    }
+
+    fn send_part(&mut self, piece: &[u8], message: impl Fn(Payload) -> Message) -> Result<(), Stop> {
+        let frame = encode(&message(piece.to_vec().into()));
+        self.stats().sent(piece.len(), frame.len() + FRAME_HEAD);
+        self.send_bulk(frame)
     }
 
     /// Waits for room in the link's queue; what the peer says meanwhile is heeded.

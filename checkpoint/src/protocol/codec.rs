@@ -44,6 +44,7 @@ mod kind {
     pub(super) const OVER: u16 = 18;
     pub(super) const BACK: u16 = 19;
     pub(super) const TAKEN: u16 = 20;
+    pub(super) const DEVICE_CHANGE: u16 = 21;
 }
 
 /// Why bytes are no message; the peer is at fault.
@@ -218,6 +219,11 @@ pub fn encode(message: &Message) -> Vec<u8> {
             put_u64(&mut out, epoch.get());
             out.extend_from_slice(bytes);
         }
+        Message::DeviceChange(epoch, bytes) => {
+            begin_frame(kind::DEVICE_CHANGE, &mut out);
+            put_u64(&mut out, epoch.get());
+            out.extend_from_slice(bytes);
+        }
         Message::Stream(epoch, bytes) => {
             assert!(bytes.len() <= STREAM_LIMIT, "{} streamed bytes are more than a message's", bytes.len());
             begin_stream(*epoch, &mut out);
@@ -307,6 +313,10 @@ pub fn decode(head: FrameHead, body: Vec<u8>) -> Result<Message, DecodeError> {
         kind::GATE_STATE => {
             let (epoch, rest) = split_epoch(body, "StatePart")?;
             return Ok(Message::StatePart(epoch, StateKind::Gate, rest));
+        }
+        kind::DEVICE_CHANGE => {
+            let (epoch, rest) = split_epoch(body, "DeviceChange")?;
+            return Ok(Message::DeviceChange(epoch, rest));
         }
         kind::STREAM => {
             let (epoch, rest) = split_epoch(body, "Stream")?;
@@ -507,6 +517,7 @@ mod tests {
             Message::Pages(epoch, PageBatch::from_bytes(vec![2; 80])),
             Message::StatePart(epoch, StateKind::Devices, vec![3; 5].into()),
             Message::StatePart(epoch, StateKind::Gate, vec![].into()),
+            Message::DeviceChange(epoch, vec![5; 9].into()),
             Message::Stream(epoch, vec![4; 7].into()),
             Message::Seal(Seal { epoch, term, pages: 12, self_contained: true, digest }),
             Message::Seal(Seal { epoch, term, pages: 0, self_contained: false, digest }),
@@ -542,7 +553,11 @@ mod tests {
             let frame = encode(&message);
             let open_ended = matches!(
                 message,
-                Message::Base(_) | Message::Pages(..) | Message::StatePart(..) | Message::Stream(..)
+                Message::Base(_)
+                    | Message::Pages(..)
+                    | Message::StatePart(..)
+                    | Message::DeviceChange(..)
+                    | Message::Stream(..)
             );
             for len in FRAME_HEAD..frame.len() {
                 assert!(open_ended || read(&frame[..len]).is_err(), "{} at {len}", message.name());

@@ -193,6 +193,9 @@ pub enum Message {
     Pages(EpochId, PageBatch),
     /// A piece of a state that belongs to an epoch; pieces follow each other.
     StatePart(EpochId, StateKind, Payload),
+    /// A piece of what changed in the state of the devices since the epoch before, instead of that state; pieces
+    /// follow each other, and one comes at least.
+    DeviceChange(EpochId, Payload),
     /// Bytes that the gate acknowledged to the guest in this epoch, ahead of its seal; pieces follow each
     /// other.
     Stream(EpochId, Payload),
@@ -273,6 +276,7 @@ impl Message {
             Self::Begin(_) => "Begin",
             Self::Base(_) => "Base",
             Self::Pages(..) => "Pages",
+            Self::DeviceChange(..) => "DeviceChange",
             Self::StatePart(..) => "StatePart",
             Self::Stream(..) => "Stream",
             Self::Seal(_) => "Seal",
