@@ -29,6 +29,9 @@ pub(super) struct Row {
     pub(super) epochs: usize,
     /// Pages that an epoch had.
     pub(super) dirty_pages_p50: f64,
+    /// Of them copied while the guest ran, and copies made in the pause.
+    pub(super) ahead_pages_p50: f64,
+    pub(super) pause_pages_p50: f64,
     pub(super) pause_p50_us: f64,
     pub(super) pause_p99_us: f64,
     /// `pause_stop_p50_us`, `pause_stop_p99_us` and so on.
@@ -64,6 +67,8 @@ impl Row {
             epoch_ms,
             epochs: epochs.len(),
             dirty_pages_p50: at("dirty_pages", 0.5)?,
+            ahead_pages_p50: at("ahead_pages", 0.5)?,
+            pause_pages_p50: at("pause_pages", 0.5)?,
             pause_p50_us: at("pause_us", 0.5)?,
             pause_p99_us: at("pause_us", 0.99)?,
             parts,
@@ -189,7 +194,8 @@ mod tests {
     fn epoch(pause_us: u64) -> Value {
         json!({"stopped_us": 1000, "committed_us": 4000, "pause_us": pause_us, "pause_stop_us": 400,
                "pause_cut_us": 10, "pause_scan_us": 100, "pause_copy_us": 50, "pause_save_us": 2000,
-               "pause_cont_us": 300, "dirty_pages": 207, "wire_bytes": 8192})
+               "pause_cont_us": 300, "dirty_pages": 207, "ahead_pages": 200, "pause_pages": 9,
+               "wire_bytes": 8192})
     }
 
     fn row(round: u32, guest_mib: u32, dirty_pages: u32, pauses: &[u64]) -> Row {
@@ -202,6 +208,7 @@ mod tests {
         let row = row(1, 256, 200, &[3000, 5000, 2000]);
         assert_eq!((row.pause_p50_us, row.pause_p99_us, row.epochs), (3000.0, 5000.0, 3));
         assert_eq!(row.parts["pause_save_p50_us"], 2000.0);
+        assert_eq!((row.ahead_pages_p50, row.pause_pages_p50), (200.0, 9.0));
         let written = serde_json::to_value(&row).expect("a document");
         assert_eq!((&written["pause_stop_p99_us"], &written["guest_mib"]), (&json!(400.0), &json!(256)));
         assert_eq!(Row::of((1, 256, 200, 50), &[]), None);
