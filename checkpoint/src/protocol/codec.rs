@@ -114,7 +114,13 @@ impl FrameHead {
     pub const fn is_bulk(self) -> bool {
         matches!(
             self.kind,
-            kind::BASE | kind::PAGES | kind::DEVICE_STATE | kind::GATE_STATE | kind::STREAM | kind::SEAL
+            kind::BASE
+                | kind::PAGES
+                | kind::DEVICE_STATE
+                | kind::DEVICE_CHANGE
+                | kind::GATE_STATE
+                | kind::STREAM
+                | kind::SEAL
         )
     }
 }
@@ -543,6 +549,25 @@ mod tests {
     fn every_message_comes_back_as_it_was_sent() {
         for message in every_message() {
             assert_eq!(read(&encode(&message)).as_ref(), Ok(&message));
+        }
+    }
+
+    #[test]
+    fn what_an_epoch_is_made_of_is_bulk_and_nothing_else() {
+        for message in every_message() {
+            let frame = encode(&message);
+            let head = frame[..FRAME_HEAD].try_into().expect("a head");
+            let bulk = matches!(
+                message,
+                Message::Base(_)
+                    | Message::Pages(..)
+                    | Message::StatePart(..)
+                    | Message::DeviceChange(..)
+                    | Message::Stream(..)
+                    | Message::Seal(_)
+            );
+            let is_bulk = FrameHead::parse(head, MESSAGE_LIMIT).expect("a head").is_bulk();
+            assert_eq!(is_bulk, bulk, "{}", message.name());
         }
     }
 
