@@ -114,6 +114,7 @@ impl Capture {
             pipe: None,
             called_off: Arc::clone(&called_off),
             halting: Arc::clone(&halting),
+            failed: None,
             filling: None,
             ahead: Ahead::new(Instant::now()),
             open: EpochId::FIRST,
@@ -270,6 +271,8 @@ struct Worker {
     ahead: Ahead,
     /// The epoch whose pages are copied ahead.
     open: EpochId,
+    /// Why a pass failed, for the next pause to say.
+    failed: Option<CaptureError>,
 }
 
 impl Worker {
@@ -293,6 +296,7 @@ impl Worker {
             Order::Facts(answer) => drop(answer.send(self.memory.facts())),
             Order::Attach(memory, tracker) => {
                 self.ahead.stop();
+                self.failed = None;
                 self.watched = Some(Watched::new(memory.len, tracker));
             }
             Order::Detach => {
@@ -335,9 +339,9 @@ impl Worker {
         match outcome {
             Ok((found, copied)) => self.ahead.passed(Instant::now(), started.elapsed(), found, copied),
             Err(fault) => {
-                // The pause will meet it as well, and say so.
-                tracing::debug!(%fault, "no pages are copied ahead");
+                // Of a scan that failed pages may be gone: the pause fails by it too, and says so.
                 self.give_up();
+                self.failed = Some(fault);
             }
         }
     }
@@ -431,6 +435,9 @@ impl Worker {
 
     /// Takes what was written and copies it.
     fn pass(&mut self, epoch: Option<EpochId>, whole: bool, may_stop: bool) -> Result<(), CaptureError> {
+        if let Some(fault) = self.failed.take() {
+            return Err(fault);
+        }
         let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
         let started = Instant::now();
         watched.fresh.clear();

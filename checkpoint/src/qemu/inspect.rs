@@ -91,6 +91,8 @@ pub enum RefusalKind {
     MemoryTakenAway,
     /// A disk whose writes would not be those of the epoch.
     WritableDisk,
+    /// A disk whose data reaches guest memory past the page tables.
+    DirectDisk,
     /// A device of the host's, whose state cannot be copied.
     HostDevice,
     /// A vhost-user or vhost device of somebody else's.
@@ -426,6 +428,19 @@ impl Qemu {
                     ),
                     mend: "make it read-only (readonly=on), or set accept_unreplicated_disks = true for this VM \
                            and answer for the disk yourself"
+                        .to_owned(),
+                });
+            }
+            // The kernel puts what it reads there into guest memory by DMA, which no page table shows (CK-2).
+            if inserted["cache"]["direct"] == true {
+                refusals.push(Refusal {
+                    kind: RefusalKind::DirectDisk,
+                    found: format!(
+                        "disk {} ({}) is read by direct I/O, whose writes to the guest's memory cannot be seen",
+                        disk.device, disk.file
+                    ),
+                    mend: "give it the host's page cache: cache.direct=off (cache=writeback, and aio=threads or \
+                           io_uring)"
                         .to_owned(),
                 });
             }

@@ -211,13 +211,15 @@ fn what_cannot_be_protected_is_refused_with_reason_and_mend() {
     let on_disk = object(&format!("file,id=mem,size=16M,mem-path={},share=on", on_disk.display()));
     let second = "-object memory-backend-ram,id=other,size=1M -device ivshmem-plain,memdev=other,master=on";
     let balloon = "-device virtio-balloon-pci,free-page-reporting=on";
-    let cases: [(Option<&str>, &str, &[RefusalKind], &str); 9] = [
+    let direct = format!("{disk},readonly=on,cache=none");
+    let cases: [(Option<&str>, &str, &[RefusalKind], &str); 10] = [
         (Some(""), "", &[MemoryNotShared], "memory-backend-file"),
         (Some(&memfd), "", &[MemoryNotShared], "not a file that others can map"),
         (Some(&private), "", &[MemoryNotShared], "not shared"),
         (Some(&on_disk), "", &[MemoryNotShared], "on a disk"),
         (None, second, &[SeveralMemories, SeveralMemories], "2 pieces"),
         (None, &disk, &[WritableDisk], "accept_unreplicated_disks"),
+        (None, &direct, &[DirectDisk], "cache.direct=off"),
         (None, "-nic user,model=e1000", &[ForeignNetwork], "does not pass through Holdfast"),
         (None, balloon, &[MemoryTakenAway], "free-page-reporting=off"),
         (None, "-incoming defer", &[State], "inmigrate"),

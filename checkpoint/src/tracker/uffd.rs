@@ -6,7 +6,8 @@
 //! (PAGEMAP_SCAN), so that no write falls between two scans (CK-2): what is written after the look is in this
 //! scan or in the next. It is the kernel's page tables that are asked: writes by
 //! vCPUs under KVM, by vCPUs under TCG, by QEMU's device models and by system calls in QEMU's name all
-//! count. A page that was thrown out of the page tables meanwhile counts as written, since its protection
+//! count. What a device of the host puts into memory by itself does not (DMA, as of direct I/O): guests for whom
+//! that is done are refused. A page that was thrown out of the page tables meanwhile counts as written, since its protection
 //! went with it. On huge pages a scan finds whole huge pages.
 //!
 //! The descriptor is made in the process, by one injected system call, taken over, and closed over
@@ -326,20 +327,23 @@ impl UffdTracker {
         let mut shares = self.parts.chunks(share);
         let mine = shares.next().unwrap_or_default();
         thread::scope(|scope| {
-            // They go first in a pause as the thread does that starts them.
-            let theirs = shares.zip(others);
-            let scanning: Vec<_> =
-                theirs.map(|(parts, found)| scope.spawn(move || self.scan(parts, found))).collect();
+            // Those that a pause starts go first in it, as the thread does that starts them. Where the host has no room
+            // for a thread its share is scanned here.
+            let mut left = Vec::new();
+            let mut scanning = Vec::new();
+            for (parts, found) in shares.zip(others) {
+                match thread::Builder::new().spawn_scoped(scope, move || self.scan(parts, found)) {
+                    Ok(thread) => scanning.push(thread),
+                    Err(_) => left.push(parts),
+                }
+            }
             let mut outcome = self.scan(mine, own);
+            for parts in left {
+                outcome = joined(outcome, self.scan(parts, own));
+            }
             for thread in scanning {
                 let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                outcome = match (outcome, theirs) {
-                    (Ok(mut runs), Ok(more)) => {
-                        runs.extend(more);
-                        Ok(runs)
-                    }
-                    (Err(fault), _) | (_, Err(fault)) => Err(fault),
-                };
+                outcome = joined(outcome, theirs);
             }
             outcome
         })
@@ -348,6 +352,16 @@ impl UffdTracker {
     const fn kernel(&self, what: &'static str, source: io::Error) -> TrackError {
         TrackError::Kernel { pid: self.pid, what, source }
     }
+}
+
+/// What two shares found; the fault of one is that of both.
+fn joined(
+    one: Result<Vec<Range<u64>>, TrackError>,
+    other: Result<Vec<Range<u64>>, TrackError>,
+) -> Result<Vec<Range<u64>>, TrackError> {
+    let (mut runs, more) = (one?, other?);
+    runs.extend(more);
+    Ok(runs)
 }
 
 impl Drop for UffdTracker {

@@ -375,7 +375,10 @@ impl Primary<'_> {
         }
         if go_on || outcome.is_err() {
             let at = Instant::now();
-            self.guest(|guest| guest.cont())?;
+            if let Err(lost) = self.guest(|guest| guest.cont()) {
+                self.keep_dirty(outcome);
+                return Err(lost);
+            }
             times.cont = at.elapsed();
         }
         times.pause = started.elapsed();
@@ -448,9 +451,23 @@ impl Primary<'_> {
     /// backup may have, and a capture that failed has its reason.
     fn still_fits(&mut self, outcome: Result<Caught, SealFault>) -> Result<Caught, SealFault> {
         let state = outcome.as_ref().ok().map(|(_, devices, _)| devices.as_slice());
-        match self.with_guest(|guest| guest.changed(state))? {
-            Some(text) => Err(SealFault::Unfit(text)),
-            None => outcome,
+        match self.with_guest(|guest| guest.changed(state)) {
+            Ok(None) => outcome,
+            Ok(Some(text)) => {
+                self.keep_dirty(outcome);
+                Err(SealFault::Unfit(text))
+            }
+            Err(fault) => {
+                self.keep_dirty(outcome);
+                Err(fault)
+            }
+        }
+    }
+
+    /// An epoch that will not be: its pages stay dirty (CK-2).
+    fn keep_dirty(&mut self, outcome: Result<Caught, SealFault>) {
+        if let Ok((captured, ..)) = outcome {
+            self.core.capture.take_back(captured.set);
         }
     }
 
