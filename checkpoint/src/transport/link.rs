@@ -167,6 +167,9 @@ impl Owner {
             tracing::debug!(text = %end.text, "link ended");
             // Set before the channel closes, so that whoever sees the closing finds the reason.
             drop(self.end.set(end));
+            // Whoever waits for the link goes on now, not after the last words.
+            self.bulk = crossbeam_channel::never();
+            self.events = crossbeam_channel::bounded(0).0;
         }
         if let Err(error) = self.come_back() {
             tracing::debug!(%error, "what was on the bypass was not sent again");

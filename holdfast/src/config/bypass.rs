@@ -64,6 +64,13 @@ impl Bypass {
                 "the address that the other host has there: address = \"10.0.2.1\", peer = \"10.0.2.2\"",
             );
         }
+        if bypass.port == 0 || bypass.address.is_unspecified() || bypass.peer.is_unspecified() {
+            faults.add(
+                "replication.bypass",
+                "port 0 and the address of no host cannot be sent to",
+                "a UDP port that is the same on both hosts, and each host's own address",
+            );
+        }
         let peer_mac = bypass.peer_mac.as_deref().map(station);
         if peer_mac == Some(None) {
             faults.add(
