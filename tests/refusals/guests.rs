@@ -5,6 +5,7 @@ use crate::place::{MEMORY_MIB, Place, Plan};
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::Amount;
 use holdfast_lab::guest::{Backend, Guest, GuestSpec, Nic};
+use holdfast_tests::scene::wait_until;
 use serde_json::json;
 use std::fs;
 use std::io::Write;
@@ -155,6 +156,12 @@ fn guests_that_cannot_be_protected_run_on_beside_one_that_is() {
     let guest = |name: &str| guests.iter().find(|guest| guest.spec.name == name).expect("a guest");
     unplug(guest("writable-disk"), "disk");
     unplug(guest("foreign-card"), "nic1");
+    // Its backend counts as part of the machine as well.
+    let mut monitor = guest("foreign-card").monitor().expect("a monitor");
+    let is_there = json!({ "path": "/machine/peripheral/nic1" });
+    wait_until("the card is gone", SOON, || monitor.execute("qom-list", is_there.clone()).is_err());
+    monitor.execute("netdev_del", json!({ "id": "net1" })).expect("QEMU takes it");
+    drop(monitor);
     for name in ["other-monitor", "no-monitor"] {
         let link = place.scratch.file(&format!("{name}.link"));
         if link.is_symlink() {
