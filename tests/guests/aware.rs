@@ -368,9 +368,11 @@ fn a_flow_that_is_not_held_is_left() {
             rest: Duration::ZERO,
             pause: Duration::from_millis(50),
         };
-        assert!(scene.client().transfers(&spec).expect("transfers").exact);
-        // Written once a second.
-        wait_until(&format!("the flow is left, epochs {policy}"), SOON, || left() > before);
+        // The agent asks, and writes, once a second: it has to hear how soon commits are now.
+        wait_until(&format!("a flow is left, epochs {policy}"), SOON, || {
+            assert!(scene.client().transfers(&spec).expect("transfers").exact);
+            left() > before
+        });
         println!("not held, epochs {policy}: {}", status(&scene));
     }
     all_is_well(&mut scene);
