@@ -8,7 +8,7 @@
 //!                <-- lane: records, news ----------- holdfast_bypass::Port
 //! ```
 //!
-//! Between the threads are bounded queues and eventfds; nobody waits for a lock.
+//! Between the threads are queues, each bounded by itself or by its sender, and eventfds; nobody waits for a lock.
 
 mod driver;
 mod lane;

@@ -212,6 +212,9 @@ impl Owner {
 
     fn turn(&mut self) -> Result<(), Stop> {
         self.obey()?;
+        if self.ways.is_overdue() {
+            return Err(Stop::peer("the other host does not read"));
+        }
         let now = Instant::now();
         self.beat(now)?;
         self.look_at_ways(now)?;
@@ -301,7 +304,6 @@ impl Owner {
     fn queue_urgent(&mut self, frame: Vec<u8>) -> Result<(), Stop> {
         match self.ways.send_urgent(frame) {
             Some(frame) => self.queue_on_connection(frame),
-            None if self.ways.backlog() > UNSENT_LIMIT => Err(Stop::peer("the other host does not read")),
             None => Ok(()),
         }
     }
@@ -345,8 +347,11 @@ impl Owner {
     }
 
     fn bulk_is_ready(&self) -> bool {
-        // On the connection bulk has its turn when nothing is unsent.
-        let held = if self.ways.is_away() { self.ways.holds_bulk() } else { self.wire.has_unsent() };
+        // On the connection bulk has its turn when nothing is unsent; on a path, when little is left there.
+        let held = match self.ways.is_away() {
+            true => self.ways.holds_bulk() || self.wire.backlog() >= UNSENT_LOW,
+            false => self.wire.has_unsent(),
+        };
         !held && self.next_bulk.as_ref().map_or(!self.bulk.is_empty(), |frame| self.affordable(frame))
     }
 

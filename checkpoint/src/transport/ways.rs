@@ -5,7 +5,7 @@
 //!   connection --- path is up: say Over ---> path --- path is lost: say Back ---> waiting --- peer's Back ---> connection
 //! ```
 //!
-//! Each direction changes by itself. *Over* is the last message on the connection; the peer takes nothing from
+//! Each direction changes by itself. *Over* is the last message on the connection but for heartbeats; the peer takes nothing from
 //! the path before it has it. Whoever leaves a path says *Back* on the connection, with what it took from it,
 //! and takes nothing from it any more; the other answers in kind, and sends again on the connection, in order,
 //! what was not taken. Until then it keeps what it sent, and the peer says *Taken* now and then so that this is
@@ -25,6 +25,11 @@ const DIAL_AGAIN: Duration = Duration::from_secs(1);
 /// Messages taken from a path before it is said.
 const TELL_AFTER: Taken = Taken { urgent: 64, bulk: 4 };
 
+/// Bytes that a peer may leave untaken; of bulk it gives no more credit than a quarter of this.
+const UNTAKEN_BYTES: usize = 64 << 20;
+/// Messages that a peer may leave untaken: of one that reads there are some hundred.
+const UNTAKEN_MESSAGES: usize = 1 << 16;
+
 /// What is shown of a link's way.
 #[derive(Debug, Default)]
 pub(super) struct Shown {
@@ -39,8 +44,7 @@ pub(super) struct Shown {
 struct Kept {
     /// In the order in which they were sent; none for what is not worth sending again.
     frames: [VecDeque<(u64, Option<Bytes>)>; 2],
-    /// Bytes of the urgent ones.
-    urgent_bytes: usize,
+    bytes: usize,
     sent: u64,
     /// How many were said to be taken.
     taken: Taken,
@@ -48,9 +52,7 @@ struct Kept {
 
 impl Kept {
     fn push(&mut self, class: Class, frame: Option<Bytes>) {
-        if class == Class::Urgent {
-            self.urgent_bytes += frame.as_ref().map_or(0, Bytes::len);
-        }
+        self.bytes += frame.as_ref().map_or(0, Bytes::len);
         self.frames[class as usize].push_back((self.sent, frame));
         self.sent += 1;
     }
@@ -64,9 +66,8 @@ impl Kept {
             for _ in before..now.max(before) {
                 let (_, frame) = self.frames[class as usize].pop_front()?;
                 let Some(frame) = frame else { continue };
-                if class == Class::Urgent {
-                    self.urgent_bytes -= frame.len();
-                } else {
+                self.bytes -= frame.len();
+                if class == Class::Bulk {
                     spare(frame);
                 }
             }
@@ -298,9 +299,10 @@ impl Ways {
         None
     }
 
-    /// Urgent bytes that the peer has not taken from the path.
-    pub(super) const fn backlog(&self) -> usize {
-        self.kept.urgent_bytes
+    /// Whether the peer has left more untaken than one that reads does: what is kept for it is bounded (RB-1).
+    pub(super) fn is_overdue(&self) -> bool {
+        let messages: usize = self.kept.frames.iter().map(VecDeque::len).sum();
+        self.kept.bytes > UNTAKEN_BYTES || messages > UNTAKEN_MESSAGES
     }
 
     /// The next record from the path on which the peer is.
@@ -381,6 +383,25 @@ mod tests {
         assert_eq!(kept.trim(Taken { urgent: 0, bulk: 2 }, drop), None);
         let mut kept = Kept::default();
         assert_eq!(kept.trim(Taken { urgent: u64::MAX, bulk: 0 }, drop), None);
+    }
+
+    /// RB-1: a peer that says it has room and never that it took anything is found out, by bytes and by messages.
+    #[test]
+    fn what_a_peer_leaves_untaken_is_bounded() {
+        let mut ways = Ways::new(None, Arc::default());
+        let large = Bytes::from(vec![0; UNTAKEN_BYTES / 16]);
+        for _ in 0..16 {
+            assert!(!ways.is_overdue());
+            ways.kept.push(Class::Bulk, Some(large.clone()));
+        }
+        ways.kept.push(Class::Urgent, frame(1));
+        assert!(ways.is_overdue());
+        ways.kept.trim(Taken { urgent: 0, bulk: 1 }, drop).expect("it was sent");
+        assert!(!ways.is_overdue(), "what was taken counts no more");
+        for _ in 0..UNTAKEN_MESSAGES {
+            ways.kept.push(Class::Urgent, None);
+        }
+        assert!(ways.is_overdue());
     }
 
     /// What the peer sent on the connection before its Over comes before what it sent on the path.

@@ -137,7 +137,7 @@ fn has_memory(pid: i32, file: FileIdentity) -> bool {
 }
 
 fn described<T>(machine: Result<T, QmpError>) -> Option<T> {
-    machine.map_err(|fault| tracing::debug!(%fault, "the machine cannot be described")).ok()
+    machine.map_err(|fault| tracing::warn!(%fault, "the machine cannot be described: it is not compared with the other host's")).ok()
 }
 
 fn watch(pid: i32) -> Result<Watched, GuestError> {

@@ -21,7 +21,7 @@ use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::collections::VecDeque;
 use thiserror::Error;
 
-/// Epochs that may be sealed and not yet released.
+/// Epochs that are kept apart while they are sealed and not yet released.
 pub const MAX_SEALED: usize = 64;
 
 /// How much a port may hold before its guest has to wait.
@@ -91,9 +91,6 @@ pub enum EscrowError {
         /// Epoch that is open.
         open: EpochId,
     },
-    /// More epochs in flight than the escrow keeps apart.
-    #[error("{MAX_SEALED} epochs are sealed and none is released; wait for a commit")]
-    TooManySealed,
     /// The port was never fenced out of a term, or not in this one (FO-1).
     #[error("term {found} cannot be begun: term {known} is the newest; obtain a newer one")]
     OldTerm {
@@ -198,13 +195,20 @@ impl<F: Frame> Escrow<F> {
     }
 
     /// Seals the open bucket: all that it holds belongs to `epoch`, and the next epoch is open.
-    /// Epochs may be skipped (they were aborted, and `epoch` carries what they had).
+    /// Epochs may be skipped (they were aborted, and `epoch` carries what they had). Where too many are sealed
+    /// already the two oldest become one, of the later of them: far fewer are on their way, so that these were
+    /// aborted with their sessions, and go out with a later one (OC-1).
     ///
     /// # Errors
-    /// [`EscrowError::Order`] or [`EscrowError::TooManySealed`].
+    /// [`EscrowError::Order`].
     pub fn cut(&mut self, epoch: EpochId) -> Result<Amount, EscrowError> {
         self.may_cut(epoch)?;
         let Some(open) = self.open else { return Ok(Amount::default()) };
+        if self.sealed.len() == MAX_SEALED {
+            if let Some(oldest) = self.sealed.pop_front() {
+                self.sealed[0].amount.join(oldest.amount);
+            }
+        }
         self.sealed.push_back(Bucket { epoch, amount: open.amount });
         self.open = Some(Bucket { epoch: epoch.next(), amount: Amount::default() });
         Ok(open.amount)
@@ -217,7 +221,6 @@ impl<F: Frame> Escrow<F> {
     pub fn may_cut(&self, epoch: EpochId) -> Result<(), EscrowError> {
         match self.open {
             Some(open) if epoch < open.epoch => Err(EscrowError::Order { epoch, open: open.epoch }),
-            Some(_) if self.sealed.len() == MAX_SEALED => Err(EscrowError::TooManySealed),
             _ => Ok(()),
         }
     }

@@ -8,12 +8,12 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum RingFault {
     /// More chains were announced than the ring has.
-    #[error("guest: available index {available} is more than {size} ahead of {next}")]
+    #[error("guest: available index {available} is more than {size} ahead of used index {used}")]
     AvailableJump {
         /// Index that the guest wrote.
         available: u16,
-        /// Next index to take.
-        next: u16,
+        /// Used index as the guest has been shown it.
+        used: u16,
         /// Entries in the ring.
         size: u16,
     },

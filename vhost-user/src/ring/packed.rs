@@ -230,9 +230,9 @@ impl Virtqueue for PackedQueue {
         seen: &mut Seen,
     ) -> Result<(), RingFault> {
         for _ in 0..max {
-            // A ring whose every place is looked at has nothing more until it gets some back.
-            let is_whole = self.look.slot == self.next.slot && self.look.sense != self.next.sense;
-            if is_whole || !seen.has_room() {
+            // A ring whose every place is looked at has nothing more until it is shown some as used.
+            let ahead = self.published.until(self.look, self.size).unwrap_or(0);
+            if ahead == self.size || !seen.has_room() {
                 break;
             }
             let word = self.load_word(self.look)?;
@@ -242,7 +242,6 @@ impl Virtqueue for PackedQueue {
             let begin = seen.segment_count();
             let walked = self.walk(memory, self.look, word, direction, seen).and_then(|walked| {
                 // What was looked at before is not taken twice.
-                let ahead = self.next.until(self.look, self.size).unwrap_or(0);
                 match ahead + walked.1 > self.size {
                     true => Err(RingFault::ChainTooLong { limit: self.size - ahead }),
                     false => Ok(walked),

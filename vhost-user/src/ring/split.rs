@@ -96,12 +96,9 @@ impl SplitQueue {
         }
         // Acquire: the chains were written before the index.
         let seen = self.available.file.load_u16(self.available.offset + 2, Ordering::Acquire)?;
-        if seen.wrapping_sub(self.next_available) > self.size {
-            return Err(RingFault::AvailableJump {
-                available: seen,
-                next: self.next_available,
-                size: self.size,
-            });
+        // Chains that the guest has not been shown as used are still in the ring.
+        if seen.wrapping_sub(self.published) > self.size {
+            return Err(RingFault::AvailableJump { available: seen, used: self.published, size: self.size });
         }
         self.seen_available = seen;
         Ok(seen.wrapping_sub(self.look))

@@ -84,7 +84,7 @@ pub(crate) struct Lane {
 }
 
 pub(in crate::transport) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Waker>) -> (Lane, LaneEnd) {
-    // A dial or a leaving at a time, and news of them; urgent frames are bounded by what the owner keeps.
+    // A dial or a leaving at a time, and news of them. Of urgent frames the owner keeps count and bound.
     let ((orders, ordered), (urgent, urged), (tell, news)) = (unbounded(), unbounded(), unbounded());
     let ((bulk, bulky), (deliver, records)) = (bounded(BULK_QUEUE), bounded(RECORD_QUEUE));
     let stalled = Arc::new(AtomicBool::new(false));
@@ -107,7 +107,7 @@ pub(in crate::transport) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Wa
 
 impl Lane {
     fn order(&self, order: Order) {
-        // A thread that is gone has said that all paths are lost.
+        // Where the thread is gone nobody hears it, and the peer's Back brings the link home.
         drop(self.orders.send(order));
         self.driver.ring();
     }

@@ -180,11 +180,33 @@ fn an_available_index_that_jumps_is_a_fault() {
     let mut driver = DriverQueue::new(&ram, 0x1000, 8, 65535);
     let (mut ring, _) = tx(&driver, &memory, USUAL);
     ram.write_u16(driver.available_gpa() + 2, 65535_u16.wrapping_add(9));
-    let fault = RingFault::AvailableJump { available: 8, next: 65535, size: 8 };
+    let fault = RingFault::AvailableJump { available: 8, used: 65535, size: 8 };
     assert_eq!(ring.poll(8, |_, _| Verdict::Taken), Err(fault));
     assert_eq!(ring.want_kick(true), Err(fault));
     driver.offer(8);
     assert_eq!(ring.poll(8, |_, _| Verdict::Taken), Err(RingFault::IndexOutOfTable { index: 8, size: 8 }));
+}
+
+/// RB-1: of a guest that offers again what it has not been shown as used no more is taken than its ring has.
+#[test]
+fn chains_are_not_taken_again_before_they_are_shown() {
+    let ram = GuestRam::new();
+    let memory = memory(&ram);
+    let mut driver = DriverQueue::new(&ram, 0x1000, 2, 0);
+    for index in 0..2 {
+        driver.set_descriptor(index, descriptor(0x2_0000, 64, 0, 0));
+        driver.offer(index);
+    }
+    let (mut ring, _) = tx(&driver, &memory, USUAL);
+    let (available, mut taken) = (driver.available_gpa() + 2, 0);
+    let outcome = ring.poll(8, |_, _| {
+        taken += 1;
+        ram.write_u16(available, 2 + taken);
+        Verdict::Taken
+    });
+    assert_eq!(outcome, Err(RingFault::AvailableJump { available: 4, used: 0, size: 2 }));
+    assert_eq!(taken, 2);
+    ring.flush().expect("the ring itself is sound");
 }
 
 /// RB-1: a ring that does not lie in guest memory is refused at the start.

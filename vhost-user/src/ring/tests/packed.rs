@@ -638,6 +638,25 @@ fn a_core_that_wants_to_sleep_learns_of_work_that_arrived() {
     }
 }
 
+/// RB-1, CK-2: of a guest that offers again what it has not been shown as used no more is taken than its ring has.
+#[test]
+fn chains_are_not_taken_again_before_they_are_shown() {
+    let ram = GuestRam::new();
+    let memory = memory(&ram);
+    let at = At { slot: 0, sense: true };
+    let driver = PackedDriver { ram: &ram, size: 2, next: at, used: at, free: 2, out: VecDeque::new() };
+    (0..2).for_each(|slot| driver.set(slot, descriptor(0x2_0000, 64, slot, AVAILABLE)));
+    let mut ring = tx_of(&driver, &memory, USUAL);
+    let mut taken = 0;
+    let outcome = ring.poll(8, |_, _| {
+        driver.set(taken % 2, descriptor(0x2_0000, 64, taken % 2, USED));
+        taken += 1;
+        Verdict::Taken
+    });
+    assert_eq!(outcome, Ok(2), "the ring goes round once");
+    ring.flush().expect("the ring itself is sound");
+}
+
 /// Ends the liar however the test ends.
 struct RaiseOnDrop<'a>(&'a AtomicBool);
 
