@@ -46,9 +46,12 @@ pub struct Settings {
 /// Why no port can be made of the settings.
 #[derive(Debug, Error)]
 pub enum SettingsError {
-    /// One address is of IPv4 and the other of IPv6, or both are the same.
-    #[error("{0} and {1} are not two addresses of one kind")]
+    /// One address is of IPv4 and the other of IPv6, both are the same, or one is nobody's.
+    #[error("{0} and {1} are not two hosts' addresses of one kind")]
     Addresses(IpAddr, IpAddr),
+    /// Nothing can be sent there.
+    #[error("0 is no UDP port")]
+    UdpPort,
     /// Packets are too small.
     #[error("an MTU of {0} is less than {MTU_MIN}")]
     Mtu(u16),
@@ -140,8 +143,12 @@ impl Port {
         now: Instant,
     ) -> Result<Self, SettingsError> {
         let Settings { mac, address, peer, peer_mac, udp_port, mtu, record_limit } = settings;
-        if address.is_ipv4() != peer.is_ipv4() || address == peer {
+        let nobodys = address.is_unspecified() || peer.is_unspecified();
+        if address.is_ipv4() != peer.is_ipv4() || address == peer || nobodys {
             return Err(SettingsError::Addresses(address, peer));
+        }
+        if udp_port == 0 {
+            return Err(SettingsError::UdpPort);
         }
         if mtu < MTU_MIN {
             return Err(SettingsError::Mtu(mtu));

@@ -286,6 +286,25 @@ impl Side {
 }
 
 #[test]
+fn a_port_that_could_send_to_nobody_is_refused() {
+    let identities = identities();
+    let (client, server) = identities[0].configs();
+    let good = settings(1, false, 1500);
+    let nobody = std::net::Ipv4Addr::UNSPECIFIED.into();
+    let bad = [
+        Settings { udp_port: 0, ..good },
+        Settings { peer: nobody, ..good },
+        Settings { address: nobody, ..good },
+        Settings { peer: good.address, ..good },
+        Settings { mtu: 100, ..good },
+    ];
+    for settings in bad {
+        assert!(Port::new(settings, client, server, Instant::now()).is_err(), "{settings:?}");
+    }
+    Port::new(good, client, server, Instant::now()).expect("it can be");
+}
+
+#[test]
 fn records_come_exact_and_in_order_over_a_bad_wire() {
     let identities = identities();
     let fates = Fates { lost: 20, doubled: 20, late: 100, flipped: 20, cut: 10, replayed: 20, dead: false };

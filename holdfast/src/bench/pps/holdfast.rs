@@ -77,14 +77,6 @@ pub(super) struct Backend {
     gate: Option<Gate>,
 }
 
-/// Frames that did not go from one driver to the other.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Counted {
-    pub(super) lost: u64,
-    /// Epochs let go.
-    pub(super) releases: u64,
-}
-
 impl Backend {
     /// Starts it; the drivers connect to its sockets.
     pub(super) fn start(
@@ -162,15 +154,12 @@ impl Backend {
     }
 
     /// Frames lost since the start, wherever: dropped, or gone out by the wire, where nobody is.
-    pub(super) fn counted(&self) -> Counted {
+    pub(super) fn lost(&self) -> u64 {
         let counters = self.handle.counters();
-        let mut counted = Counted { lost: counters.core.get("wire_lost_frames"), releases: 0 };
-        for (_, events, drops) in &counters.ports {
-            counted.lost += events.get("sent_frames");
-            counted.lost += drops.0.iter().map(|(_, value)| value).sum::<u64>();
-            counted.releases = counted.releases.max(events.get("releases"));
-        }
-        counted
+        let of_port = counters.ports.iter().map(|(_, events, drops)| {
+            events.get("sent_frames") + drops.0.iter().map(|(_, value)| value).sum::<u64>()
+        });
+        counters.core.get("wire_lost_frames") + of_port.sum::<u64>()
     }
 
     /// Ends it.
@@ -242,8 +231,7 @@ fn run_epochs(handle: &Handle, epoch: Duration, commit: Duration, ended: &Atomic
     let mut sealed = VecDeque::new();
     while !ended.load(Ordering::Acquire) {
         let now = Instant::now();
-        if let Some((due, id)) = sealed.front().copied().filter(|(due, _)| *due <= now) {
-            let _: Instant = due;
+        if let Some(&(_, id)) = sealed.front().filter(|(due, _)| *due <= now) {
             handle.release(&PORTS, token(id)).map_err(Failure::failed)?;
             sealed.pop_front();
         } else if next_cut <= now {

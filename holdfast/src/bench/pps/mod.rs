@@ -291,7 +291,7 @@ impl Device {
     /// Frames lost since its start.
     fn lost(&mut self) -> Result<u64, Failure> {
         match self {
-            Self::Holdfast(backend) => Ok(backend.counted().lost),
+            Self::Holdfast(backend) => Ok(backend.lost()),
             Self::Testpmd { process, .. } => {
                 process.forwarded().map(|figures| figures.lost).map_err(Failure::failed)
             }
