@@ -545,7 +545,9 @@ fn the_image_is_the_memory_however_the_guest_writes_while_pages_are_copied_ahead
             let (runs, memory, written) = (&runs, &memory, &written);
             scope.spawn(move || {
                 for turn in 0.. {
-                    if !*runs.read().unwrap() {
+                    // Held over the write: a guest that is halted has none under way.
+                    let running = runs.read().unwrap();
+                    if !*running {
                         return;
                     }
                     by(memory, turn, written.fetch_add(1, Ordering::Relaxed));
