@@ -14,6 +14,8 @@ pub enum Counter {
     Malformed,
     /// Datagrams that the AEAD or the replay window refused: flipped, replayed, or nobody's.
     Refused,
+    /// Handshakes that were not begun, as they were addressed to no session that is awaited.
+    Strange,
     /// Handshakes that were not begun, as too many were under way.
     Crowded,
     /// Packets that had to be sent again.
@@ -31,6 +33,7 @@ const NAMES: [&str; Counter::PathsLost as usize + 1] = [
     "foreign_frames",
     "malformed_frames",
     "refused_datagrams",
+    "strange_handshakes",
     "crowded_handshakes",
     "lost_packets",
     "paths_up",

@@ -8,8 +8,8 @@ use crate::quic::{BULK_WINDOW, URGENT_ROOM};
 use crate::record::{Assembler, Head, Record};
 use bytes::Bytes;
 use quinn_proto::{
-    Connection, ConnectionError, ConnectionHandle, Dir, Event, FrameStats, ReadError, ReadableError,
-    StreamId, VarInt, WriteError,
+    Connection, ConnectionError, ConnectionHandle, ConnectionId, Dir, Event, FrameStats, ReadError,
+    ReadableError, StreamId, VarInt, WriteError,
 };
 use std::collections::VecDeque;
 use std::fmt;
@@ -26,6 +26,29 @@ const NOT_WANTED: u32 = 1;
 /// Which session a path belongs to: 32 bytes that both ends draw from their control connection.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Token(pub [u8; 32]);
+
+impl Token {
+    /// Where the first packets of the session's path of this number are addressed to. Without the token nobody can
+    /// tell, so that a stranger on the link cannot take the places of handshakes.
+    pub(crate) fn address_of(&self, number: u64) -> ConnectionId {
+        let number = number.to_le_bytes();
+        let proof = blake3::keyed_hash(&self.0, &number);
+        let mut address = [0; NUMBER_LEN + PROOF_LEN];
+        address[..NUMBER_LEN].copy_from_slice(&number);
+        address[NUMBER_LEN..].copy_from_slice(&proof.as_bytes()[..PROOF_LEN]);
+        ConnectionId::new(&address)
+    }
+
+    /// Whether a first packet that was sent there is for a path of the session.
+    pub(crate) fn owns(&self, address: &ConnectionId) -> bool {
+        let number = address.first_chunk().copied().map(u64::from_le_bytes);
+        number.is_some_and(|number| self.address_of(number) == *address)
+    }
+}
+
+const NUMBER_LEN: usize = size_of::<u64>();
+/// Bytes that prove who made an address: what is left of the longest that QUIC has.
+const PROOF_LEN: usize = 12;
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

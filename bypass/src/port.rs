@@ -197,7 +197,10 @@ impl Port {
 
     /// Opens the session's path of this number; [`Event::Up`] or [`Event::Lost`] follows.
     pub fn dial(&mut self, token: Token, number: u64, now: Instant) -> PathId {
-        let dialled = self.endpoint.connect(now, self.client.clone(), self.peer, NAME);
+        let mut client = self.client.clone();
+        let address = token.address_of(number);
+        client.initial_dst_cid_provider(Arc::new(move || address));
+        let dialled = self.endpoint.connect(now, client, self.peer, NAME);
         let (handle, connection) = dialled.expect("an endpoint with room, a valid name and address");
         self.add(handle, connection, Some((token, number)), now)
     }
@@ -298,8 +301,13 @@ impl Port {
     }
 
     fn accept(&mut self, incoming: Incoming, now: Instant) {
+        let address = incoming.orig_dst_cid();
+        if !self.awaited.iter().any(|token| token.owns(address)) {
+            self.counters.add(Counter::Strange, 1);
+            return self.endpoint.ignore(incoming);
+        }
         let greeting = self.paths.values().filter(|path| !path.is_up() && !path.ended).count();
-        if greeting >= HANDSHAKES || self.awaited.is_empty() {
+        if greeting >= HANDSHAKES {
             self.counters.add(Counter::Crowded, 1);
             return self.endpoint.ignore(incoming);
         }

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 const TOKEN: Token = Token([7; 32]);
+/// Of a session that nobody awaits.
+const STRANGE: Token = Token([8; 32]);
 const RECORD_LIMIT: usize = 1 << 20;
 /// Bytes of the headers before a datagram over IPv4.
 const HEADERS: usize = 14 + 20 + 8;
@@ -418,15 +420,47 @@ fn a_reader_that_stands_still_stops_the_sender_and_urgent_records_pass() {
 fn a_stranger_and_an_unknown_session_get_no_path() {
     let (ours, others) = (identities(), identities());
     let mixed = [others[0].clone(), ours[1].clone()];
-    for (identities, token) in [(&mixed, TOKEN), (&ours, Token([8; 32]))] {
+    for (identities, token) in [(&mixed, TOKEN), (&ours, STRANGE)] {
         let mut world = World::new(1, identities, false, 1500);
         world.sides[1].port.await_peer(TOKEN);
         world.sides[0].port.dial(token, 1, world.now);
         world.run(Duration::from_secs(5), |world| world.sides[0].lost.is_some());
-        assert!(matches!(world.sides[0].lost, Some(Lost::Peer(_))), "{:?}", world.sides[0].lost);
+        match (token, &world.sides[0].lost) {
+            (TOKEN, Some(Lost::Peer(_))) | (STRANGE, Some(Lost::Silent)) => {}
+            (_, lost) => panic!("{lost:?}"),
+        }
         assert!(world.sides[1].path.is_none());
         assert_eq!(world.sides[1].port.counters().get(Counter::PathsUp), 0);
     }
+}
+
+/// RB-1: whoever is on the link and does not know the session's token takes no place of a handshake, however often
+/// it knocks.
+#[test]
+fn strangers_do_not_keep_a_path_from_coming_up() {
+    let (ours, others) = (identities(), identities());
+    let mut world = World::new(5, &ours, false, 1500);
+    let (client, server) = others[0].configs();
+    let here = Settings { peer_mac: Some([2, 0, 0, 0, 0, 2]), ..settings(1, false, 1500) };
+    let mut stranger = Port::new(here, client, server, world.now).expect("it can be");
+    world.sides[1].port.await_peer(TOKEN);
+    world.sides[0].port.dial(TOKEN, 1, world.now);
+    let mut frame = vec![0; 2048];
+    let mut knocked = 0;
+    for number in 0..200 {
+        stranger.dial(STRANGE, number, world.now);
+        stranger.handle_timeout(world.now);
+        while let Some(len) = stranger.next_frame(world.now) {
+            stranger.take_frame(&mut frame[..len]);
+            world.sides[1].port.handle_frame(&frame[..len], world.now);
+            knocked += 1;
+        }
+    }
+    assert!(knocked > 0);
+    world.run(Duration::from_secs(3), |world| world.sides.iter().all(|side| side.path.is_some()));
+    let counters = world.sides[1].port.counters();
+    assert!(counters.get(Counter::Strange) >= 200, "{counters:?}");
+    assert_eq!(counters.get(Counter::Crowded), 0);
 }
 
 /// RB-1: a record beyond the limit ends the path before anything is allocated for it.
