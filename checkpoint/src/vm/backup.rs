@@ -300,10 +300,11 @@ impl Backup<'_> {
         if self.standby.is_some() || Instant::now() < self.standby_retry {
             return;
         }
-        match self.core.hypervisor.standby() {
-            Ok(mut standby) => {
+        let standby = self.core.hypervisor.standby();
+        match standby.and_then(|mut standby| Ok((standby.machine()?, standby))) {
+            Ok((machine, standby)) => {
                 let ended = standby.ended();
-                self.machine = standby.machine();
+                self.machine = Some(machine);
                 self.standby = Some((standby, ended));
                 (self.unable, self.able) = (None, true);
                 self.standby_pause = self.core.config.retry;

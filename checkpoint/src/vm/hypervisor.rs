@@ -99,8 +99,11 @@ pub trait Guest: Send {
     /// When this host or this QEMU does not let it.
     fn track(&mut self, memory: &MemoryFacts) -> Result<Box<dyn DirtyTracker>, GuestError>;
 
-    /// What the machine is made of, if it can be told; what [`Guest::changed`] compares with.
-    fn machine(&mut self) -> Option<Machine>;
+    /// What the machine is made of; what [`Guest::changed`] compares with from now on.
+    ///
+    /// # Errors
+    /// When the monitor does not tell.
+    fn machine(&mut self) -> Result<Machine, GuestError>;
 
     /// Why the guest cannot be protected as it is made now; none while it can.
     fn objection(&mut self) -> Option<String>;
@@ -124,8 +127,11 @@ pub trait Guest: Send {
 
 /// A QEMU that waits for the state of a guest.
 pub trait Standby: Send {
-    /// What the machine is made of, if it can be told.
-    fn machine(&mut self) -> Option<Machine>;
+    /// What the machine is made of.
+    ///
+    /// # Errors
+    /// When the monitor does not tell.
+    fn machine(&mut self) -> Result<Machine, GuestError>;
 
     /// A channel that closes when the standby ends.
     fn ended(&self) -> Receiver<()>;

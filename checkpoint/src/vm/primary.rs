@@ -321,7 +321,13 @@ impl Primary<'_> {
         let (Some(transport), Some(found)) = (self.core.transport.clone(), &mut self.found) else { return };
         if !self.holding {
             // What is found now is what every state that is saved from now on is held against.
-            found.machine = found.guest.machine();
+            match found.guest.machine() {
+                Ok(machine) => found.machine = Some(machine),
+                Err(fault) => {
+                    self.core.board.trouble(Fault::Guest, fault.to_string());
+                    return self.redial_later();
+                }
+            }
             if let Some(text) = found.guest.objection() {
                 self.core.board.trouble(Fault::Operator, text);
                 return self.redial_later();

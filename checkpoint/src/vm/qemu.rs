@@ -136,8 +136,9 @@ fn has_memory(pid: i32, file: FileIdentity) -> bool {
     mappings_of(pid).map_or(true, |mappings| mappings.iter().any(|mapping| mapping.file == file))
 }
 
-fn described<T>(machine: Result<T, QmpError>) -> Option<T> {
-    machine.map_err(|fault| tracing::warn!(%fault, "the machine cannot be described: it is not compared with the other host's")).ok()
+/// Without it nobody could tell whether a checkpoint fits the standby.
+fn undescribed(fault: &QmpError) -> GuestError {
+    GuestError::Failed(format!("QEMU does not say what its machine is made of: {fault}"))
 }
 
 fn watch(pid: i32) -> Result<Watched, GuestError> {
@@ -233,13 +234,14 @@ impl Guest for QemuGuest {
         Ok(Box::new(tracker))
     }
 
-    fn machine(&mut self) -> Option<Machine> {
-        self.known = described(self.qemu.known());
-        self.known.as_ref().map(|known| known.machine().clone())
+    fn machine(&mut self) -> Result<Machine, GuestError> {
+        let known = self.qemu.known().map_err(|fault| undescribed(&fault))?;
+        Ok(self.known.insert(known).machine().clone())
     }
 
     fn objection(&mut self) -> Option<String> {
-        described(self.qemu.objection(&self.inspect)).flatten()
+        // Without an answer nobody knows what it is.
+        self.qemu.objection(&self.inspect).unwrap_or_else(|fault| Some(undescribed(&fault).to_string()))
     }
 
     fn changed(&mut self, state: Option<&[u8]>) -> Result<Option<String>, GuestError> {
@@ -276,8 +278,8 @@ struct QemuStandby {
 }
 
 impl Standby for QemuStandby {
-    fn machine(&mut self) -> Option<Machine> {
-        described(self.standby.machine())
+    fn machine(&mut self) -> Result<Machine, GuestError> {
+        self.standby.machine().map_err(|fault| undescribed(&fault))
     }
 
     fn ended(&self) -> Receiver<()> {

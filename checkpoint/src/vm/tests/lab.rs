@@ -609,7 +609,7 @@ impl Guest for WatchedGuest {
         Ok(Box::new(Blinding { inner, blind: self.blind.clone() }))
     }
 
-    fn machine(&mut self) -> Option<Machine> {
+    fn machine(&mut self) -> Result<Machine, GuestError> {
         self.inner.machine()
     }
 
@@ -658,7 +658,7 @@ struct WatchedStandby {
 }
 
 impl Standby for WatchedStandby {
-    fn machine(&mut self) -> Option<Machine> {
+    fn machine(&mut self) -> Result<Machine, GuestError> {
         self.inner.machine()
     }
 
