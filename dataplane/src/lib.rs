@@ -24,6 +24,7 @@
 pub mod announcement;
 pub mod audit;
 pub mod coalescing;
+mod compact;
 mod core_loop;
 pub mod counters;
 mod endpoint;

@@ -7,7 +7,6 @@
 use super::guest_channel;
 use super::port::Port;
 use super::record;
-use super::speculation::Speculating;
 use super::{Attached, Core, monotonic_ns};
 use crate::audit::Audit;
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter};
@@ -73,8 +72,8 @@ fn capture_port<W: Wire>(
     let mut made = 0;
     let mut plain = Amount::default();
     // What is looked into before it is taken, and what is recorded, goes the longer way.
-    let is_dormant = speculating.as_ref().is_none_or(Speculating::is_dormant);
-    let is_simple = audit.is_none() && is_dormant;
+    let speculates = speculating.as_ref().is_some_and(|speculating| !speculating.is_dormant());
+    let is_simple = audit.is_none();
     // Asked once a burst, and only when there is one: wires may have to count.
     let mut memory = None;
     let mut asked = 0;
@@ -83,7 +82,7 @@ fn capture_port<W: Wire>(
         let has_room = has_memory && made < SEGMENT_BUDGET && egress.has_room();
         if is_simple && has_room && Plan::is_plain(header, frame.len(), mtu) {
             let source = Sender { slot, switch, identity, last };
-            match take_plain(frame, mtu, wire, source) {
+            match take_plain(frame, mtu, wire, source, speculates) {
                 Simple::Frame(frame) => {
                     made += 1;
                     plain.add(frame.bytes().len());
@@ -218,6 +217,7 @@ fn take_plain<W: Wire>(
     mtu: u16,
     wire: &mut W,
     source: Sender<'_>,
+    speculates: bool,
 ) -> Simple<W::Frame> {
     let Some(mut piece) = wire.alloc(frame.len()) else { return Simple::No };
     frame.copy_to(0, piece.bytes_mut());
@@ -226,6 +226,9 @@ fn take_plain<W: Wire>(
         return Simple::No;
     }
     let Some(link) = Link::parse(bytes) else { return Simple::No };
+    if speculates && !is_datagram(&link, bytes) {
+        return Simple::No;
+    }
     match source.admit(&link, bytes, mtu) {
         Ok(()) => Simple::Frame(piece),
         Err(reason) => Simple::Drop(reason),
@@ -358,6 +361,17 @@ impl Sender<'_> {
         }
         Ok(())
     }
+}
+
+/// Whether the frame is ARP or UDP, which no engine takes, at a glance.
+fn is_datagram(link: &Link, bytes: &[u8]) -> bool {
+    let protocol_at = match link.ethertype {
+        ethertype::ARP => return true,
+        ethertype::IPV4 => 9,
+        ethertype::IPV6 => 6,
+        _ => return false,
+    };
+    bytes.get(link.len() + protocol_at) == Some(&protocol::UDP)
 }
 
 /// Whether the frame may be ARP or neighbour discovery, at a glance.

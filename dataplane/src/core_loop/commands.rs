@@ -10,6 +10,7 @@ use super::port::{Announcing, Bell, Egress, Inbound, Port};
 use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns, record};
 use crate::audit::Audit;
+use crate::compact::{Compact, Waiting};
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, EscrowError, Limits};
 use crate::frame::{Frame, Wire};
@@ -238,7 +239,11 @@ impl<W: Wire> Core<W> {
             let mut audit = self.audit.as_mut();
             let amount = egress
                 .escrow
-                .release(token, &mut egress.outbox, &mut leaving(now, *id, speculating, &mut audit, core))
+                .release(
+                    token,
+                    &mut egress.outbox,
+                    &mut leaving(now, *id, &mut egress.compact, speculating, &mut audit, core),
+                )
                 .map_err(|error| port_error(*id, error))?;
             if let Some(speculating) = speculating {
                 speculating.commit(now, token.epoch());
@@ -268,7 +273,7 @@ impl<W: Wire> Core<W> {
                     let now = Time::from_ns(monotonic_ns());
                     let Port { id, egress, speculating, .. } = port;
                     let mut audit = self.audit.as_mut();
-                    let mut leaving = leaving(now, *id, speculating, &mut audit, core);
+                    let mut leaving = leaving(now, *id, &mut egress.compact, speculating, &mut audit, core);
                     let amount = egress.escrow.open(&mut egress.outbox, &mut leaving);
                     drop(leaving);
                     port.egress.released(amount);
@@ -430,14 +435,16 @@ impl<W: Wire> Core<W> {
 fn leaving<'a, F: Frame>(
     now: Time,
     id: PortId,
+    compact: &'a mut Compact,
     speculating: &'a mut Option<Speculating>,
     audit: &'a mut Option<&mut Audit>,
     core: &'a Block<CoreCounter>,
-) -> impl FnMut(EpochId, &mut F) + 'a {
+) -> impl FnMut(EpochId, &mut Waiting<F>) + 'a {
     move |epoch, frame| {
         let Some(speculating) = speculating else { return };
-        if speculating.release(now, frame.bytes_mut()) {
-            record(audit, core, id, Some(epoch), frame.bytes());
+        let bytes = compact.bytes_mut(frame);
+        if speculating.release(now, bytes) {
+            record(audit, core, id, Some(epoch), bytes);
         }
     }
 }

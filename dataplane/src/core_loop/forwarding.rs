@@ -118,10 +118,8 @@ impl<W: Wire> Core<W> {
                 break;
             }
             let egress = &mut ports[slot].egress;
-            if let Some(soon) = egress.outbox.get(AHEAD) {
-                soon.prefetch();
-            }
-            let Some(frame) = egress.next() else { break };
+            egress.prefetch(AHEAD);
+            let Some(frame) = egress.next(wire) else { break };
             let Some(receiver) = frame.bytes().first_chunk().map(|mac| Mac(*mac)) else { continue };
             let destination = match last {
                 Some((mac, destination)) if mac == receiver => destination,

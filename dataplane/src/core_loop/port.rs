@@ -10,9 +10,10 @@ use super::speculation::Speculating;
 use super::{PortId, monotonic_ns};
 use crate::announcement::REPETITIONS;
 use crate::coalescing::{BURST, Burst};
+use crate::compact::{Compact, Waiting};
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, Escrow, Limits};
-use crate::frame::Frame;
+use crate::frame::{Frame, Wire};
 use crate::guest::{GuestPort, VirtioNetHdr};
 use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
@@ -112,9 +113,11 @@ impl Bell {
 
 /// What a guest sent, until the wire has it. From the first queue to the last, order is kept (OC-2).
 pub(super) struct Egress<F> {
-    pub(super) escrow: Escrow<F>,
+    pub(super) escrow: Escrow<Waiting<F>>,
     /// May go, but has not been routed.
-    pub(super) outbox: VecDeque<F>,
+    pub(super) outbox: VecDeque<Waiting<F>>,
+    /// Small frames of those two that had to wait for a commit.
+    pub(super) compact: Compact,
     /// Routed, and waiting for the wire to take it; at most a burst.
     pub(super) to_wire: VecDeque<F>,
     /// Bytes of those two.
@@ -129,6 +132,7 @@ impl<F: Frame> Egress<F> {
         Self {
             escrow: Escrow::new(limits),
             outbox: VecDeque::with_capacity(limits.frames + 2 * MAX_SEGMENTS),
+            compact: Compact::new(limits.frames),
             to_wire: VecDeque::with_capacity(BURST),
             waiting_bytes: 0,
             fenced,
@@ -157,15 +161,19 @@ impl<F: Frame> Egress<F> {
 
     /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
     pub(super) fn accept(&mut self, frame: F) {
-        if let Some(frame) = self.escrow.hold(frame) {
-            self.send(frame);
+        if self.escrow.open_epoch().is_none() {
+            return self.send(frame);
         }
+        let waiting = self.compact.put(frame);
+        let bytes = waiting.len();
+        let back = self.escrow.hold(waiting, bytes);
+        debug_assert!(back.is_none(), "an epoch is open");
     }
 
     /// Puts a frame that may go behind all others that may go.
     pub(super) fn send(&mut self, frame: F) {
         self.waiting_bytes += frame.bytes().len() as u64;
-        self.outbox.push_back(frame);
+        self.outbox.push_back(Waiting::Frame(frame));
     }
 
     /// Counts frames that the escrow moved to the outbox.
@@ -173,11 +181,29 @@ impl<F: Frame> Egress<F> {
         self.waiting_bytes += amount.bytes;
     }
 
-    /// The next frame to be routed.
-    pub(super) fn next(&mut self) -> Option<F> {
-        let frame = self.outbox.pop_front()?;
+    /// The next frame to be routed, in memory of `wire`; none as well when there is no memory for it now.
+    #[inline]
+    pub(super) fn next<W: Wire<Frame = F>>(&mut self, wire: &mut W) -> Option<F> {
+        // One that finds no memory stays first in line (OC-2).
+        let small = match self.outbox.front()? {
+            Waiting::Frame(_) => None,
+            Waiting::Small(small) => Some(self.compact.take(small, wire)?),
+        };
+        let frame = match (self.outbox.pop_front()?, small) {
+            (Waiting::Frame(frame), _) => frame,
+            (Waiting::Small(_), frame) => frame?,
+        };
         self.waiting_bytes -= frame.bytes().len() as u64;
         Some(frame)
+    }
+
+    /// Has the frame fetched that is so far behind the next one. A hint.
+    #[inline]
+    pub(super) fn prefetch(&self, ahead: usize) {
+        // The ring is read in order, which processors see by themselves.
+        if let Some(Waiting::Frame(frame)) = self.outbox.get(ahead) {
+            frame.prefetch();
+        }
     }
 
     /// Puts a routed frame behind the others that the wire is to take.
@@ -206,6 +232,7 @@ impl<F: Frame> Egress<F> {
     pub(super) fn discard(&mut self) -> u64 {
         let dropped = self.escrow.discard().frames + self.waiting().frames;
         self.outbox.clear();
+        self.compact.clear();
         self.to_wire.clear();
         self.waiting_bytes = 0;
         dropped
@@ -456,21 +483,56 @@ const _: () = assert!(NATIVE_BACKLOG + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::heap::HeapGuest;
+    use crate::heap::{HeapGuest, HeapWire};
+    use holdfast_epoch::EpochId;
 
     #[test]
     fn what_waits_is_counted_through_all_queues() {
-        let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
-        (1..=3).for_each(|len| egress.accept(vec![0; len]));
-        assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
-        while let Some(frame) = egress.next() {
-            egress.route_to_wire(frame);
+        let (mut wire, _peer) = HeapWire::new(1500, 8, false).expect("a wire");
+        for is_held in [false, true] {
+            let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
+            if is_held {
+                egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
+            }
+            for len in 1..=3 {
+                let frame = wire.alloc(len).expect("memory");
+                egress.accept(frame);
+            }
+            if is_held {
+                assert_eq!(egress.waiting(), Amount::default());
+                let amount = egress.escrow.open(&mut egress.outbox, &mut |_, _| {});
+                egress.released(amount);
+            }
+            assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
+            while let Some(frame) = egress.next(&mut wire) {
+                egress.route_to_wire(frame);
+            }
+            let sent = egress.hand_over(|queue| queue.drain(..2).count());
+            assert_eq!(sent, Amount { frames: 2, bytes: 3 });
+            assert_eq!(egress.waiting(), Amount { frames: 1, bytes: 3 });
+            assert_eq!(egress.discard(), 1);
+            assert_eq!(egress.waiting(), Amount::default());
         }
-        let sent = egress.hand_over(|queue| queue.drain(..2).count());
-        assert_eq!(sent, Amount { frames: 2, bytes: 3 });
-        assert_eq!(egress.waiting(), Amount { frames: 1, bytes: 3 });
-        assert_eq!(egress.discard(), 1);
-        assert_eq!(egress.waiting(), Amount::default());
+    }
+
+    /// OC-2: small frames that found no memory of the wire stay first in line, before those behind them.
+    #[test]
+    fn a_small_frame_that_finds_no_memory_is_waited_for() {
+        let (mut wire, _peer) = HeapWire::new(1500, 2, false).expect("a wire");
+        let mut egress = Egress::new(Limits { frames: 10, bytes: 10_000, inbound: 1 }, false);
+        egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
+        for len in [60, 1000] {
+            let frame = wire.alloc(len).expect("memory");
+            egress.accept(frame);
+        }
+        let amount = egress.escrow.open(&mut egress.outbox, &mut |_, _| {});
+        egress.released(amount);
+        let other = wire.alloc(1).expect("that of the small frame is free");
+        assert!(egress.next(&mut wire).is_none());
+        drop(other);
+        let lens: Vec<usize> =
+            std::iter::from_fn(|| egress.next(&mut wire)).map(|frame| frame.bytes().len()).collect();
+        assert_eq!(lens, [60, 1000]);
     }
 
     /// RB-1: a frame that the guest has no buffers for does not block its port for good.

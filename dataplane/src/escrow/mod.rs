@@ -15,7 +15,6 @@
 //!
 //! Owned by the polling core.
 
-use crate::frame::Frame;
 use crate::segmentation::MAX_SEGMENTS;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::collections::VecDeque;
@@ -119,7 +118,7 @@ pub struct Escrow<F> {
     limits: Limits,
 }
 
-impl<F: Frame> Escrow<F> {
+impl<F> Escrow<F> {
     /// An empty escrow of a port that is not protected.
     #[must_use]
     pub fn new(limits: Limits) -> Self {
@@ -159,13 +158,13 @@ impl<F: Frame> Escrow<F> {
             && self.held.bytes + waiting.bytes < self.limits.bytes as u64
     }
 
-    /// Holds a frame until the commit of the open epoch; gives it back when the port is not protected.
+    /// Holds a frame of so many bytes until the commit of the open epoch; gives it back when the port is not
+    /// protected.
     ///
     /// Bound: O(1). Allocations: none below the limits.
     #[must_use = "a frame that comes back is to be sent"]
-    pub fn hold(&mut self, frame: F) -> Option<F> {
+    pub fn hold(&mut self, frame: F, bytes: usize) -> Option<F> {
         let Some(open) = &mut self.open else { return Some(frame) };
-        let bytes = frame.bytes().len();
         open.amount.add(bytes);
         self.held.add(bytes);
         self.frames.push_back(frame);

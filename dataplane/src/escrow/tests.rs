@@ -2,17 +2,10 @@ use super::*;
 use holdfast_epoch::{Confirmation, Digest, Epoch};
 use proptest::prelude::*;
 
-struct Numbered(u32, [u8; 8]);
+struct Numbered(u32);
 
-impl Frame for Numbered {
-    fn bytes(&self) -> &[u8] {
-        &self.1
-    }
-
-    fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.1
-    }
-}
+/// Bytes of each frame.
+const LEN: usize = 8;
 
 fn token(term: u64, epoch: u64) -> ReleaseToken {
     let (term, id, digest) = (Term::new(term), EpochId::new(epoch), Digest([1; 32]));
@@ -31,7 +24,7 @@ fn protected(first: u64) -> Escrow<Numbered> {
 
 fn hold(escrow: &mut Escrow<Numbered>, numbers: std::ops::Range<u32>) {
     for number in numbers {
-        assert!(escrow.hold(Numbered(number, [0; 8])).is_none());
+        assert!(escrow.hold(Numbered(number), LEN).is_none());
     }
 }
 
@@ -153,7 +146,7 @@ fn a_port_that_is_opened_gives_up_everything_in_order() {
     hold(&mut escrow, 3..5);
     assert_eq!(escrow.open(&mut out, &mut as_it_is), Amount { frames: 5, bytes: 40 });
     assert_eq!(numbers(&out), [0, 1, 2, 3, 4]);
-    let back = escrow.hold(Numbered(9, [0; 8])).expect("a port that is not protected holds nothing");
+    let back = escrow.hold(Numbered(9), LEN).expect("a port that is not protected holds nothing");
     assert_eq!(back.0, 9);
     assert!(
         escrow.release(&token(1, 1), &mut out, &mut as_it_is).is_ok(),

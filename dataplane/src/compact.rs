@@ -1,0 +1,200 @@
+//! Small frames that wait for a commit, close together.
+//!
+//! A frame of the wire lies in memory that holds the longest one: thousands of small ones that wait touch a page
+//! of memory each, which no cache holds. So a small frame that has to wait is copied to the end of one ring of
+//! bytes, and its memory is free for the next; when it is routed it gets memory of the wire again. Both ends of the
+//! ring are read and written in order, as processors like it.
+//!
+//! ```text
+//!   queue   [ Small ][ Frame ][ Small ][ Small ] ...       a frame, or where it is in the ring
+//!              |                  |        |
+//!   ring    [ bytes           | bytes  | bytes   |  room ]
+//!            ^ head                               ^ tail
+//! ```
+//!
+//! Owned by the polling core. The ring is allocated at start; without room in it frames stay where they are.
+
+use crate::frame::{Frame, Wire};
+
+/// Bytes of the longest frame that is copied.
+const SMALL: usize = 256;
+
+/// A frame that waits.
+#[derive(Debug)]
+pub(crate) enum Waiting<F> {
+    /// In its own memory.
+    Frame(F),
+    /// In the ring.
+    Small(Small),
+}
+
+/// Where a small frame is in the ring.
+#[derive(Debug)]
+pub(crate) struct Small {
+    at: u32,
+    len: u16,
+    is_sound: bool,
+}
+
+impl Small {
+    fn range(&self) -> std::ops::Range<usize> {
+        self.at as usize..self.at as usize + usize::from(self.len)
+    }
+}
+
+impl<F: Frame> Waiting<F> {
+    /// Bytes of the frame.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Frame(frame) => frame.bytes().len(),
+            Self::Small(small) => usize::from(small.len),
+        }
+    }
+}
+
+/// The ring of bytes. What goes in first is taken out first.
+#[derive(Debug)]
+pub(crate) struct Compact {
+    ring: Box<[u8]>,
+    /// Where the oldest begins.
+    head: usize,
+    /// Where the newest ends. Equal to `head` only when there is none.
+    tail: usize,
+    frames: usize,
+}
+
+impl Compact {
+    /// With room for so many small frames; memory that is never used is never touched.
+    pub(crate) fn new(frames: usize) -> Self {
+        let len = (frames.saturating_add(1).saturating_mul(SMALL)).min(u32::MAX as usize);
+        Self { ring: vec![0; len].into_boxed_slice(), head: 0, tail: 0, frames: 0 }
+    }
+
+    /// Takes a frame that has to wait; it is copied if it is small.
+    ///
+    /// Bound: one copy of [`SMALL`] bytes. Allocations: none.
+    #[inline]
+    pub(crate) fn put<F: Frame>(&mut self, frame: F) -> Waiting<F> {
+        let bytes = frame.bytes();
+        let Some(at) = self.place(bytes.len()) else { return Waiting::Frame(frame) };
+        let small = Small { at: at as u32, len: bytes.len() as u16, is_sound: frame.is_sound() };
+        self.ring[small.range()].copy_from_slice(bytes);
+        self.tail = small.range().end;
+        self.frames += 1;
+        Waiting::Small(small)
+    }
+
+    /// The bytes of a frame that waits.
+    pub(crate) fn bytes_mut<'a, F: Frame>(&'a mut self, waiting: &'a mut Waiting<F>) -> &'a mut [u8] {
+        match waiting {
+            Waiting::Frame(frame) => frame.bytes_mut(),
+            Waiting::Small(small) => &mut self.ring[small.range()],
+        }
+    }
+
+    /// Takes the oldest small frame out, into memory of `wire`; none, and nothing changed, if there is none.
+    #[inline]
+    pub(crate) fn take<W: Wire>(&mut self, small: &Small, wire: &mut W) -> Option<W::Frame> {
+        let mut frame = wire.alloc(usize::from(small.len))?;
+        frame.bytes_mut().copy_from_slice(&self.ring[small.range()]);
+        if small.is_sound {
+            frame.set_sound();
+        }
+        self.head = small.range().end;
+        self.frames -= 1;
+        if self.frames == 0 {
+            self.clear();
+        }
+        Some(frame)
+    }
+
+    /// Forgets all.
+    pub(crate) const fn clear(&mut self) {
+        (self.head, self.tail, self.frames) = (0, 0, 0);
+    }
+
+    /// Where so many bytes in one piece have room, behind the newest.
+    const fn place(&self, len: usize) -> Option<usize> {
+        if len == 0 || len > SMALL {
+            return None;
+        }
+        if self.tail >= self.head {
+            if self.ring.len() - self.tail >= len {
+                return Some(self.tail);
+            }
+            // From the start again; what is left at the end is skipped.
+            return if self.head > len { Some(0) } else { None };
+        }
+        if self.head - self.tail > len { Some(self.tail) } else { None }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::HeapWire;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    /// A queue entry is as long as a frame, or moving it would cost what the ring saves.
+    #[test]
+    fn an_entry_is_no_longer_than_a_frame() {
+        type Frame = (std::ptr::NonNull<u8>, u64);
+        assert_eq!(size_of::<Waiting<Frame>>(), size_of::<Frame>());
+    }
+
+    #[test]
+    fn long_frames_and_those_without_room_stay_where_they_are() {
+        let mut compact = Compact::new(1);
+        assert!(matches!(compact.put(vec![1; SMALL + 1]), Waiting::Frame(_)));
+        assert!(matches!(compact.put(vec![1; SMALL]), Waiting::Small(_)));
+        assert!(matches!(compact.put(vec![1; SMALL]), Waiting::Small(_)));
+        assert!(matches!(compact.put(vec![1; 60]), Waiting::Frame(_)));
+    }
+
+    /// OC-2: a frame that finds no memory is not lost, and comes next.
+    #[test]
+    fn a_frame_that_finds_no_memory_waits_on() {
+        let (mut wire, _peer) = HeapWire::new(1500, 1, false).expect("a wire");
+        let mut compact = Compact::new(4);
+        let Waiting::Small(small) = compact.put(vec![7; 60]) else { panic!("it is small") };
+        let all = wire.alloc(1).expect("there is one");
+        assert!(compact.take(&small, &mut wire).is_none());
+        drop(all);
+        assert_eq!(compact.take(&small, &mut wire).expect("memory").bytes(), [7; 60]);
+    }
+
+    proptest! {
+        /// OC-2: whatever comes and goes, of whatever length, comes out as it went in, and in order.
+        #[test]
+        fn frames_come_out_as_they_went_in(
+            steps in prop::collection::vec((1usize..300, any::<bool>()), 0..400),
+            room in 0usize..8,
+        ) {
+            let (mut wire, _peer) = HeapWire::new(1500, 4, false).expect("a wire");
+            let mut compact = Compact::new(room);
+            let mut queue = VecDeque::new();
+            let mut fill = 0u8;
+            for (len, goes) in steps {
+                if goes {
+                    let Some((waiting, expected)) = queue.pop_front() else { continue };
+                    let bytes = match waiting {
+                        Waiting::Frame(frame) => frame,
+                        Waiting::Small(small) => {
+                            compact.take(&small, &mut wire).expect("memory").bytes().to_vec()
+                        }
+                    };
+                    prop_assert_eq!(&bytes, &expected);
+                } else {
+                    fill = fill.wrapping_add(1);
+                    let frame = vec![fill; len];
+                    queue.push_back((compact.put(frame.clone()), frame));
+                }
+                for (waiting, expected) in &mut queue {
+                    prop_assert_eq!(waiting.len(), expected.len());
+                    prop_assert_eq!(&*compact.bytes_mut(waiting), &expected[..]);
+                }
+            }
+        }
+    }
+}
