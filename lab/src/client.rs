@@ -321,10 +321,12 @@ impl Client {
         Ok(times)
     }
 
-    /// Sets how the guest dirties its memory; no pages stops it.
+    /// Sets how the guest dirties its memory; no pages stops it. Where all pages are written at once, they have
+    /// been for the first time then.
     pub fn dirty(&self, guest: IpAddr, order: Dirty) -> Result<(), ClientError> {
         let target = SocketAddr::new(guest, DIRTY_PORT);
-        let patience = Duration::from_secs(30);
+        // A guest under translation on a busy machine writes some 40 MiB a second at the least.
+        let patience = Duration::from_secs(30 + u64::from(order.pages) / 10_000);
         let mut stream = self.connect(target, patience)?;
         let failed = |source| ClientError::Exchange { what: "set the dirtying", target, source };
         stream.set_read_timeout(Some(patience)).map_err(failed)?;

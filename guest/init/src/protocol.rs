@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Port [`ECHO_PORT`] returns what it gets, over TCP and UDP. Port [`DIRTY_PORT`] takes [`Dirty`] and
-//! answers with a verdict: from then on the guest writes to that many pages every interval.
+//! answers with a verdict: from then on the guest writes to that many pages every interval. Where all are
+//! written at once they have been written for the first time then.
 //!
 //! Both ends treat what they read as hostile: records have one fixed length and are checked whole.
 
@@ -171,6 +172,9 @@ pub enum Content {
     Word,
     /// A page of noise, other noise each time: it cannot be compressed.
     Noise,
+    /// A copy of one of a few other pages of the guest, which stay as they are; of another one each time. As a
+    /// page cache has them that several programs fill from one file.
+    Copies,
 }
 
 /// Asks the guest to write to `pages` pages every `interval_us` microseconds of its own clock.
@@ -202,11 +206,15 @@ impl Dirty {
     #[must_use]
     pub fn encode(&self) -> [u8; Self::LEN] {
         let spread = u64::from(self.pace == Pace::Spread);
-        let noise = u64::from(self.content == Content::Noise);
+        let content: u64 = match self.content {
+            Content::Word => 0,
+            Content::Noise => 1,
+            Content::Copies => 2,
+        };
         let mut out = [0; Self::LEN];
         put(&mut out, 0, DIRTY_MAGIC);
         put(&mut out, 8, u64::from(self.pages) | u64::from(self.interval_us) << 32);
-        put(&mut out, 16, spread | noise << 1);
+        put(&mut out, 16, spread | content << 1);
         out
     }
 
@@ -214,14 +222,17 @@ impl Dirty {
     pub fn decode(bytes: &[u8; Self::LEN]) -> Result<Self, RecordError> {
         expect(bytes, DIRTY_MAGIC, "dirty request")?;
         let (both, how) = (get(bytes, 8), get(bytes, 16));
-        if how > 3 {
-            return Err(RecordError::Kind { record: "dirty request", found: how as u32 });
-        }
+        let content = match how >> 1 {
+            0 => Content::Word,
+            1 => Content::Noise,
+            2 => Content::Copies,
+            _ => return Err(RecordError::Kind { record: "dirty request", found: how as u32 }),
+        };
         Ok(Self {
             pages: (both as u32).min(Self::MAX_PAGES),
             interval_us: (both >> 32) as u32,
             pace: if how & 1 == 0 { Pace::AtOnce } else { Pace::Spread },
-            content: if how & 2 == 0 { Content::Word } else { Content::Noise },
+            content,
         })
     }
 }
@@ -252,7 +263,12 @@ mod tests {
         for verdict in [Verdict::Exact { bytes: 5 }, Verdict::Differs { bytes: 9, first: 4 }] {
             assert_eq!(Verdict::decode(&verdict.encode()), Ok(verdict));
         }
-        for (pace, content) in [(Pace::AtOnce, Content::Noise), (Pace::Spread, Content::Word)] {
+        for (pace, content) in [
+            (Pace::AtOnce, Content::Noise),
+            (Pace::Spread, Content::Word),
+            (Pace::AtOnce, Content::Copies),
+            (Pace::Spread, Content::Copies),
+        ] {
             let dirty = Dirty { pace, content, ..Dirty::words(200, 10_000) };
             assert_eq!(Dirty::decode(&dirty.encode()), Ok(dirty));
         }
@@ -268,7 +284,7 @@ mod tests {
         unknown[8] = 9;
         assert_eq!(Request::decode(&unknown), Err(RecordError::Kind { record: "request", found: 9 }));
         let mut unknown = Dirty::words(1, 1).encode();
-        unknown[16] = 4;
-        assert_eq!(Dirty::decode(&unknown), Err(RecordError::Kind { record: "dirty request", found: 4 }));
+        unknown[16] = 6;
+        assert_eq!(Dirty::decode(&unknown), Err(RecordError::Kind { record: "dirty request", found: 6 }));
     }
 }
