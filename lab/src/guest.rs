@@ -13,7 +13,11 @@ use crate::topology::{CLIENT_IP, guest_ip, guest_ip6, guest_mac};
 use holdfast_guest_init::protocol::READY_LINE;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A monitor that does not answer yet is asked again after this.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -392,6 +396,18 @@ impl Guest {
     /// machine a boot takes some seconds.
     pub fn wait_ready(&mut self, patience: Duration) -> Result<(), ProcessError> {
         self.process.wait_for_text(&self.spec.console(), READY_LINE, patience)
+    }
+
+    /// Waits until the laboratory's monitor answers, as it does before the guest runs; the one of a guest that
+    /// waits for another's state says no more.
+    pub fn wait_monitor(&mut self, patience: Duration) -> Result<(), MonitorError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.monitor() {
+                Err(_) if self.process.is_running() && Instant::now() < until => thread::sleep(LOOK),
+                answer => return answer.map(drop),
+            }
+        }
     }
 
     /// The process id of QEMU.

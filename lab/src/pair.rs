@@ -137,6 +137,8 @@ pub struct PairOptions {
     pub transport: Transport,
     /// The wire of the bypass; a plain one takes no emulator.
     pub bypass_wire: WireSpec,
+    /// The kind of its ports: `af_packet` or `kernel`.
+    pub bypass_kind: &'static str,
     /// Lines added to the `[[vm]]` section of each VM.
     pub vm_lines: String,
     /// Whether QEMU listens on the vhost-user sockets and Holdfast connects, instead of the reverse.
@@ -165,6 +167,7 @@ impl PairOptions {
             wire_seed: 1,
             transport: Transport::Tcp,
             bypass_wire: WireSpec::default(),
+            bypass_kind: "af_packet",
             vm_lines: String::new(),
             qemu_listens: false,
             paired: true,
@@ -569,8 +572,8 @@ fn start_bypass_wire(
 /// The `[[wire]]` of the bypass.
 fn bypass_wire_section(options: &PairOptions) -> String {
     format!(
-        "\n[[wire]]\nname = \"bypass\"\nkind = \"af_packet\"\niface = {BYPASS:?}\nmtu = {}\nframes = 4096\n",
-        options.topology.bypass_mtu
+        "\n[[wire]]\nname = \"bypass\"\nkind = {:?}\niface = {BYPASS:?}\nmtu = {}\nframes = 4096\n",
+        options.bypass_kind, options.topology.bypass_mtu
     )
 }
 
