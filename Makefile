@@ -19,7 +19,7 @@ SEEDS ?= 10000
 FIRST ?= 1
 FUZZ_SEED ?= 1
 
-.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk bench-paper bench-pps fuzz clean
+.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk bench-paper bench-pages bench-pps fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -91,6 +91,10 @@ bench-bulk: build guest ## the guest's sending, mode by mode and epoch by epoch 
 bench-paper: build guest ## the paper's evaluation again, as a page with plots (40 minutes); PAPER="--quick" for ten minutes
 	scripts/guest-apps >/dev/null
 	$(HOLDFAST) bench paper $(PAPER)
+
+bench-pages: build guest ## memory from host to host, stage by stage, beside QEMU's migration and memcpy; PAGES="--rounds 1" passes options
+	scripts/guest-apps >/dev/null
+	$(HOLDFAST) bench pages $(PAGES)
 
 bench-pps: build ## frames a second through the rings beside DPDK's own vhost; PPS="--rings split,packed" passes options
 	$(HOLDFAST) bench pps $(PPS)

@@ -5,6 +5,9 @@ use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_report::run::Machine;
 use std::time::SystemTime;
 
+/// Memory that the hosts need beside guest and image.
+const SPARE_MIB: u64 = 1024;
+
 /// This machine as it is now, and what of these applications is in the guest.
 pub(super) fn this(qemu: &Qemu, artifacts: &Artifacts, apps: &[App]) -> Machine {
     Machine {
@@ -36,4 +39,20 @@ pub(super) fn plain() -> Machine {
         started: Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
         ..Machine::default()
     }
+}
+
+/// Whether there is memory for a guest and its image; what is lacking otherwise.
+pub(super) fn check_memory(guest_mib: u32) -> Result<(), String> {
+    let (needed, there) = (2 * u64::from(guest_mib) + SPARE_MIB, available_mib());
+    if there < needed {
+        return Err(format!("a guest of {guest_mib} MiB: it needs {needed} MiB, and {there} are available"));
+    }
+    Ok(())
+}
+
+/// Memory that can be had without pushing anything out; none when the host does not say.
+fn available_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib >> 10)
 }

@@ -3,6 +3,7 @@
 mod bulk;
 mod compare;
 mod machine;
+mod pages;
 mod paper;
 mod pause;
 mod pps;
@@ -26,6 +27,9 @@ pub(crate) enum Bench {
     Paper(Box<paper::PaperOptions>),
     /// How long the guest stands still for a checkpoint, by dirty pages and by the guest's size, part by part.
     Pause(pause::PauseOptions),
+    /// How fast memory goes from host to host, stage by stage, and how much of it has to go, beside QEMU's own
+    /// migration and memcpy.
+    Pages(pages::PagesOptions),
     /// Frames a second through the rings in each mode, beside DPDK's own vhost, driven by dpdk-testpmd.
     Pps(pps::PpsOptions),
     /// Tell two stored runs apart by their rounds: how many times as fast, and whether that is more than chance.
@@ -56,6 +60,7 @@ pub(crate) fn run(bench: &Bench) -> Result<(), Failure> {
         Bench::Bulk(options) => crate::demo::check_host().and_then(|()| bulk::run(options)),
         Bench::Paper(options) => crate::demo::check_host().and_then(|()| paper::run(options)),
         Bench::Pause(options) => crate::demo::check_host().and_then(|()| pause::run(options)),
+        Bench::Pages(options) => crate::demo::check_host().and_then(|()| pages::run(options)),
         Bench::Pps(options) => pps::run(options),
         Bench::Compare(options) => compare::run(options),
         Bench::Report(options) => report::run(options),

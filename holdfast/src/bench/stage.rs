@@ -2,18 +2,20 @@
 
 use crate::cli::Failure;
 use crate::config::{EpochPolicy, Mode};
+use clap::ValueEnum;
 use holdfast_lab::agent;
 use holdfast_lab::artifacts::Qemu;
 use holdfast_lab::client::Client;
 use holdfast_lab::emulator::{Report, WireEmulator, WireSpec};
 use holdfast_lab::guest::GuestSpec;
-use holdfast_lab::pair::{Pair, PairError, PairOptions};
+use holdfast_lab::pair::{Pair, PairError, PairOptions, Transport};
 use holdfast_lab::topology::guest_ip;
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::time::Duration;
 
-const VM: &str = "guest";
-const READY: Duration = Duration::from_secs(90);
+pub(super) const VM: &str = "guest";
+pub(super) const READY: Duration = Duration::from_secs(90);
 /// A change of mode, with the synchronisation that protection begins with.
 const CHANGE: Duration = Duration::from_secs(60);
 /// What is measured is tried that often.
@@ -34,6 +36,32 @@ pub(super) struct Setting {
     pub(super) adaptive: bool,
 }
 
+/// The kind of the ports of a bypass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[value(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BypassPort {
+    /// DPDK's, with packets of 1500 bytes.
+    AfPacket,
+    /// An interface as it is, with packets of 9000 bytes.
+    Kernel,
+}
+
+impl BypassPort {
+    /// The kind of its wire, and that one's MTU.
+    const fn wire(self) -> (&'static str, u16) {
+        match self {
+            Self::AfPacket => ("af_packet", 1500),
+            Self::Kernel => ("kernel", 9000),
+        }
+    }
+
+    /// Bytes of a packet, at most.
+    pub(super) const fn mtu(self) -> u16 {
+        self.wire().1
+    }
+}
+
 /// What the stage is made from.
 pub(super) struct StageSpec<'a> {
     pub(super) qemu: Qemu,
@@ -45,6 +73,8 @@ pub(super) struct StageSpec<'a> {
     pub(super) aware: bool,
     /// Memory of the guest.
     pub(super) memory_mib: u32,
+    /// The bypass over which epochs go, if they do.
+    pub(super) bypass: Option<BypassPort>,
     /// What the guest has besides.
     pub(super) shape: fn(&mut GuestSpec),
 }
@@ -77,6 +107,10 @@ impl Stage {
         plan.memory_mib = spec.memory_mib;
         plan.wire = spec.wire.clone();
         plan.wire_seed = spec.seed;
+        if let Some(port) = spec.bypass {
+            plan.transport = Transport::Bypass;
+            (plan.bypass_kind, plan.topology.bypass_mtu) = port.wire();
+        }
         plan.shape = spec.shape;
         let mut pair = Pair::start(plan).map_err(Failure::failed)?;
         pair.wait_ready(READY).map_err(Failure::failed)?;

@@ -83,6 +83,7 @@ impl<'a> Matrix<'a> {
             first: Setting { mode: *mode, epoch_ms: *epoch, adaptive: options.adaptive },
             aware,
             memory_mib: MEMORY_MIB,
+            bypass: None,
             shape: match (aware, options.without_iperf3) {
                 (false, false) => with_iperf3,
                 (false, true) => plain,

@@ -92,6 +92,7 @@ pub(super) fn run(options: &PaperOptions) -> Result<(), Failure> {
             first,
             aware: extent.modes.contains(&Mode::Aware),
             memory_mib: MEMORY_MIB,
+            bypass: None,
             shape: if extent.apps.is_empty() { without_apps } else { with_apps },
         })?,
         progress: Progress::new(&steps, &extent),

@@ -25,8 +25,6 @@ use std::time::Duration;
 const SETTLING: u64 = 4;
 /// Of the epochs that Holdfast remembers, some are not committed yet.
 const MOST_EPOCHS: u64 = 400;
-/// Memory that the hosts need beside guest and image.
-const SPARE_MIB: u64 = 1024;
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct PauseOptions {
@@ -158,9 +156,8 @@ fn guest(
     guest_mib: u32,
     found: &mut Found,
 ) -> Result<(), Failure> {
-    let (needed, there) = (2 * u64::from(guest_mib) + SPARE_MIB, available_mib());
-    if there < needed {
-        found.refuse(format!("a guest of {guest_mib} MiB: it needs {needed} MiB, and {there} are available"));
+    if let Err(lack) = super::machine::check_memory(guest_mib) {
+        found.refuse(lack);
         return Ok(());
     }
     // What the guest's own system needs is not the benchmark's to write.
@@ -176,6 +173,7 @@ fn guest(
         first: Setting { mode: Mode::Commit, epoch_ms: options.epoch_ms, adaptive: false },
         aware: false,
         memory_mib: guest_mib,
+        bypass: None,
         shape: |spec| dress(spec, false),
     })?;
     for pages in sets {
@@ -222,11 +220,4 @@ fn measure(
     let epochs: Vec<&Value> = all.iter().filter(committed).collect();
     Row::of((round, guest_mib, pages, epoch_ms), &epochs)
         .ok_or_else(|| Failure::Failed("no epoch was committed while it was measured".into()))
-}
-
-/// Memory that can be had without pushing anything out; none when the host does not say.
-fn available_mib() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib >> 10)
 }
