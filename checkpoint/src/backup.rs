@@ -14,6 +14,10 @@
 //! go of a checkpoint that would need what the gate kept for it. So no machine goes live from an image and a
 //! gate of two epochs, and nothing has to be kept twice.
 //!
+//! Pages may come as references to what was sent before ([`reduction`](crate::reduction)): to what is staged of a page
+//! in the open epoch, or else to the image, which then has the epoch before. A page that is unchanged is in the
+//! digest and is not staged: what it refers to is there.
+//!
 //! Everything that a peer drives is checked here: what does not fit the state of the session, the
 //! term (FO-1), the bounds (RB-1) or the digest (CK-1) is refused with a reason, and the session ends.
 //! The image is then what it was at the last commit.
@@ -28,14 +32,15 @@ use crate::delta;
 use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};
 use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
-use crate::pages::PAGE_SIZE;
+use crate::pages::{PAGE_SIZE, PageIndex};
 use crate::primary::SharedGate;
 use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Payload, Refusal, RefusalCode, Seal, StateKind};
-use crate::reduction::{Reduced, restore};
+use crate::reduction::{Reduced, is_zero, restore};
 use holdfast_epoch::{EpochId, Term};
+use std::collections::HashMap;
 
 /// What a record costs beside its bytes.
-const RECORD_COST: u64 = 32;
+const RECORD_COST: u64 = 96;
 
 /// What a message came to, beside the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,6 +82,8 @@ enum Phase {
 #[derive(Debug, Default)]
 struct Staging {
     pages: StagedPages,
+    /// Where the last version of each of these is: its place among those with bytes; none if it is all zeros.
+    places: HashMap<PageIndex, Option<usize>>,
     devices: Vec<u8>,
     /// What comes instead of it.
     change: Option<Vec<u8>>,
@@ -180,20 +187,17 @@ impl BackupSession {
     }
 
     fn base(&mut self, batch: &PageBatch, image: &mut Image) -> Result<Outcome, Refusal> {
-        let hasher = self.staged.base.as_mut().expect("there from the Begin to the first seal");
         let pages = image.len() / PAGE_SIZE as u64;
         let mut bytes = [0; PAGE_SIZE];
         for record in batch.records(pages) {
             let (page, reduced) = record.map_err(malformed)?;
-            let zero = reduced == Reduced::Zero;
-            hasher.add_index(page, zero);
-            let content = if zero {
-                None
-            } else {
-                restore(reduced, &mut bytes).map_err(malformed)?;
-                hasher.add_bytes(&bytes);
-                Some(&bytes)
-            };
+            self.staged.restore(image, page, reduced, &mut bytes)?;
+            let content = (!is_zero(&bytes)).then_some(&bytes);
+            let hasher = self.staged.base.as_mut().expect("there from the Begin to the first seal");
+            hasher.add_index(page, content.is_none());
+            if let Some(bytes) = content {
+                hasher.add_bytes(bytes);
+            }
             image.write_base(page, content).map_err(|fault| refusal(&fault))?;
         }
         Ok(Outcome::Taken)
@@ -204,20 +208,22 @@ impl BackupSession {
         self.scratch.clear();
         for record in batch.records(pages) {
             let (page, reduced) = record.map_err(malformed)?;
-            let zero = reduced == Reduced::Zero;
-            self.staged.bytes += RECORD_COST + if zero { 0 } else { PAGE_SIZE as u64 };
+            let has_bytes = !matches!(reduced, Reduced::Unchanged | Reduced::Zero);
+            self.staged.bytes += RECORD_COST + if has_bytes { PAGE_SIZE as u64 } else { 0 };
             self.check_room()?;
-            self.staged.hasher.pages.add_index(page, zero);
-            if zero {
-                self.staged.pages.push_zero(page);
-                continue;
-            }
             let from = self.scratch.len();
             self.scratch.resize(from + PAGE_SIZE, 0);
             let bytes: &mut [u8; PAGE_SIZE] =
                 (&mut self.scratch[from..]).try_into().expect("just made a page long");
-            restore(reduced, bytes).map_err(malformed)?;
-            self.staged.pages.push(page, bytes);
+            self.staged.restore(image, page, reduced, bytes)?;
+            let content = (!is_zero(bytes)).then_some(&*bytes);
+            self.staged.hasher.pages.add_index(page, content.is_none());
+            if reduced != Reduced::Unchanged {
+                self.staged.push(page, content);
+            }
+            if content.is_none() {
+                self.scratch.truncate(from);
+            }
         }
         // All at once: hashing single pages is half as fast.
         self.staged.hasher.pages.add_bytes(&self.scratch);
@@ -327,6 +333,35 @@ fn devices_of(image: &Image) -> &[u8] {
 }
 
 impl Staging {
+    /// Writes a page as it was before it was reduced.
+    fn restore(
+        &self,
+        image: &Image,
+        page: PageIndex,
+        reduced: Reduced<'_>,
+        out: &mut [u8; PAGE_SIZE],
+    ) -> Result<(), Refusal> {
+        restore(page, reduced, |page, into| self.recall(image, page, into), out).map_err(malformed)
+    }
+
+    /// What was sent of a page last; says whether anything was.
+    fn recall(&self, image: &Image, page: PageIndex, into: &mut [u8; PAGE_SIZE]) -> bool {
+        match self.places.get(&page) {
+            Some(None) => into.fill(0),
+            Some(Some(place)) => into.copy_from_slice(self.pages.bytes_at(*place)),
+            None => return image.has_page(page) && image.read_page(page, into).is_ok(),
+        }
+        true
+    }
+
+    fn push(&mut self, page: PageIndex, content: Option<&[u8; PAGE_SIZE]>) {
+        self.places.insert(page, content.map(|_| self.pages.with_bytes()));
+        match content {
+            Some(bytes) => self.pages.push(page, bytes),
+            None => self.pages.push_zero(page),
+        }
+    }
+
     /// Makes the state of the devices of the one before, where only what changed came.
     fn complete_devices(&mut self, image: &Image) -> Result<(), Refusal> {
         let Some(change) = self.change.take() else { return Ok(()) };

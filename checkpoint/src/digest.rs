@@ -1,7 +1,7 @@
 //! The digest of an epoch: what the primary promises and the backup computes anew (CK-1).
 //!
 //! It covers the content, not the way it travelled: term and epoch, the page numbers in the order in
-//! which they come, the bytes of the pages that are not zero, the two states and whether the gate's says all
+//! which they come, the bytes of the pages that are not zero, those of unchanged ones among them, the two states and whether the gate's says all
 //! by itself, the streamed bytes in their order, and for the first epoch all pages of the full
 //! synchronisation before it.
 

@@ -329,6 +329,13 @@ impl Image {
         Ok(())
     }
 
+    /// Whether the bytes of a page are here: of the checkpoint, or of the synchronisation that is under way.
+    #[must_use]
+    pub fn has_page(&self, page: PageIndex) -> bool {
+        let holds_pages = matches!(self.state, ImageState::Syncing { .. } | ImageState::Valid { .. });
+        holds_pages && page.0 < self.missing.capacity() && !self.missing.contains(page)
+    }
+
     /// Digest of the whole memory; reads all of it.
     #[must_use]
     pub fn digest(&self) -> Digest {

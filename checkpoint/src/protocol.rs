@@ -41,5 +41,5 @@ pub use message::{
     Begin, DeviceDigest, Hello, ImageHeld, MAGIC, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Seal,
     StateKind, Taken, Welcome,
 };
-pub use pages::{PageBatch, PageBatchReader, PagesError};
+pub use pages::{BATCH_PAGES, PageBatch, PageBatchReader, PageBatchWriter, PagesError};
 pub use payload::Payload;

@@ -5,8 +5,8 @@ use crate::gate::spoken::{Spoken, seeded};
 use crate::gate::{CutReport, OutputGate, PortLimits, Stream};
 use crate::image::{ImageConfig, ImageState};
 use crate::pages::PageIndex;
-use crate::protocol::{PageBatch, encode};
-use crate::reduction::Reducer;
+use crate::protocol::{PageBatch, PageBatchWriter, encode};
+use crate::reduction::{Reducer, Reduction};
 use holdfast_epoch::{Digest, ReleaseToken};
 use std::fs;
 use std::path::PathBuf;
@@ -148,10 +148,10 @@ impl Bench {
 }
 
 fn batch(pages: std::ops::Range<u64>, fill: u8) -> (PageBatch, PageHasher) {
-    let (mut reducer, mut hasher, mut bytes) = (Reducer::new(true), PageHasher::default(), Vec::new());
-    let content = [fill; PAGE_SIZE];
+    let (mut hasher, mut bytes) = (PageHasher::default(), Vec::new());
+    let (mut reducer, content) = (Reducer::new(&Reduction::default(), 0), [fill; PAGE_SIZE]);
     for page in pages.map(PageIndex) {
-        PageBatch::append(&mut bytes, page, reducer.reduce(&content));
+        PageBatchWriter::new(&mut bytes).add(page, reducer.reduce(page, &content));
         hasher.add_index(page, fill == 0);
         if fill != 0 {
             hasher.add_bytes(&content);
@@ -348,13 +348,136 @@ fn an_epoch_beyond_the_staging_limit_is_refused() {
 fn malformed_pages_are_refused() {
     let mut bench = bench();
     bench.synchronise(1);
-    let (beyond, mut broken) = (batch(PAGES..PAGES + 1, 1).0, Vec::new());
-    PageBatch::append(&mut broken, PageIndex(0), Reduced::Lz4(&[0xff; 20]));
+    let beyond = batch(PAGES..PAGES + 1, 1).0;
     assert_eq!(bench.refused(Message::Pages(epoch(2), beyond)), RefusalCode::Malformed);
-    assert_eq!(
-        bench.refused(Message::Pages(epoch(2), PageBatch::from_bytes(broken))),
-        RefusalCode::Malformed
-    );
+    for broken in [Reduced::Lz4(&[0xff; 20]), Reduced::Delta(&[0xff; 20]), Reduced::Same(PageIndex(PAGES))] {
+        assert_eq!(bench.refused(Message::Pages(epoch(2), records(&[(0, broken)]))), RefusalCode::Malformed);
+    }
+}
+
+fn records(records: &[(u64, Reduced<'_>)]) -> PageBatch {
+    let mut bytes = Vec::new();
+    let mut writer = PageBatchWriter::new(&mut bytes);
+    for &(page, reduced) in records {
+        writer.add(PageIndex(page), reduced);
+    }
+    PageBatch::from_bytes(bytes)
+}
+
+/// An LZ4 block that holds one page, of this byte.
+fn block_of(byte: u8) -> Vec<u8> {
+    let page = [byte; PAGE_SIZE];
+    match Reducer::new(&Reduction::default(), 0).reduce(PageIndex(0), &page) {
+        Reduced::Lz4(block) => block.to_vec(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// CK-1: what a page refers to is what was sent of it last: in this epoch, or else in those before it.
+#[test]
+fn references_are_to_what_was_sent_last() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let (three, nine) = (block_of(3), [9; PAGE_SIZE]);
+    let batch = records(&[
+        (5, Reduced::Raw(&nine)),
+        (6, Reduced::Same(PageIndex(5))),
+        (7, Reduced::Same(PageIndex(8))),
+        (5, Reduced::Zero),
+        (8, Reduced::Same(PageIndex(5))),
+        (9, Reduced::Delta(&three)),
+        (9, Reduced::Delta(&three)),
+        (6, Reduced::Delta(&three)),
+        (6, Reduced::Unchanged),
+        (10, Reduced::Unchanged),
+        (11, Reduced::Unchanged),
+    ]);
+    bench.tell(Message::Pages(epoch(2), batch)).expect("taken");
+    let pages = [
+        (5, 9),
+        (6, 9),
+        (7, 1),
+        (5, 0),
+        (8, 0),
+        (9, 1 ^ 3),
+        (9, 1),
+        (6, 9 ^ 3),
+        (6, 9 ^ 3),
+        (10, 1),
+        (11, 1),
+    ];
+    assert!(matches!(bench.tell(sealed(term(2), epoch(2), &pages, None)), Ok(Outcome::Committed(..))));
+    let held: Vec<_> = (5..12).map(|page| page_of(&bench.image, page)).collect();
+    assert_eq!(held, [0, 9 ^ 3, 1, 0, 1, 1, 1]);
+    let batch = records(&[(5, Reduced::Same(PageIndex(6))), (8, Reduced::Unchanged)]);
+    bench.tell(Message::Pages(epoch(3), batch)).expect("taken");
+    let seal = sealed(term(2), epoch(3), &[(5, 9 ^ 3), (8, 0)], None);
+    assert!(matches!(bench.tell(seal), Ok(Outcome::Committed(..))));
+    assert_eq!((page_of(&bench.image, 5), page_of(&bench.image, 8)), (9 ^ 3, 0));
+}
+
+/// CK-1: a reference to a page that has other bytes than the primary believes ends in no commit.
+#[test]
+fn a_wrong_reference_is_found_by_the_digest() {
+    let three = block_of(3);
+    for wrong in [Reduced::Unchanged, Reduced::Same(PageIndex(5)), Reduced::Delta(&three)] {
+        let mut bench = bench();
+        bench.synchronise(1);
+        bench.tell(Message::Pages(epoch(2), records(&[(4, wrong)]))).expect("taken");
+        assert_eq!(bench.refused(sealed(term(2), epoch(2), &[(4, 7)], None)), RefusalCode::Digest);
+    }
+}
+
+/// RB-1: while a synchronisation brings the pages, those that it has not brought yet cannot be referred to.
+#[test]
+fn a_reference_to_a_page_that_never_came_is_refused() {
+    let three = block_of(3);
+    for early in [Reduced::Unchanged, Reduced::Same(PageIndex(9)), Reduced::Delta(&three)] {
+        let mut bench = bench();
+        bench.synchronise(1);
+        bench.session = BackupSession::new(term(2), LIMIT);
+        bench.tell(Message::Begin(Begin { full: true, term: term(2), first: epoch(2) })).expect("begun");
+        let came = records(&[(3, Reduced::Zero), (4, Reduced::Same(PageIndex(3))), (3, Reduced::Unchanged)]);
+        bench.tell(Message::Base(came)).expect("what came can be referred to");
+        assert_eq!(bench.refused(Message::Base(records(&[(8, early)]))), RefusalCode::Malformed);
+        assert_eq!(bench.refused(Message::Pages(epoch(2), records(&[(8, early)]))), RefusalCode::Malformed);
+    }
+}
+
+/// RB-1, CK-1: whatever records come, they are taken or refused, and nothing of the image changes before a seal.
+#[test]
+fn any_records_are_taken_or_refused_and_change_nothing_before_a_seal() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let before = bench.image.digest();
+    let mut taken = 0;
+    for number in 2..500 {
+        bench.session = BackupSession::new(term(2), LIMIT);
+        bench
+            .tell(Message::Begin(Begin { full: false, term: term(2), first: epoch(number) }))
+            .expect("newer");
+        let mut bytes = vec![0; 8 * (number as usize % 7)];
+        blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        // Pages of the memory, few bytes, and the forms that there are.
+        for head in bytes.chunks_mut(8) {
+            head[1] &= 0x60;
+            head[2] %= PAGES as u8;
+            head[3..].fill(0);
+        }
+        taken += usize::from(bench.tell(Message::Pages(epoch(number), PageBatch::from_bytes(bytes))).is_ok());
+        assert_eq!(bench.image.digest(), before);
+    }
+    assert!((70..498).contains(&taken), "{taken} were taken");
+}
+
+/// RB-1: pages that take a few bytes to send count as well.
+#[test]
+fn unchanged_pages_without_end_are_refused_at_the_staging_limit() {
+    let mut bench = bench();
+    bench.synchronise(1);
+    let many: Vec<_> = (0..PAGES).map(|page| (page, Reduced::Unchanged)).collect();
+    let endless = (0..100_000).find_map(|_| bench.tell(Message::Pages(epoch(2), records(&many))).err());
+    assert_eq!(endless.expect("there is a limit").code, RefusalCode::NoRoom);
 }
 
 /// A full disk under the commit log: the epoch is not confirmed, and the reason names the log.

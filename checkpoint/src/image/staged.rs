@@ -32,6 +32,19 @@ impl StagedPages {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Pages with bytes that came so far.
+    pub(crate) fn with_bytes(&self) -> usize {
+        self.bytes.len() / PAGE_SIZE
+    }
+
+    /// The bytes of a page, by its place among those that have any.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    pub(crate) fn bytes_at(&self, place: usize) -> &[u8] {
+        &self.bytes[place * PAGE_SIZE..(place + 1) * PAGE_SIZE]
+    }
+
     /// Adds a page of zeros.
     pub fn push_zero(&mut self, page: PageIndex) {
         self.index.push((page, false));

@@ -4,6 +4,9 @@
 //! digest gives the token that opens the gate (OC-1); any other ends the session. When the session
 //! ends, the page sets of all epochs that were not confirmed come back in the ending (CK-2).
 //!
+//! It reduces pages, and keeps for that what it sent in this session: nothing of it outlives the thread, so that no
+//! epoch that was given up is referred to (CK-1).
+//!
 //! It also carries the gate's stream across, each chunk ahead of the seal of its epoch (SP-2). It waits for
 //! room in the link with it as it does with pages, and nobody waits for it but the capture thread for its
 //! chunks: a gate that finds its stream full goes on, and acknowledges nothing more.
@@ -15,10 +18,10 @@ use crate::pages::{PAGE_SIZE, PageSet};
 use crate::primary::stream::Feed;
 use crate::primary::{Chunk, SharedGate, Stats, Work};
 use crate::protocol::{
-    FRAME_HEAD, Message, PageBatch, Payload, Refusal, STREAM_LIMIT, Seal, StateKind, begin_pages,
+    FRAME_HEAD, Message, PageBatchWriter, Payload, Refusal, STREAM_LIMIT, Seal, StateKind, begin_pages,
     begin_stream, encode, end_frame,
 };
-use crate::reduction::{Reduced, Reducer, is_zero};
+use crate::reduction::{Price, Reducer, Reduction, ReductionFigures, is_zero};
 use crate::transport::{Link, LinkEvent};
 use crate::vm::Fault;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, select, unbounded};
@@ -116,7 +119,9 @@ pub(crate) struct SessionSettings {
     pub(crate) full: bool,
     /// The epoch that is sealed first; its gate state is whole.
     pub(crate) first: EpochId,
-    pub(crate) compress: bool,
+    pub(crate) reduction: Reduction,
+    /// Bytes of sent pages that may be kept.
+    pub(crate) cache_bytes: u64,
 }
 
 /// Starts the replication thread of a session that was welcomed and begun.
@@ -142,7 +147,9 @@ pub(crate) fn begin(
         feed,
         stats,
         in_flight: InFlight::new(settings.in_flight),
-        reducer: Reducer::new(settings.compress),
+        reducer: Reducer::new(&settings.reduction, settings.cache_bytes),
+        price: Price::default(),
+        waited: Duration::ZERO,
         hasher: EpochHasher::default(),
         base: settings.full.then(PageHasher::default),
         devices: Vec::new(),
@@ -162,6 +169,9 @@ struct Replicator {
     stats: Arc<Mutex<Stats>>,
     in_flight: InFlight<Kept>,
     reducer: Reducer,
+    price: Price,
+    /// For room in the link, since the last pages were sent.
+    waited: Duration,
     hasher: EpochHasher,
     /// Until the first seal of a full synchronisation.
     base: Option<PageHasher>,
@@ -250,6 +260,33 @@ impl Replicator {
     fn send_pages(&mut self, epoch: Option<EpochId>, chunk: Chunk) -> Result<(), Stop> {
         let mut frame = self.link.buffer();
         begin_pages(epoch, &mut frame);
+        let started = Instant::now();
+        let mut figures = self.reduce(&chunk, &mut frame);
+        let reduced = Instant::now();
+        self.hash(epoch, &chunk);
+        (figures.reduce_ns, figures.hash_ns) = (nanos(reduced - started), nanos(reduced.elapsed()));
+        figures.send_wait_ns = nanos(std::mem::take(&mut self.waited));
+        end_frame(&mut frame);
+        self.stats().sent_pages(chunk.pages.len(), frame.len(), &figures);
+        // A chunk that finds no room is simply freed.
+        drop(self.free.try_send(chunk));
+        self.send_bulk(frame)
+    }
+
+    fn reduce(&mut self, chunk: &Chunk, frame: &mut Vec<u8>) -> ReductionFigures {
+        let mut figures = ReductionFigures::default();
+        self.reducer.set_price(self.price.ns_per_byte());
+        let mut records = PageBatchWriter::new(frame);
+        for (page, bytes) in chunk.iter() {
+            let reduced = self.reducer.reduce(page, bytes);
+            figures.count(reduced.way(), records.add(page, reduced));
+        }
+        figures.kept_bytes = self.reducer.kept_bytes();
+        figures
+    }
+
+    /// CK-1: whatever of a page is sent, the backup answers for all of it.
+    fn hash(&mut self, epoch: Option<EpochId>, chunk: &Chunk) {
         let hasher = match (epoch, &mut self.base) {
             (None, Some(base)) => base,
             _ => &mut self.hasher.pages,
@@ -261,10 +298,8 @@ impl Replicator {
             let zero = is_zero(bytes);
             hasher.add_index(page, zero);
             if zero {
-                PageBatch::append(&mut frame, page, Reduced::Zero);
                 continue;
             }
-            PageBatch::append(&mut frame, page, self.reducer.reduce_bytes(bytes));
             if run.end != from {
                 hasher.add_bytes(&chunk.bytes[run]);
                 run = from..from;
@@ -272,11 +307,6 @@ impl Replicator {
             run.end = from + PAGE_SIZE;
         }
         hasher.add_bytes(&chunk.bytes[run]);
-        end_frame(&mut frame);
-        self.stats().sent(chunk.pages.len() * PAGE_SIZE, frame.len());
-        // A chunk that finds no room is simply freed.
-        drop(self.free.try_send(chunk));
-        self.send_bulk(frame)
     }
 
     fn send_seal(&mut self, epoch: SealedEpoch) -> Result<(), Stop> {
@@ -355,12 +385,17 @@ impl Replicator {
 
     /// Waits for room in the link's queue; what the peer says meanwhile is heeded.
     fn send_bulk(&mut self, frame: Vec<u8>) -> Result<(), Stop> {
+        let bytes = frame.len();
         let mut frame = match self.link.try_send_bulk(frame) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                self.price.sent(bytes, Duration::ZERO);
+                return Ok(());
+            }
             Err(TrySendError::Disconnected(_)) => return Err(Stop::LinkEnded),
             Err(TrySendError::Full(frame)) => Some(frame),
         };
         let link = Arc::clone(&self.link);
+        let started = Instant::now();
         while let Some(waiting) = frame.take() {
             // A select takes the frame whether it sends it or not; so room is awaited with an event.
             select! {
@@ -374,6 +409,9 @@ impl Replicator {
                 }
             }
         }
+        let waited = started.elapsed();
+        self.waited += waited;
+        self.price.sent(bytes, waited);
         Ok(())
     }
 
@@ -410,4 +448,8 @@ impl Replicator {
     fn stats(&self) -> std::sync::MutexGuard<'_, Stats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn nanos(span: Duration) -> u64 {
+    u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)
 }

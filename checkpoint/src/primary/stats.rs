@@ -1,5 +1,7 @@
 //! Figures of the epochs of one virtual machine.
 
+use crate::pages::PAGE_SIZE;
+use crate::reduction::ReductionFigures;
 use hdrhistogram::Histogram;
 use holdfast_epoch::EpochId;
 use serde::Serialize;
@@ -55,6 +57,8 @@ pub struct StatsSnapshot {
     pub wire_bytes: u64,
     /// Bytes of speculative output that went to the backup ahead of their epochs; not in the two above.
     pub streamed_bytes: u64,
+    /// Which way the pages went of which these bytes are.
+    pub reduction: ReductionFigures,
     /// Full synchronisations done.
     pub full_syncs: u64,
     /// Duration of the last full synchronisation.
@@ -193,6 +197,7 @@ pub(crate) struct Stats {
     replicated_bytes: u64,
     wire_bytes: u64,
     streamed_bytes: u64,
+    reduction: ReductionFigures,
     full_syncs: u64,
     last_sync: (Duration, u64),
     /// Of the time, that the guest stood still lately.
@@ -229,6 +234,7 @@ impl Stats {
             replicated_bytes: 0,
             wire_bytes: 0,
             streamed_bytes: 0,
+            reduction: ReductionFigures::default(),
             full_syncs: 0,
             last_sync: (Duration::ZERO, 0),
             paused_share: 0.0,
@@ -314,6 +320,12 @@ impl Stats {
         self.wire_bytes += wire as u64;
     }
 
+    /// Pages were sent, in so many bytes.
+    pub(crate) fn sent_pages(&mut self, pages: usize, wire: usize, figures: &ReductionFigures) {
+        self.sent(pages * PAGE_SIZE, wire);
+        self.reduction.add(figures);
+    }
+
     pub(crate) fn streamed(&mut self, bytes: usize) {
         self.streamed_bytes += bytes as u64;
     }
@@ -342,6 +354,7 @@ impl Stats {
             replicated_bytes: self.replicated_bytes,
             wire_bytes: self.wire_bytes,
             streamed_bytes: self.streamed_bytes,
+            reduction: self.reduction,
             full_syncs: self.full_syncs,
             last_sync_ms: u64::try_from(self.last_sync.0.as_millis()).unwrap_or(u64::MAX),
             last_sync_pages: self.last_sync.1,

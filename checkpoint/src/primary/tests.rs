@@ -1,5 +1,6 @@
 //! The pipeline without a guest: pages written by a test, a real link, and a backup that gathers them.
 
+mod reduction;
 mod stream;
 
 use super::*;
@@ -10,6 +11,7 @@ use crate::image::{Image, ImageConfig};
 use crate::keys::{Identity, make_pair};
 use crate::pages::PageSet;
 use crate::protocol::{Begin, DeviceDigest, Hello, Message, PROTOCOL_VERSION};
+use crate::reduction::Reduction;
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
 use crossbeam_channel::{Receiver, TrySendError, unbounded};
@@ -197,11 +199,10 @@ impl Backup {
 }
 
 /// Begins a session on the primary.
-fn session(link: Link, capture: &Capture, told: &Told, full: bool, first: EpochId, chunks: usize) -> Session {
-    link.send(&Message::Begin(Begin { full, term: TERM, first }));
-    let settings = SessionSettings { in_flight: 3, chunks, full, first, compress: true };
+fn session(link: Link, capture: &Capture, told: &Told, settings: &SessionSettings) -> Session {
+    link.send(&Message::Begin(Begin { full: settings.full, term: TERM, first: settings.first }));
     let stats = Arc::clone(&told.stats);
-    let session = begin(Arc::new(link), told.gate(), stats, &settings).expect("a thread");
+    let session = begin(Arc::new(link), told.gate(), stats, settings).expect("a thread");
     capture.open(session.work.clone(), session.free.clone(), settings.chunks);
     session
 }
@@ -219,6 +220,7 @@ struct Bench {
     captured: [u64; 3],
     /// State of the devices in it.
     devices: Vec<u8>,
+    reduction: Reduction,
     ways: Ways,
     _dir: TempDir,
 }
@@ -277,6 +279,11 @@ impl Bench {
 
     /// The same, with so many chunks for pages on their way.
     fn with_chunks(pages: u64, tls: bool, chunks: usize) -> Self {
+        Self::with_reduction(pages, tls, chunks, Reduction::default())
+    }
+
+    /// The same, with pages reduced so.
+    fn with_reduction(pages: u64, tls: bool, chunks: usize, reduction: Reduction) -> Self {
         let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
         let len = pages * PAGE_SIZE as u64;
         let (told, first) = (Told::new(), EpochId::FIRST);
@@ -293,7 +300,16 @@ impl Bench {
         let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
         let ways = Ways::new(dir.path(), tls);
         let (link, backup) = ways.meet(len, WINDOW);
-        let session = session(link, &capture, &told, true, first, chunks);
+        let cache_bytes = reduction.cache_bytes(len, PAGE_SIZE as u64);
+        let settings = SessionSettings {
+            in_flight: 3,
+            chunks,
+            full: true,
+            first,
+            reduction: reduction.clone(),
+            cache_bytes,
+        };
+        let session = session(link, &capture, &told, &settings);
         let gathered = BackupSession::new(TERM, 2 * len);
         let backup = Backup { link: backup, image, log, session: gathered, gate: told.gate() };
         let open = Some(Epoch::open(TERM, first));
@@ -307,6 +323,7 @@ impl Bench {
             first,
             captured: [0; 3],
             devices: Vec::new(),
+            reduction,
             ways,
             _dir: dir,
         }
@@ -319,7 +336,15 @@ impl Bench {
         let link;
         (link, self.backup.link) = self.ways.meet(len, window);
         self.backup.session = BackupSession::new(TERM, 2 * len);
-        self.session = session(link, &self.capture, &self.told, false, self.first, CHUNKS);
+        let settings = SessionSettings {
+            in_flight: 3,
+            chunks: CHUNKS,
+            full: false,
+            first: self.first,
+            reduction: self.reduction.clone(),
+            cache_bytes: self.reduction.cache_bytes(len, PAGE_SIZE as u64),
+        };
+        self.session = session(link, &self.capture, &self.told, &settings);
         self.open = Some(Epoch::open(TERM, self.first));
     }
 

@@ -125,7 +125,7 @@ impl FrameHead {
     }
 }
 
-/// Begins a frame of pages: of an epoch, or of the base. Records follow by [`PageBatch::append`], then
+/// Begins a frame of pages: of an epoch, or of the base. Records follow by [`PageBatchWriter`](super::PageBatchWriter), then
 /// [`end_frame`].
 pub(crate) fn begin_pages(epoch: Option<EpochId>, out: &mut Vec<u8>) {
     out.clear();

@@ -2,6 +2,7 @@
 
 use crate::arbiter::Arbiter;
 use crate::gate::{GuestMemorySource, OutputGate};
+use crate::reduction::Reduction;
 use crate::transport::{Incoming, Transport};
 use crate::vm::hypervisor::Hypervisor;
 use crossbeam_channel::Receiver;
@@ -69,6 +70,8 @@ pub struct VmConfig {
     pub sync_rounds: u32,
     /// Most memory that captured pages may take on the primary while they wait to be sent.
     pub capture_limit: u64,
+    /// How pages are made smaller for the way.
+    pub reduction: Reduction,
     /// What the backup side needs; without it this host is never a backup.
     pub backup: Option<BackupConfig>,
 }
@@ -106,6 +109,7 @@ impl VmConfig {
             sync_pages_left: 2048,
             sync_rounds: 30,
             capture_limit: 256 << 20,
+            reduction: Reduction::default(),
             backup: None,
         }
     }

@@ -164,7 +164,12 @@ impl Primary<'_> {
         link.start_heartbeats(config.heartbeat, config.lease);
         link.send(&Message::Begin(Begin { full, term: self.core.term, first }));
         let chunks = usize::try_from(config.capture_limit / CHUNK_BYTES).unwrap_or(usize::MAX).max(4);
-        let settings = SessionSettings { in_flight: config.in_flight, chunks, full, first, compress: true };
+        let cache_bytes = self
+            .found
+            .as_ref()
+            .map_or(0, |found| config.reduction.cache_bytes(found.memory.len, found.memory.page_size));
+        let (in_flight, reduction) = (config.in_flight, config.reduction.clone());
+        let settings = SessionSettings { in_flight, chunks, full, first, reduction, cache_bytes };
         let (gate, stats) = (self.core.gate.clone(), Arc::clone(&self.core.stats));
         let session = match begin(Arc::clone(&link), gate, stats, &settings) {
             Ok(session) => session,
