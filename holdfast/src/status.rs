@@ -89,6 +89,9 @@ pub(crate) fn table(document: &Value) -> String {
                 ),
             );
         }
+        if let Some(said) = reduction(stats) {
+            line(&mut out, format_args!("  {said}"));
+        }
         if !document["bypass"].is_null() && vm["link"]["connected"].as_bool() == Some(true) {
             let over = vm["link"]["over_bypass"].as_bool() == Some(true);
             line(
@@ -172,6 +175,24 @@ fn epochs(out: &mut String, rows: &[Value]) {
         let cells: String = cells.iter().map(|cell| format!(" {cell:>10}")).collect();
         line(out, format_args!(" {cells}"));
     }
+}
+
+/// What became of the pages that were sent, in percent: of their bytes, and of the pages that went each way.
+fn reduction(stats: &Value) -> Option<String> {
+    let ways = ["unchanged", "zero", "equal", "delta", "compress", "whole"];
+    let of = |way: &str, figure: &str| stats["reduction"][way][figure].as_u64().unwrap_or(0);
+    let all = |figure: &str| ways.iter().map(|way| of(way, figure)).sum::<u64>();
+    let (pages, wire_bytes) = (all("pages"), all("wire_bytes"));
+    if pages == 0 {
+        return None;
+    }
+    let percent = |part: u64, whole: u64| part as f64 * 100.0 / whole as f64;
+    let shares: String =
+        ways.iter().map(|way| format!("  {way} {:.1}", percent(of(way, "pages"), pages))).collect();
+    Some(format!(
+        "pages came to {:.1} % of their bytes; percent of them{shares}",
+        percent(wire_bytes, pages << 12)
+    ))
 }
 
 /// What is to be said of the guest's agent: nothing where none has been heard and none is asked for.
@@ -293,6 +314,17 @@ mod tests {
         assert_eq!(words[words.len() - 1][4], "-");
         assert_eq!(words.iter().filter(|row| row.contains(&"207")).count(), EPOCHS_SHOWN);
         assert!(table(&json!({"vms": [{"epochs": []}]})).contains("no epoch was sealed"));
+    }
+
+    #[test]
+    fn what_became_of_pages_is_told_once_some_were_sent() {
+        let way = |pages: u64, wire_bytes: u64| json!({"pages": pages, "wire_bytes": wire_bytes});
+        let ways = json!({"unchanged": way(25, 200), "zero": way(0, 0), "equal": way(50, 800),
+                          "delta": way(0, 0), "compress": way(0, 0), "whole": way(25, 102_600)});
+        let text = table(&json!({"vms": [{"vm": "web", "stats": {"reduction": ways}}]}));
+        assert!(text.contains("pages came to 25.3 % of their bytes"), "{text}");
+        assert!(text.contains("unchanged 25.0  zero 0.0  equal 50.0  delta 0.0"), "{text}");
+        assert!(!table(&json!({"vms": [{"vm": "web"}]})).contains("of their bytes"));
     }
 
     #[test]

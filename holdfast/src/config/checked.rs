@@ -5,8 +5,10 @@ use super::bypass::Bypass;
 use super::exception::Exception;
 use super::mode::Mode;
 use super::raw::{
-    RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReplication, RawRole, RawSpeculation, RawVm,
+    RawBackup, RawConfig, RawListen, RawMode, RawNic, RawReduction, RawReplication, RawRole, RawSpeculation,
+    RawVm,
 };
+use holdfast_checkpoint::reduction::Reduction;
 use holdfast_checkpoint::vm::EpochRule;
 use holdfast_dpdk_config::{CoreMap, Dpdk, Wire};
 use std::collections::{HashMap, HashSet};
@@ -52,6 +54,7 @@ pub(crate) struct Vm {
     pub(crate) name: String,
     pub(crate) mode: Mode,
     pub(crate) speculation: Speculation,
+    pub(crate) reduction: Reduction,
     pub(crate) role: Role,
     pub(crate) epoch: Duration,
     pub(crate) epoch_rule: EpochRule,
@@ -336,6 +339,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
     let backup =
         raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, &sockets, faults));
     let speculation = check_speculation(&format!("{key}.speculation"), &raw.speculation, faults);
+    let reduction = check_reduction(&format!("{key}.reduction"), &raw.reduction, faults);
     let held = u64::from(raw.speculation.escrow_mib) * raw.nics.len() as u64;
     if raw.speculation.escrow_mib as u64 <= MAX_ESCROW_MIB && held > MAX_ESCROW_MIB {
         faults.add(
@@ -363,6 +367,7 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
             RawMode::Aware => Mode::Aware,
         },
         speculation,
+        reduction,
         role,
         epoch: Duration::from_millis(raw.epoch_ms),
         epoch_rule: raw.epoch_policy.rule(raw.max_paused_percent),
@@ -413,6 +418,20 @@ fn check_speculation(key: &str, raw: &RawSpeculation, faults: &mut Faults) -> Sp
         flow_bytes: raw.flow_mib as usize * (1 << 20),
         flows: raw.flows as usize,
         except,
+    }
+}
+
+/// Copies of sent pages, in MiB: more than this is the memory of the largest of guests.
+const MAX_CACHE_MIB: u64 = 1 << 20;
+
+fn check_reduction(key: &str, raw: &RawReduction, faults: &mut Faults) -> Reduction {
+    if let Some(mib) = raw.cache_mib {
+        faults.range(format!("{key}.cache_mib"), mib, 0, MAX_CACHE_MIB);
+    }
+    Reduction {
+        ways: raw.ways.clone(),
+        cache: raw.cache_mib.map(|mib| mib.min(MAX_CACHE_MIB) << 20),
+        adaptive: raw.adaptive,
     }
 }
 

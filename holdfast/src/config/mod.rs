@@ -80,6 +80,7 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<Config, ConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_checkpoint::reduction::{Reduction, Way};
 
     const GOOD: &str = r#"
         [host]
@@ -220,6 +221,23 @@ mod tests {
         let fault = parse("test", &format!("{GOOD}{table}")).expect_err("refused").to_string();
         for part in
             ["speculation.colour", "speculation.flow_mib: 9 is not between 1 and 8", "except[0]: 'ssh'"]
+        {
+            assert!(fault.contains(part), "{part} in {fault}");
+        }
+    }
+
+    #[test]
+    fn ways_of_reduction_are_read_and_what_is_none_is_told_with_those_there_are() {
+        let config = parse("test", GOOD).expect("taken");
+        assert_eq!(config.vms[0].reduction, Reduction::default());
+        let table = "[vm.reduction]\n ways = [\"zero\", \"delta\"]\n cache_mib = 16\n adaptive = false\n";
+        let config = parse("test", &format!("{GOOD}{table}")).expect("taken");
+        let (ways, cache) = (vec![Way::Zero, Way::Delta], Some(16 << 20));
+        assert_eq!(config.vms[0].reduction, Reduction { ways, cache, adaptive: false });
+        let table = table.replace("delta", "dleta").replace("= 16", "= 1048577");
+        let fault = parse("test", &format!("{GOOD}{table}")).expect_err("refused").to_string();
+        for part in
+            ["vm[0].reduction.ways[1]", "dleta", "`delta`", "`compress`", "reduction.cache_mib: 1048577"]
         {
             assert!(fault.contains(part), "{part} in {fault}");
         }

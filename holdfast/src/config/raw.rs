@@ -1,6 +1,7 @@
 //! The configuration file as it is written: every key, nothing checked yet but its type.
 
 use super::epoch_policy::{DEFAULT_PAUSED_PERCENT, EpochPolicy};
+use holdfast_checkpoint::reduction::Way;
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -125,6 +126,8 @@ pub(crate) struct RawVm {
     pub(crate) backup: Option<RawBackup>,
     #[serde(default)]
     pub(crate) speculation: RawSpeculation,
+    #[serde(default)]
+    pub(crate) reduction: RawReduction,
     #[serde(default, rename = "nic")]
     pub(crate) nics: Vec<RawNic>,
 }
@@ -142,6 +145,21 @@ pub(crate) struct RawSpeculation {
 impl Default for RawSpeculation {
     fn default() -> Self {
         Self { escrow_mib: 64, flow_mib: 32, flows: 4096, except: Vec::new() }
+    }
+}
+
+/// How the VM's pages are made smaller for the way.
+#[derive(Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawReduction {
+    pub(crate) ways: Vec<Way>,
+    pub(crate) cache_mib: Option<u64>,
+    pub(crate) adaptive: bool,
+}
+
+impl Default for RawReduction {
+    fn default() -> Self {
+        Self { ways: Way::ALL.to_vec(), cache_mib: None, adaptive: true }
     }
 }
 

@@ -320,6 +320,7 @@ fn vm_config(config: &Config, vm: &Vm) -> VmConfig {
     settings.lease_margin = vm.lease / 3;
     settings.heartbeat = vm.lease / 6;
     settings.qemu_timeout = vm.qemu_timeout;
+    settings.reduction = vm.reduction.clone();
     settings.backup = vm.backup.as_ref().map(|backup| BackupConfig {
         image: backup.image.clone(),
         memory: backup.memory_bytes,
