@@ -9,9 +9,10 @@
 
 use std::time::Duration;
 
-/// Windows that a way rests at first, and at the most.
+/// Windows that a way rests at first, and at the most: a guest may begin at any time to write what it serves, and a
+/// way that is tried on one page in so many costs next to nothing.
 const FIRST_REST: u32 = 4;
-const LONGEST_REST: u32 = 256;
+const LONGEST_REST: u32 = 16;
 
 /// Judges one way.
 #[derive(Debug)]
