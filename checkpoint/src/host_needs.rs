@@ -24,6 +24,17 @@ pub(crate) fn is_root() -> bool {
     root
 }
 
+/// Whether virtual machines can be made here; says so if not.
+pub(crate) fn has_kvm() -> bool {
+    let Err(error) = kvm_ioctls::Kvm::new() else { return true };
+    cannot_run_here(
+        &format!("/dev/kvm: {error}"),
+        "modprobe kvm_intel (or kvm_amd), and switch virtualisation on in the firmware; \
+         in a container: --device /dev/kvm",
+    );
+    false
+}
+
 /// Whether a program of that name is installed; says so if not.
 pub(crate) fn has_program(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();

@@ -1,10 +1,17 @@
 //! Which pages of the guest's memory were written (CK-2).
 //!
 //! [`UffdTracker`] watches an unmodified, running QEMU; what other processes write through their own
-//! mappings of the memory (Holdfast's rings) it does not see, and they keep a bitmap of their own.
+//! mappings of the memory (Holdfast's rings) it does not see, and they keep a bitmap of their own. What it finds is
+//! held, page for page, against what KVM itself says of small machines that the tests make (`kvm`, tests only).
 
 mod inject;
+#[cfg(test)]
+mod kvm;
 mod maps;
+#[cfg(test)]
+mod puppet;
+#[cfg(test)]
+mod tracked;
 mod uffd;
 mod watch;
 

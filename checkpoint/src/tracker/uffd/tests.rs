@@ -1,57 +1,20 @@
 mod writer;
 
+use super::super::puppet::Puppet;
+use super::super::tracked::Tracked;
 use super::*;
 use crate::host_needs;
 use crate::pages::PageIndex;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use writer::{KVM_PROGRAM_AT, Writer};
+use writer::spawn_writer;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const NONE: [u64; 0] = [];
-
-/// A file of `pages` pages on tmpfs, all holes.
-struct Tracked {
-    _dir: tempfile::TempDir,
-    path: std::path::PathBuf,
-    file: File,
-    pages: u64,
-}
-
-impl Tracked {
-    fn new(pages: u64) -> Self {
-        Self::in_dir(std::path::Path::new("/dev/shm"), pages)
-    }
-
-    fn in_dir(dir: &std::path::Path, pages: u64) -> Self {
-        let dir = tempfile::tempdir_in(dir).unwrap();
-        let path = dir.path().join("memory");
-        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
-        file.set_len(pages * PAGE).unwrap();
-        Self { _dir: dir, path, file, pages }
-    }
-
-    fn identity(&self) -> FileIdentity {
-        let meta = self.file.metadata().unwrap();
-        FileIdentity { dev: meta.dev(), ino: meta.ino() }
-    }
-
-    fn attach(&self, writer: &Writer) -> Result<UffdTracker, AttachError> {
-        UffdTracker::attach(writer.pid(), self.identity(), self.pages * PAGE)
-    }
-
-    fn whole(&self) -> [(u64, u64); 1] {
-        [(0, self.pages * PAGE)]
-    }
-
-    fn none(&self) -> PageSet {
-        PageSet::with_capacity(self.pages)
-    }
-}
 
 /// Pages found by one scan.
 fn found(tracker: &mut UffdTracker) -> Vec<u64> {
@@ -72,7 +35,7 @@ fn written_pages_are_found_exactly_and_once() {
         return;
     }
     let memory = Tracked::new(1000);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     writer.ask(&format!("write-many 0 0 100 {PAGE}"));
     let mut tracker = memory.attach(&writer).unwrap();
     assert_eq!(found(&mut tracker), NONE, "nothing was written since");
@@ -103,7 +66,7 @@ fn more_runs_than_a_scan_has_room_for_are_all_found() {
         return;
     }
     let memory = Tracked::new(5 * RUNS as u64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     for runs in [RUNS - 1, RUNS, RUNS + 1, 2 * RUNS, 2 * RUNS + 99] {
         // Every other page, so that each is a run of its own.
@@ -126,7 +89,7 @@ fn memory_of_several_parts_is_scanned_whole() {
     let part = PART_BYTES as u64 / PAGE;
     let near = NEAR_BYTES / PAGE;
     let memory = Tracked::new(2 * part + 300);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     assert_eq!(tracker.parts.len(), 3);
     let pages = [
@@ -156,7 +119,7 @@ fn what_the_kernel_writes_for_the_process_is_found() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     for page in [0, 9, 63] {
         writer.ask(&format!("read-into {}", page * PAGE));
@@ -173,7 +136,7 @@ fn a_written_page_that_left_the_page_tables_is_found() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     writer.ask(&format!("write 0 {}", 3 * PAGE));
     writer.ask(&format!("drop-from-tables {} {PAGE}", 3 * PAGE));
@@ -195,7 +158,7 @@ fn pages_above_four_gib_are_found() {
     const GIB: u64 = 1 << 30;
     let memory = Tracked::new(6 * GIB / PAGE);
     let maps = [(0, 3 * GIB), (3 * GIB, 3 * GIB)];
-    let mut writer = Writer::spawn(&memory.path, &maps);
+    let mut writer = spawn_writer(&memory.path, &maps);
     let mut tracker = memory.attach(&writer).unwrap();
     for (map, offset) in [(0, GIB), (1, 3 * GIB), (1, 4 * GIB), (1, 5 * GIB + 123), (1, 6 * GIB - 1)] {
         writer.ask(&format!("write {map} {offset}"));
@@ -210,7 +173,7 @@ fn writes_through_every_mapping_are_found() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &[(0, 64 * PAGE), (32 * PAGE, 16 * PAGE)]);
+    let mut writer = spawn_writer(&memory.path, &[(0, 64 * PAGE), (32 * PAGE, 16 * PAGE)]);
     let mut tracker = memory.attach(&writer).unwrap();
     writer.ask(&format!("write 0 {}", 40 * PAGE));
     assert_eq!(found(&mut tracker), [40]);
@@ -229,7 +192,7 @@ fn no_write_falls_between_two_scans() {
         return;
     }
     let memory = Tracked::new(512);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     let mut copy = vec![0_u8; 512 * PAGE_SIZE];
     memory.file.read_exact_at(&mut copy, 0).unwrap();
@@ -265,7 +228,7 @@ fn the_process_notices_nothing_and_keeps_nothing() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let before = writer.descriptors();
     writer.say("poll");
     assert_eq!(writer.answer(), "polling");
@@ -286,7 +249,7 @@ fn a_process_in_full_career_with_signals_is_not_harmed() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     writer.say("compute 300");
     let mut attached = 0;
     let answer = std::thread::scope(|scope| {
@@ -308,7 +271,7 @@ fn a_stopped_process_is_attached_and_stays_stopped() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let pid = Pid::from_raw(writer.pid());
     kill(pid, Signal::SIGSTOP).unwrap();
     let state = || {
@@ -336,7 +299,7 @@ fn a_second_attach_works_once_the_first_is_gone() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut first = memory.attach(&writer).unwrap();
     writer.ask(&format!("write 0 {PAGE}"));
     assert!(matches!(memory.attach(&writer), Err(AttachError::Busy { .. })));
@@ -356,13 +319,13 @@ fn a_changed_mapping_is_an_error() {
         return;
     }
     let memory = Tracked::new(64);
-    let collect = |writer: &mut Writer, change: &str| {
+    let collect = |writer: &mut Puppet, change: &str| {
         let mut tracker = memory.attach(writer).unwrap();
         writer.ask(change);
         let fault = tracker.collect(&mut memory.none()).unwrap_err();
         assert!(matches!(fault, TrackError::Remapped { .. }), "{change}: {fault}");
     };
-    let mut writer = Writer::spawn(&memory.path, &[(0, 64 * PAGE), (0, 8 * PAGE)]);
+    let mut writer = spawn_writer(&memory.path, &[(0, 64 * PAGE), (0, 8 * PAGE)]);
     collect(&mut writer, "map-again");
     collect(&mut writer, "unmap 1");
 }
@@ -373,7 +336,7 @@ fn a_process_that_ended_or_is_another_one_is_an_error() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let other = FileIdentity { dev: 1, ino: 1 };
     let fault = UffdTracker::attach(writer.pid(), other, PAGE).unwrap_err();
     assert!(matches!(fault, AttachError::NotMapped { .. }), "{fault}");
@@ -394,7 +357,7 @@ fn writes_to_huge_pages_mark_whole_huge_pages() {
     }
     let Some(mount) = host_needs::HugePages::with_room(8 << 20) else { return };
     let memory = Tracked::in_dir(mount.path(), 2048);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     writer.ask(&format!("write 0 {}", 600 * PAGE));
     let mut tracker = memory.attach(&writer).unwrap();
     assert_eq!(found(&mut tracker), NONE);
@@ -425,7 +388,7 @@ fn missing_rights_are_named_with_their_mend() {
         return;
     }
     let memory = Tracked::new(64);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
+    let mut writer = spawn_writer(&memory.path, &memory.whole());
     let (pid, identity) = (writer.pid(), memory.identity());
     let fault = as_nobody(|| UffdTracker::attach(pid, identity, 64 * PAGE)).unwrap_err();
     assert!(fault.to_string().contains("CAP_SYS_PTRACE"), "{fault}");
@@ -445,35 +408,4 @@ fn missing_rights_are_named_with_their_mend() {
     let mut tracker = memory.attach(&writer).unwrap();
     writer.ask("write 0 0");
     assert_eq!(found(&mut tracker), [0]);
-}
-
-/// CK-2: for a guest under KVM the pages found are those of KVM's own dirty log, page for page, and what the
-/// process itself writes is found as well.
-#[test]
-fn a_guest_under_kvm_is_tracked_as_kvm_itself_does() {
-    if !can_track() {
-        return;
-    }
-    if let Err(error) = kvm_ioctls::Kvm::new() {
-        host_needs::cannot_run_here(&format!("KVM: {error}"), "use a host with /dev/kvm");
-        return;
-    }
-    let memory = Tracked::new(256);
-    let mut writer = Writer::spawn(&memory.path, &memory.whole());
-    // The guest is made, and has touched some pages, before the tracker comes.
-    writer.ask("kvm 1 50");
-    assert_eq!(writer.answer(), "done");
-    let mut tracker = memory.attach(&writer).unwrap();
-    let (program, mut total) = (KVM_PROGRAM_AT / PAGE, 0);
-    for (seed, writes) in [(1, 1), (2, 3), (3, 100), (4, 1), (5, 2000), (6, 1), (77, 30)] {
-        let logged = writer.ask(&format!("kvm {seed} {writes}"));
-        assert_eq!(writer.answer(), "done");
-        let logged: Vec<u64> = logged.split_whitespace().map(|page| page.parse().unwrap()).collect();
-        let mut ours = found(&mut tracker);
-        assert_eq!(ours.remove(0), program, "the process wrote the program, which KVM's log does not have");
-        assert_eq!(ours, logged);
-        assert!(!logged.is_empty() && logged.iter().all(|page| (128..256).contains(page)));
-        total += logged.len();
-    }
-    assert!(total > 150, "only {total} pages: the test proves little");
 }

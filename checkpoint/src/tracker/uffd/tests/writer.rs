@@ -1,15 +1,16 @@
 //! The process that is tracked: it maps a file and writes to it as it is told, line by line.
 
+use super::super::super::puppet::{Puppet, answer};
 use super::super::*;
 use super::PAGE;
 use memmap2::{MmapOptions, MmapRaw};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write, stdin};
+use std::ffi::OsStr;
+use std::io::{Read, stdin};
 use std::os::fd::AsFd;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,74 +18,13 @@ use std::time::Duration;
 const FILE: &str = "HOLDFAST_TEST_TRACKED_FILE";
 const MAPS: &str = "HOLDFAST_TEST_TRACKED_MAPS";
 
-/// A process that maps a file and writes to it as it is told.
-pub(super) struct Writer {
-    pub(super) child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Writer {
-    /// `maps` are the offset and length of each mapping.
-    pub(super) fn spawn(path: &std::path::Path, maps: &[(u64, u64)]) -> Self {
-        let maps: Vec<_> = maps.iter().map(|(offset, len)| format!("{offset}:{len}")).collect();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            // With one test at a time the test runs in the main thread, the one that is interrupted.
-            .args([
-                "--exact",
-                "tracker::uffd::tests::writer::writing_process",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(FILE, path)
-            .env(MAPS, maps.join(","))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let mut writer = Self { child, input, output: BufReader::new(output) };
-        assert_eq!(writer.answer(), "ready");
-        writer
-    }
-
-    pub(super) fn pid(&self) -> i32 {
-        i32::try_from(self.child.id()).unwrap()
-    }
-
-    pub(super) fn say(&mut self, command: &str) {
-        writeln!(self.input, "{command}").unwrap();
-    }
-
-    /// The next line that is an answer; the test harness prints lines of its own.
-    pub(super) fn answer(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the process ended");
-            if let Some(answer) = line.trim_end().strip_prefix("> ") {
-                return answer.to_owned();
-            }
-        }
-    }
-
-    pub(super) fn ask(&mut self, command: &str) -> String {
-        self.say(command);
-        self.answer()
-    }
-
-    pub(super) fn descriptors(&self) -> BTreeSet<String> {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .unwrap()
-            .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
-            .collect()
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+/// Starts a process that maps the file and writes to it as it is told; `maps` are the offset and length of each
+/// mapping.
+pub(super) fn spawn_writer(path: &Path, maps: &[(u64, u64)]) -> Puppet {
+    let maps: Vec<_> = maps.iter().map(|(offset, len)| format!("{offset}:{len}")).collect();
+    let maps = maps.join(",");
+    let variables = [(FILE, path.as_os_str()), (MAPS, OsStr::new(&maps))];
+    Puppet::spawn("tracker::uffd::tests::writer::writing_process", &variables)
 }
 
 /// The child of the tests below.
@@ -101,7 +41,6 @@ fn writing_process() {
             (offset, MmapOptions::new().offset(offset).len(len).map_raw(&file).unwrap())
         })
         .collect();
-    let mut guest = None;
     answer("ready");
     for line in stdin().lines() {
         let line = line.unwrap();
@@ -140,18 +79,10 @@ fn writing_process() {
             ("poll", &[]) => poll_stdin(),
             ("scribble", &[pages, millis]) => scribble(&maps[0].1, pages, Duration::from_millis(millis)),
             ("compute", &[rounds]) => compute(rounds),
-            ("kvm", &[seed, writes]) => {
-                let guest = guest.get_or_insert_with(|| KvmGuest::new(&maps[0].1));
-                answer(&guest.run(&maps[0].1, seed as u16, writes as u16));
-            }
             other => panic!("unknown command {other:?}"),
         }
         answer("done");
     }
-}
-
-fn answer(text: &str) {
-    println!("\n> {text}");
 }
 
 fn write_at(address: *mut u8) {
@@ -187,71 +118,6 @@ fn scribble(map: &MmapRaw, pages: u64, time: Duration) {
             // SAFETY: the offset is aligned and lies within the mapping.
             unsafe { at.write_volatile(random) };
         }
-    }
-}
-
-/// A guest of a few instructions under KVM, on the first mapping.
-struct KvmGuest {
-    vm: kvm_ioctls::VmFd,
-    vcpu: kvm_ioctls::VcpuFd,
-}
-
-/// Where the guest's program lies.
-pub(super) const KVM_PROGRAM_AT: u64 = 0x1000;
-
-/// Writes to as many pages of the upper half of its 1 MiB as CX says, picked by the numbers that follow BX:
-/// ```text
-/// next: imul bx, bx, 0x6255; add bx, 0x3619
-///       mov ax, bx; and ax, 0x7f00; or ax, 0x8000; mov es, ax; mov [es:0], bx
-///       loop next; hlt
-/// ```
-const KVM_PROGRAM: [u8; 26] = [
-    0x69, 0xdb, 0x55, 0x62, 0x81, 0xc3, 0x19, 0x36, 0x89, 0xd8, 0x25, 0x00, 0x7f, 0x0d, 0x00, 0x80, 0x8e,
-    0xc0, 0x26, 0x89, 0x1e, 0x00, 0x00, 0xe2, 0xe7, 0xf4,
-];
-
-impl KvmGuest {
-    fn new(map: &MmapRaw) -> Self {
-        let vm = kvm_ioctls::Kvm::new().unwrap().create_vm().unwrap();
-        let region = kvm_bindings::kvm_userspace_memory_region {
-            slot: 0,
-            flags: kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES,
-            guest_phys_addr: 0,
-            memory_size: map.len() as u64,
-            userspace_addr: map.as_ptr() as u64,
-        };
-        // SAFETY: the mapping lives as long as this process serves commands, longer than the guest.
-        unsafe { vm.set_user_memory_region(region) }.unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
-        let mut sregs = vcpu.get_sregs().unwrap();
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        vcpu.set_sregs(&sregs).unwrap();
-        Self { vm, vcpu }
-    }
-
-    /// Runs the guest to its end; returns the pages that KVM's own log has.
-    fn run(&mut self, map: &MmapRaw, seed: u16, writes: u16) -> String {
-        // SAFETY: the program lies within the mapping, of which this is the only use now.
-        unsafe {
-            let at = map.as_mut_ptr().wrapping_add(KVM_PROGRAM_AT as usize);
-            std::ptr::copy_nonoverlapping(KVM_PROGRAM.as_ptr(), at, KVM_PROGRAM.len());
-        }
-        let mut regs = self.vcpu.get_regs().unwrap();
-        (regs.rip, regs.rflags) = (KVM_PROGRAM_AT, 2);
-        (regs.rbx, regs.rcx) = (seed.into(), writes.into());
-        self.vcpu.set_regs(&regs).unwrap();
-        loop {
-            match self.vcpu.run() {
-                Ok(kvm_ioctls::VcpuExit::Hlt) => break,
-                // The tracer's stop.
-                Ok(kvm_ioctls::VcpuExit::Intr) => {}
-                Err(error) if error.errno() == libc::EINTR => {}
-                other => panic!("{other:?}"),
-            }
-        }
-        let log = self.vm.get_dirty_log(0, map.len()).unwrap();
-        let pages = (0..map.len() / PAGE_SIZE).filter(|page| log[page / 64] >> (page % 64) & 1 == 1);
-        pages.map(|page| page.to_string()).collect::<Vec<_>>().join(" ")
     }
 }
 
