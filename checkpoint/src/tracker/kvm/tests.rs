@@ -8,7 +8,8 @@
 //! | another process that maps the file, as Holdfast's rings do | no | no |
 //!
 //! Nothing else is ever found, but for one thing that KVM may say: a page that the process wrote and that the guest
-//! then only *read*, as KVM maps it for writing at once.
+//! then only *read*. KVM maps what the process may write to for writing at once, and calls it written; everywhere else
+//! the protection of `UffdTracker` keeps it from that.
 
 mod process;
 
