@@ -2,7 +2,8 @@
 //!
 //! Names carry their units. Fields that are not known are passed over, so that a newer document can be
 //! read; what is `Option` may be `null` or missing. Rows carry a `kind` and keep their figures at their top
-//! level. A document of `bench bulk` is read as well: its rows have no `kind` and mostly no samples.
+//! level. Documents whose rows have no `kind` are read as well: those of `bench bulk`, mostly without samples,
+//! and those of single parts, [`COSTS`].
 //!
 //! ```json
 //! {"bench": "paper", "machine": {…}, "configuration": {…},
@@ -10,6 +11,10 @@
 //!  "epochs": [{"mode": "aware", "epoch_ms": 25, "adaptive": false, "epochs": [{"number": 1, …}, …]}, …],
 //!  "clock":  [{"mode": "aware", "epoch_ms": 25, "adaptive": false, "guest_clock_lag_ppm": 12000.0}, …]}
 //! ```
+
+mod costs;
+
+pub use costs::{COSTS, Engine, Pages, Pause, Pps};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -20,7 +25,7 @@ use thiserror::Error;
 /// A whole run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Run {
-    /// `paper` or `bulk`.
+    /// `paper` or `bulk`, or one of [`COSTS`].
     pub bench: String,
     /// Where it was measured.
     #[serde(default)]
@@ -36,6 +41,9 @@ pub struct Run {
     /// How much slower than the world's the guest's clock went.
     #[serde(default)]
     pub clock: Vec<Clock>,
+    /// Rows that could not be taken, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<String>,
 }
 
 /// What the figures depend on beside the program's configuration.
@@ -88,8 +96,8 @@ pub struct Configuration {
     pub modes: Vec<Mode>,
     /// Which lengths of an epoch, in milliseconds.
     pub epochs_ms: Vec<u64>,
-    /// How long each stream lasted.
-    pub seconds: Option<u64>,
+    /// How long each stream, or each measurement, lasted.
+    pub seconds: Option<f64>,
     /// What else the document says.
     #[serde(flatten)]
     pub more: Map<String, Value>,
@@ -142,6 +150,14 @@ pub enum Row {
     Application(Application),
     /// Small requests that the guest answers, one after the other.
     Latency(Latency),
+    /// Pauses by dirty pages and the guest's size.
+    Pause(Pause),
+    /// Frames a second through the rings.
+    Pps(Pps),
+    /// Pages by their way and the guest's work.
+    Pages(Pages),
+    /// A function of the speculation engine.
+    Engine(Engine),
     /// Of a newer document: passed over.
     #[serde(other)]
     Unknown,
@@ -401,16 +417,17 @@ pub struct Clock {
 #[derive(Debug, Error)]
 pub enum RunError {
     /// The text is broken.
-    #[error("it is no JSON: {0}; mend: name a file that `holdfast bench paper --json FILE` wrote, whole")]
+    #[error("it is no JSON: {0}; mend: name a file that a benchmark wrote with `--json FILE`, whole")]
     NoJson(#[from] serde_json::Error),
     /// It is the document of something else.
     #[error(
-        "it is JSON, but no run of `bench paper` or `bench bulk` ({0}); mend: name a file that one of them wrote"
+        "it is JSON, but no run of a benchmark ({0}); mend: name a file that one wrote with `--json FILE`"
     )]
     NoRun(&'static str),
     /// Of a benchmark whose rows are of another kind.
     #[error(
-        "it is a run of `bench {0}`, which has no rows of this kind; mend: name a run of `bench paper` or `bench bulk`"
+        "it is a run of `bench {0}`, whose rows are not known here; mend: name a run of `bench paper`, `bulk`, \
+         `pause`, `pps` or `pages`"
     )]
     OtherBench(String),
     /// A field is missing or of another shape.
@@ -424,7 +441,7 @@ pub enum RunError {
 }
 
 impl Run {
-    /// Reads a document of `bench paper` or `bench bulk`.
+    /// Reads a document of `bench paper` or `bench bulk`, or one of [`COSTS`].
     ///
     /// # Errors
     ///
@@ -432,10 +449,12 @@ impl Run {
     pub fn read(text: &str) -> Result<Self, RunError> {
         let mut document: Value = serde_json::from_str(text)?;
         let fields = document.as_object_mut().ok_or(RunError::NoRun("it is no object"))?;
-        match fields.get("bench").and_then(Value::as_str) {
+        let bench = fields.get("bench").and_then(Value::as_str).map(str::to_owned);
+        match bench.as_deref() {
             None => return Err(RunError::NoRun("it has no field `bench`")),
             Some("paper") => {}
             Some("bulk") => read_bulk(fields),
+            Some(kind) if COSTS.contains(&kind) => name_rows(fields, kind),
             Some(other) => return Err(RunError::OtherBench(other.to_owned())),
         }
         let run: Self = serde_path_to_error::deserialize(document).map_err(|fault| RunError::Shape {
@@ -504,6 +523,14 @@ impl Application {
             (Some(rate), _) if rate > 0.0 || self.mbit_s.is_none() => (rate, Unit::RequestsS),
             (_, rate) => (rate.unwrap_or(0.0), Unit::MbitS),
         }
+    }
+}
+
+/// Gives rows that do not say their kind that of their document.
+fn name_rows(fields: &mut Map<String, Value>, kind: &str) {
+    for row in fields.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten() {
+        let Some(row) = row.as_object_mut() else { continue };
+        row.entry("kind").or_insert_with(|| kind.into());
     }
 }
 

@@ -5,8 +5,9 @@ use super::{Output, write_json};
 use crate::cli::Failure;
 use clap::Args;
 use holdfast_report::compare::{Comparison, compare};
+use holdfast_report::run::Run;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct CompareOptions {
@@ -23,7 +24,7 @@ pub(crate) struct CompareOptions {
 
 /// Compares two runs.
 pub(super) fn run(options: &CompareOptions) -> Result<(), Failure> {
-    let (a, b) = (read_run(&options.a)?, read_run(&options.b)?);
+    let (a, b) = (read_traffic(&options.a)?, read_traffic(&options.b)?);
     let found = compare(&a, &b);
     println!("A: {}\nB: {}\n\n{found}", options.a.display(), options.b.display());
     if let Some(path) = &options.output.json {
@@ -31,6 +32,19 @@ pub(super) fn run(options: &CompareOptions) -> Result<(), Failure> {
         write_json(path, &document)?;
     }
     judge(options, &found)
+}
+
+/// Reads a run whose rows are compared.
+fn read_traffic(path: &Path) -> Result<Run, Failure> {
+    let run = read_run(path)?;
+    if run.is_of_costs() {
+        return Err(Failure::Usage(format!(
+            "{} is a run of `bench {}`, whose rows are not compared; mend: name a run of `bench paper` or `bench bulk`",
+            path.display(),
+            run.bench
+        )));
+    }
+    Ok(run)
 }
 
 fn judge(options: &CompareOptions, found: &Comparison) -> Result<(), Failure> {
@@ -43,7 +57,6 @@ fn judge(options: &CompareOptions, found: &Comparison) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     /// A run of one row: five rounds of transfers of 1 MiB, of about so many milliseconds.
     fn write(folder: &Path, name: &str, ms: f64) -> PathBuf {
@@ -78,9 +91,15 @@ mod tests {
     fn a_file_that_is_no_run_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let run_file = write(folder.path(), "run", 10.0);
-        let (missing, other) = (folder.path().join("missing"), folder.path().join("other"));
+        let file = |name| folder.path().join(name);
+        let (missing, other, costs) = (file("missing"), file("other"), file("costs"));
         write_json(&other, &json!({"bench": "quick", "rows": []})).unwrap();
-        for (a, b, said) in [(&run_file, &missing, "missing"), (&other, &run_file, "bench quick")] {
+        write_json(&costs, &json!({"bench": "pps", "rows": []})).unwrap();
+        for (a, b, said) in [
+            (&run_file, &missing, "missing"),
+            (&other, &run_file, "bench quick"),
+            (&run_file, &costs, "bench pps"),
+        ] {
             let fault = run(&options(a, b, false)).unwrap_err();
             assert_eq!(fault.exit_code(), 2);
             assert!(fault.to_string().contains(said), "{fault}");

@@ -34,7 +34,7 @@ pub(crate) enum Bench {
     Pps(pps::PpsOptions),
     /// Tell two stored runs apart by their rounds: how many times as fast, and whether that is more than chance.
     Compare(compare::CompareOptions),
-    /// Render a stored run as one HTML page with plots.
+    /// Render stored runs as one HTML page with plots.
     Report(report::ReportOptions),
 }
 

@@ -66,7 +66,7 @@ pub(super) fn keeps_rounds(run: &Run) -> bool {
         Row::Stream(row) | Row::Transfer(row) => !row.rounds.is_empty(),
         Row::Application(row) => !row.rounds.is_empty(),
         Row::Latency(row) => !row.rounds.is_empty(),
-        Row::Unknown => false,
+        Row::Pause(_) | Row::Pps(_) | Row::Pages(_) | Row::Engine(_) | Row::Unknown => false,
     })
 }
 
@@ -82,7 +82,7 @@ fn of_row(row: &Row) -> Vec<(Identity, Measured)> {
         Row::Transfer(row) => ("transfer", words::bulk(row), row.mode, row.epoch_ms, row.adaptive),
         Row::Application(row) => ("application", row.app.clone(), row.mode, row.epoch_ms, row.adaptive),
         Row::Latency(row) => ("latency", "requests".to_owned(), row.mode, row.epoch_ms, row.adaptive),
-        Row::Unknown => return Vec::new(),
+        Row::Pause(_) | Row::Pps(_) | Row::Pages(_) | Row::Engine(_) | Row::Unknown => return Vec::new(),
     };
     let figures = figures(row).into_iter().map(|(figure, measured)| {
         let what = what.clone();
@@ -112,7 +112,7 @@ fn figures(row: &Row) -> Vec<(Figure, Measured)> {
             (Figure::P50, measured(Unit::Ms, &row.rounds, P50, Some(row.p50_ms))),
             (Figure::P99, measured(Unit::Ms, &row.rounds, P99, Some(row.p99_ms))),
         ],
-        Row::Unknown => Vec::new(),
+        Row::Pause(_) | Row::Pps(_) | Row::Pages(_) | Row::Engine(_) | Row::Unknown => Vec::new(),
     }
 }
 

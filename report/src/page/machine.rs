@@ -29,7 +29,7 @@ pub(super) fn section(run: &Run) -> Markup {
         ("modes", join(asked.modes.iter().map(ToString::to_string).collect())),
         ("epochs", join(asked.epochs_ms.iter().map(|ms| format!("{ms} ms")).collect())),
         ("rounds", number(asked.rounds.map(u64::from))),
-        ("seconds of a stream", number(asked.seconds)),
+        ("seconds of a stream", asked.seconds.map_or_else(|| "-".into(), |seconds| seconds.to_string())),
         ("seed", number(asked.seed)),
         (
             "wire",
@@ -41,6 +41,10 @@ pub(super) fn section(run: &Run) -> Markup {
         ),
         ("quick", asked.quick.map_or_else(|| "-".into(), |quick| if quick { "yes" } else { "no" }.into())),
     ]);
+    if run.is_of_costs() {
+        // Most of what a guest's traffic depends on is no part of such a run.
+        rows.retain(|(_, value)| value != "-");
+    }
     html! {
         div.scroll {
             table {

@@ -11,6 +11,8 @@ use std::ops::Range;
 pub(super) const INK: Colour = Colour(0x1B, 0x1B, 0x1F);
 const FONT: &str = "sans-serif";
 const SMALL: u32 = 15;
+/// Pixels of the narrowest plot between its axes.
+const LEAST_WIDTH: f64 = 430.0;
 
 /// Red, green, blue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,10 +81,28 @@ impl Axis {
         Self { label: label.into(), scale: Scale::Log, low, high, ticks, named: false }
     }
 
-    /// Logarithmic, with ticks at these values alone.
+    /// Logarithmic, with ticks at these values alone, from the least to the greatest. Where they lie too close
+    /// for their names, some names are left out: there is room for those of a plot of half the page's width.
     pub(super) fn log_at(label: &str, ticks: Vec<(f64, String)>) -> Self {
         let (low, high) = bounds(ticks.iter().map(|(value, _)| *value));
-        Self { label: label.into(), scale: Scale::Log, low: low / 1.3, high: high * 1.3, ticks, named: false }
+        let mut axis = Self {
+            label: label.into(),
+            scale: Scale::Log,
+            low: low / 1.3,
+            high: high * 1.3,
+            ticks: Vec::new(),
+            named: false,
+        };
+        let half = |name: &str| (4 + 4 * name.chars().count()) as f64;
+        let mut free_from = f64::NEG_INFINITY;
+        for (value, name) in ticks {
+            let at = axis.place(value) * LEAST_WIDTH;
+            if at - half(&name) >= free_from {
+                free_from = at + half(&name);
+                axis.ticks.push((value, name));
+            }
+        }
+        axis
     }
 
     /// Of shares from 0 to one with so many nines.
@@ -371,6 +391,17 @@ mod tests {
         assert_eq!(names(&Axis::log("", [1.0, 20_000.0])).len(), 5);
         assert_eq!(names(&Axis::nines("", 3.2)), ["min", "50 %", "90 %", "99 %", "99.9 %"]);
         assert_eq!(names(&Axis::from_zero("", [f64::NAN])).first().map(String::as_str), Some("0"));
+    }
+
+    #[test]
+    fn names_of_ticks_do_not_run_into_each_other() {
+        let names = |values: &[f64]| {
+            let ticks = values.iter().map(|value| (*value, plain(*value))).collect();
+            let axis = Axis::log_at("", ticks);
+            axis.ticks.into_iter().map(|(_, name)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[10.0, 25.0, 50.0, 100.0, 200.0]), ["10", "25", "50", "100", "200"]);
+        assert_eq!(names(&[100.0, 105.0, 5000.0, 50_000.0, 51_000.0]), ["100", "5000", "50000"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ body { margin: 0 auto; padding: 24px 20px 64px; max-width: 1120px; background: v
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 26px; margin: 0 0 4px; }
 h2 { font-size: 20px; margin: 44px 0 8px; padding-top: 10px; border-top: 1px solid var(--line); }
+h2.run { font-size: 24px; margin-top: 64px; border-top-width: 3px; }
 h3 { font-size: 15px; margin: 14px 0 2px; }
 p { margin: 6px 0; max-width: 860px; }
 .soft, .note { color: var(--soft); }

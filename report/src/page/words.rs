@@ -28,6 +28,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
     }
 }
 
+/// A number of things; from ten thousand on in thousands, where it has whole ones.
+pub(crate) fn count(count: u64) -> String {
+    if count >= 10_000 && count % 1000 == 0 { format!("{}k", count / 1000) } else { count.to_string() }
+}
+
 /// The epochs' length.
 pub(crate) fn epochs(epoch_ms: u64, adaptive: bool) -> String {
     let how = if adaptive { ", adaptive" } else { "" };
@@ -75,6 +80,10 @@ mod tests {
         assert_eq!(
             (bytes(1 << 20), bytes(64 << 10), bytes(1000)),
             ("1 MiB".into(), "64 KiB".into(), "1000 B".into())
+        );
+        assert_eq!(
+            (count(5000), count(50_000), count(65_536)),
+            ("5000".into(), "50k".into(), "65536".into())
         );
         assert_eq!(epochs(25, true), "25 ms, adaptive");
         assert_eq!(

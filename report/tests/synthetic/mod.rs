@@ -73,7 +73,7 @@ pub(crate) fn run(seed: u64, speed: f64) -> Run {
             wire: Some(String::new()),
             modes: Mode::ALL.to_vec(),
             epochs_ms: EPOCHS_MS.to_vec(),
-            seconds: Some(5),
+            seconds: Some(5.0),
             more: serde_json::Map::new(),
         },
         ..Run::default()

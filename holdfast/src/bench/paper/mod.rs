@@ -208,7 +208,7 @@ impl Session<'_> {
             wire: Some(self.options.wire.to_string()),
             modes: extent.modes.iter().map(|mode| (*mode).into()).collect(),
             epochs_ms: extent.epochs_ms.clone(),
-            seconds: Some(extent.stream.as_secs()),
+            seconds: Some(extent.stream.as_secs_f64()),
             ..Configuration::default()
         };
         let mut more =
@@ -239,6 +239,7 @@ impl Session<'_> {
             rows: self.found.rows(),
             epochs: self.found.recordings.clone(),
             clock: self.found.clock.clone(),
+            refused: Vec::new(),
         }
     }
 
