@@ -1,7 +1,8 @@
 //! Cost of the engine's hot path, a line a function: `cargo bench -p holdfast-speculation`.
 //!
 //! Each line is the median of several rounds over warm caches. Frames are made, and given back, outside
-//! of what is measured; a sink takes every frame into the same buffer.
+//! of what is measured; a sink takes every frame into the same buffer. `--bench engine -- --json FILE` also
+//! writes the lines as a document for `holdfast bench report`; a path that is not absolute begins at this crate.
 
 #[path = "../tests/ends/mod.rs"]
 mod ends;
@@ -20,12 +21,24 @@ const SMALL: usize = 128;
 struct Line {
     name: &'static str,
     what: String,
+    /// Where the time depends on them.
+    flows: Option<u32>,
+    /// Whether a unit is work for all flows.
+    of_all: bool,
     times: Vec<f64>,
 }
 
 impl Line {
     fn new(name: &'static str, what: &str) -> Self {
-        Self { name, what: what.to_owned(), times: Vec::new() }
+        Self { name, what: what.to_owned(), flows: None, of_all: false, times: Vec::new() }
+    }
+
+    fn with(self, flows: u32) -> Self {
+        Self { flows: Some(flows), ..self }
+    }
+
+    fn of_all(self) -> Self {
+        Self { of_all: true, ..self }
     }
 
     fn measure<R>(&mut self, units: usize, work: impl FnOnce() -> R) -> R {
@@ -34,13 +47,45 @@ impl Line {
         result
     }
 
-    /// Prints the median; the first round was for the caches.
-    fn print(mut self) {
-        self.times.remove(0);
-        self.times.sort_by(f64::total_cmp);
-        let median = self.times[self.times.len() / 2];
-        println!("{:<12} {median:>9.1} ns, {:>11.0} /s: {}", self.name, 1e9 / median, self.what);
+    /// The median; the first round was for the caches.
+    fn median_ns(&self) -> f64 {
+        let mut times = self.times[1..].to_vec();
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
     }
+
+    fn print(&self) {
+        let flows = self.flows.map_or_else(String::new, |flows| format!(", {flows} flows"));
+        let median = self.median_ns();
+        println!("{:<12} {median:>9.1} ns, {:>11.0} /s: {}{flows}", self.name, 1e9 / median, self.what);
+    }
+
+    /// As a row; names and words are plain ASCII, and quoted as in JSON.
+    fn json(&self) -> String {
+        let flows = self.flows.map_or_else(|| "null".to_owned(), |flows| flows.to_string());
+        let (name, what, of_all, time_ns) = (self.name, &self.what, self.of_all, self.median_ns());
+        format!(
+            "{{\"name\": {name:?}, \"what\": {what:?}, \"flows\": {flows}, \"of_all\": {of_all}, \"time_ns\": {time_ns:.1}}}"
+        )
+    }
+}
+
+/// Where `--json` says.
+fn json_path() -> Option<String> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != "--json");
+    arguments.next().map(|_| arguments.next().expect("--json FILE"))
+}
+
+/// The document of all lines, for `holdfast bench report`.
+fn document(lines: &[Line]) -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let cpu = model.map_or("unknown", |(_, name)| name);
+    let rows: Vec<String> = lines.iter().map(|line| format!("    {}", line.json())).collect();
+    format!(
+        "{{\n  \"bench\": \"engine\",\n  \"machine\": {{\"cpu\": {cpu:?}}},\n  \"rows\": [\n{}\n  ]\n}}\n",
+        rows.join(",\n")
+    )
 }
 
 /// What `work` gave, and nanoseconds that it took.
@@ -173,7 +218,7 @@ impl Bench {
 }
 
 /// One flow in bulk, its segments of `len` bytes: taken, streamed, acknowledged, sent, confirmed.
-fn bulk(len: usize, checksum_done: bool) {
+fn bulk(len: usize, checksum_done: bool) -> Vec<Line> {
     let ends = Ends::new(1, false);
     let mut bench = Bench::new(64, &[ends]);
     let how = if checksum_done { "checksum verified" } else { "checksum left to the card" };
@@ -210,20 +255,18 @@ fn bulk(len: usize, checksum_done: bool) {
             }
         }
     }
-    for line in [take, stream, forge, emit, confirm] {
-        line.print();
-    }
+    vec![take, stream, forge, emit, confirm]
 }
 
 /// Many flows at once: forged ACKs and cuts, of which the one is a burst and the other a pause.
-fn many(flows: u32) {
+fn many(flows: u32) -> Vec<Line> {
     let all: Vec<Ends> = (0..flows).map(|nth| Ends::new(nth, nth % 2 == 1)).collect();
     let mut bench = Bench::new(flows as usize, &all);
-    let mut forge = Line::new("forge", &format!("forged ACK, {flows} flows a burst"));
-    let mut cut = Line::new("cut", &format!("cut with {flows} flows changed"));
-    let mut each = Line::new("cut", &format!("flow of a cut with {flows} flows changed"));
-    let mut still = Line::new("cut", &format!("cut with {flows} flows, of which one changed"));
-    let mut commit = Line::new("commit", &format!("commit with {flows} flows changed"));
+    let mut forge = Line::new("forge", "forged ACK in a burst for all").with(flows);
+    let mut cut = Line::new("cut", "cut, all changed").with(flows).of_all();
+    let mut each = Line::new("cut", "flow of a cut, all changed").with(flows);
+    let mut still = Line::new("cut", "cut, one changed").with(flows).of_all();
+    let mut commit = Line::new("commit", "commit, all changed").with(flows).of_all();
     let mut next = 1;
     for _ in 0..ROUNDS {
         let frames: Vec<Vec<u8>> = all.iter().map(|ends| ends.guest_data(next, SMALL)).collect();
@@ -262,13 +305,11 @@ fn many(flows: u32) {
         bench.cut();
         bench.engine.commit(bench.now, EpochId::new(bench.epoch));
     }
-    for line in [forge, cut, each, still, commit] {
-        line.print();
-    }
+    vec![forge, cut, each, still, commit]
 }
 
 /// Data of the client on its way to the guest: verified, rewritten in place.
-fn rewrite() {
+fn rewrite() -> Vec<Line> {
     let ends = Ends::new(1, false);
     let mut bench = Bench::new(64, &[ends]);
     bench.take(&[ends.guest_data(1, 1000)], false);
@@ -284,11 +325,11 @@ fn rewrite() {
             }
         });
     }
-    line.print();
+    vec![line]
 }
 
 /// Pure ACKs of the guest: passed, and adapted as they leave.
-fn release() {
+fn release() -> Vec<Line> {
     let ends = Ends::new(1, false);
     let mut bench = Bench::new(64, &[ends]);
     bench.take(&[ends.guest_data(1, 1000)], false);
@@ -303,12 +344,11 @@ fn release() {
         });
         line.measure(200, || frames.iter_mut().for_each(|frame| bench.engine.release(bench.now, frame)));
     }
-    pass.print();
-    line.print();
+    vec![pass, line]
 }
 
 /// A turn that finds nothing, with many flows that have nothing to do.
-fn idle() {
+fn idle() -> Vec<Line> {
     let all: Vec<Ends> = (0..4096).map(|nth| Ends::new(nth, false)).collect();
     let mut bench = Bench::new(4096, &all);
     let mut line = Line::new("idle", "turn that finds nothing, 4096 flows");
@@ -322,17 +362,26 @@ fn idle() {
             }
         });
     }
-    line.print();
+    vec![line]
 }
 
 fn main() {
-    bulk(65_160, false);
-    bulk(1_448, false);
-    bulk(1_448, true);
-    rewrite();
-    release();
+    let json = json_path();
+    let mut lines = Vec::new();
+    let mut show = |group: Vec<Line>| {
+        group.iter().for_each(Line::print);
+        lines.extend(group);
+    };
+    show(bulk(65_160, false));
+    show(bulk(1_448, false));
+    show(bulk(1_448, true));
+    show(rewrite());
+    show(release());
     for flows in [1, 256, 4_096, 65_536] {
-        many(flows);
+        show(many(flows));
     }
-    idle();
+    show(idle());
+    if let Some(path) = json {
+        std::fs::write(&path, document(&lines)).expect("the file of --json can be written");
+    }
 }
