@@ -468,11 +468,16 @@ impl Handle {
         self.registry().get(&port).cloned()
     }
 
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "of control threads alone: a core has its own list of ports"
+    )]
     fn registry(&self) -> MutexGuard<'_, BTreeMap<PortId, Arc<PortCounters>>> {
         // The map is never left half changed, so a panic elsewhere does not spoil it.
         self.ports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[expect(clippy::disallowed_methods, reason = "a control thread waits for the core")]
     fn call(&self, ports: &[PortId], action: Action) -> Result<Answer, GateError> {
         let deadline = Instant::now() + self.deadline;
         let (reply, answer) = bounded(1);

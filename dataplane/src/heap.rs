@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bytes that one frame holds.
 const ROOM: usize = 2048;
 
+#[expect(clippy::disallowed_methods, reason = "of tests and benches, which are both ends of it")]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -21,6 +21,8 @@
 //!
 //! On the hot path there is no allocation, lock, log line or system call per packet.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 pub mod announcement;
 pub mod audit;
 pub mod coalescing;

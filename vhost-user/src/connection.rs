@@ -48,6 +48,7 @@ pub(crate) struct Stopped {
     socket: Arc<Mutex<Option<UnixStream>>>,
 }
 
+#[expect(clippy::disallowed_methods, reason = "of the control thread and of who ends it")]
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

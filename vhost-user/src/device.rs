@@ -160,6 +160,7 @@ impl Device {
 
     /// Does what dropping does, while others hold the device: the connection is closed, and the file of a
     /// socket that it listens on is gone at the return.
+    #[expect(clippy::disallowed_methods, reason = "of whoever ends the device")]
     pub fn close(&self) {
         let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some((stop, thread)) = serving else { return };

@@ -19,11 +19,15 @@
 //! A second kind of device brings its own endpoint in place of [`Endpoint`], [`TxRing`] and [`RxRing`];
 //! control messages, memory, mailbox and [`ring::Queue`] know nothing of network cards.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
+mod atomic;
 mod connection;
 mod control;
 mod device;
 mod endpoint;
 pub mod features;
+mod flag;
 mod header;
 mod mailbox;
 pub mod memory;

@@ -11,12 +11,12 @@
 //! What a command replaces travels back in the reply, so that the core frees and unmaps nothing.
 
 use crate::features::Features;
+use crate::flag::Flag;
 use crate::memory::DirtyLog;
 use crate::notifier::Notifier;
 use crate::ring::Queue;
 use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, select, tick};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -64,7 +64,7 @@ pub(crate) struct CoreGone;
 pub(crate) struct ControlSide {
     commands: Option<Sender<Command>>,
     replies: Receiver<Reply>,
-    flag: Arc<AtomicBool>,
+    flag: Arc<Flag>,
     waker: Waker,
     /// Disconnected when the device is dropped.
     stop: Receiver<()>,
@@ -73,12 +73,9 @@ pub(crate) struct ControlSide {
 
 impl ControlSide {
     /// Hands `command` to the core and waits for its answer.
+    #[expect(clippy::disallowed_methods, reason = "the control thread waits for the core")]
     pub(crate) fn call(&self, command: Command) -> Result<Reply, CoreGone> {
-        let commands = self.commands.as_ref().ok_or(CoreGone)?;
-        // Full only when an earlier command was given up: the device is being dropped.
-        commands.try_send(command).map_err(|_| CoreGone)?;
-        self.flag.store(true, Ordering::Release);
-        (self.waker)();
+        self.hand_over(command)?;
         let impatient = tick(PATIENCE);
         loop {
             select! {
@@ -91,12 +88,21 @@ impl ControlSide {
             }
         }
     }
+
+    fn hand_over(&self, command: Command) -> Result<(), CoreGone> {
+        let commands = self.commands.as_ref().ok_or(CoreGone)?;
+        // Full only when an earlier command was given up: the device is being dropped.
+        commands.try_send(command).map_err(|_| CoreGone)?;
+        self.flag.raise();
+        (self.waker)();
+        Ok(())
+    }
 }
 
 impl Drop for ControlSide {
     fn drop(&mut self) {
         self.commands = None;
-        self.flag.store(true, Ordering::Release);
+        self.flag.raise();
         (self.waker)();
     }
 }
@@ -106,7 +112,7 @@ impl Drop for ControlSide {
 pub(crate) struct CoreSide {
     commands: Receiver<Command>,
     replies: Sender<Reply>,
-    flag: Arc<AtomicBool>,
+    flag: Arc<Flag>,
 }
 
 /// What the core finds in its mailbox.
@@ -122,13 +128,13 @@ impl CoreSide {
     /// Whether there is anything to do: one atomic load.
     #[inline]
     pub(crate) fn has_mail(&self) -> bool {
-        self.flag.load(Ordering::Acquire)
+        self.flag.is_raised()
     }
 
     /// The next piece of mail.
     pub(crate) fn take(&self) -> Option<Mail> {
         // Lowered first: mail that arrives after the look below raises it again.
-        self.flag.store(false, Ordering::Release);
+        self.flag.lower();
         match self.commands.try_recv() {
             Ok(command) => Some(Mail::Command(command)),
             Err(TryRecvError::Empty) => None,
@@ -147,7 +153,7 @@ impl CoreSide {
 pub(crate) fn mailbox(name: &str, waker: Waker, stop: Receiver<()>) -> (ControlSide, CoreSide) {
     let (commands, inbox) = bounded(1);
     let (outbox, replies) = bounded(1);
-    let flag = Arc::new(AtomicBool::new(false));
+    let flag = Arc::new(Flag::new());
     let control = ControlSide {
         commands: Some(commands),
         replies,
@@ -157,4 +163,83 @@ pub(crate) fn mailbox(name: &str, waker: Waker, stop: Receiver<()>) -> (ControlS
         name: name.to_owned(),
     };
     (control, CoreSide { commands: inbox, replies: outbox, flag })
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use super::*;
+    use crate::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+    use crate::memory::{DirtyBitmap, PAGE_BYTES};
+    use loom::sync::Arc as Shared;
+    use loom::thread;
+
+    /// Every command is found and answered, and the end as well. The channels are the real ones, of which loom knows
+    /// nothing: it tries the orders of looks, raises and lowerings. What a look may see is the flag's own model.
+    #[test]
+    fn every_command_is_answered_and_the_end_is_seen() {
+        loom::model(|| {
+            let (_stop, stopped) = bounded(0);
+            let (control, core) = mailbox("net0", Arc::new(|| {}), stopped);
+            let core = thread::spawn(move || {
+                let mut answered = 0;
+                loop {
+                    if !core.has_mail() {
+                        thread::yield_now();
+                        continue;
+                    }
+                    while let Some(mail) = core.take() {
+                        let Mail::Command(_) = mail else { return answered };
+                        answered += 1;
+                        core.answer(Reply::Done { replaced: None });
+                    }
+                }
+            });
+            for index in 0..2 {
+                control.hand_over(Command::Park { index }).expect("room for one");
+                while control.replies.try_recv().is_err() {
+                    thread::yield_now();
+                }
+            }
+            drop(control);
+            assert_eq!(core.join().expect("it ends"), 2);
+        });
+    }
+
+    /// CK-2: when a ring is left and the answer is there, a drain gives all that was written before. The answer
+    /// stands for the channel's: what comes before it is sent is seen when it is received.
+    #[test]
+    fn what_a_core_wrote_before_it_left_a_ring_is_drained_after_its_answer() {
+        loom::model(|| {
+            let answer = AtomicBool::new(false);
+            let shared = (Flag::new(), DirtyBitmap::new(PAGE_BYTES), AtomicU64::new(0), answer);
+            let shared = Shared::new(shared);
+            let theirs = Shared::clone(&shared);
+            let core = thread::spawn(move || {
+                let (flag, bitmap, page, answer) = &*theirs;
+                let mut written = 0;
+                while written < 2 && !flag.is_raised() {
+                    written += 1;
+                    page.store(written, Ordering::Relaxed);
+                    fence(Ordering::SeqCst);
+                    bitmap.mark_fenced(0, 1);
+                }
+                while !flag.is_raised() {
+                    thread::yield_now();
+                }
+                flag.lower();
+                answer.store(true, Ordering::Release);
+                written
+            });
+            let (flag, bitmap, page, answer) = &*shared;
+            let mut copied = 0;
+            // As a pass does that copies pages while the guest runs.
+            bitmap.drain(&mut |_| copied = page.load(Ordering::Relaxed));
+            flag.raise();
+            while !answer.load(Ordering::Acquire) {
+                thread::yield_now();
+            }
+            bitmap.drain(&mut |_| copied = page.load(Ordering::Relaxed));
+            assert_eq!(copied, core.join().expect("it ends"));
+        });
+    }
 }

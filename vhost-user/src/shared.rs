@@ -125,11 +125,13 @@ impl Shared {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "never called by a polling core")]
     pub(crate) fn memory(&self) -> MutexGuard<'_, Option<Arc<GuestMemory>>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The snapshot that the control thread keeps; never locked by a polling core.
+    #[expect(clippy::disallowed_methods, reason = "never called by a polling core")]
     pub(crate) fn state(&self) -> MutexGuard<'_, DeviceSnapshot> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

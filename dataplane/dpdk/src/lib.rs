@@ -22,6 +22,8 @@
 //! Checksums and segmentation are not done here: [`Port::capabilities`] says what a port offers.
 //! DPDK's log lines become events of `tracing`, and the last of them go into errors.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod device;
 mod eal;
 mod errno;

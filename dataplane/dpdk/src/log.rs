@@ -43,12 +43,14 @@ pub(crate) fn install_for_xdp() {
 }
 
 /// Takes the warnings and errors since the last call, as one line of text.
+#[expect(clippy::disallowed_methods, reason = "of control threads, that open devices")]
 pub(crate) fn take_recent() -> String {
     let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
     let lines: Vec<String> = recent.drain(..).collect();
     lines.join("; ")
 }
 
+#[expect(clippy::disallowed_methods, reason = "a line of the log is none of the hot path")]
 unsafe extern "C" fn sink(level: u32, text: *const c_char, len: usize) {
     // SAFETY: DPDK passes `len` readable bytes that stay until this function returns.
     let bytes = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), len.min(LINE_MAX)) };

@@ -10,6 +10,7 @@ use std::mem;
 use std::sync::{Mutex, PoisonError};
 
 /// Runs a step of opening the device of this name; for `net_tap`, while no real-time signal is free.
+#[expect(clippy::disallowed_methods, reason = "of control threads, that open devices")]
 pub(crate) fn none_free_for<T>(device: &str, step: impl FnOnce() -> T) -> T {
     if !device.starts_with("net_tap") {
         return step();

@@ -19,6 +19,8 @@
 //! Source: packet(7); `Documentation/networking/packet_mmap.rst` and `include/uapi/linux/virtio_net.h`
 //! of Linux.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod link;
 mod receiver;
 mod sender;

@@ -113,7 +113,7 @@ impl<'r> Machine<'r> {
             .map(|ring| u16::try_from(self.frontend.get_vring_base(ring).expect("base")).expect("an index"));
     }
 
-    fn give_buffer(&mut self, slot: u16) {
+    pub(crate) fn give_buffer(&mut self, slot: u16) {
         let gpa = RX_BUFFERS + BUFFER * u64::from(slot);
         self.queues[RX].set_descriptor(slot, descriptor(gpa, BUFFER as u32, WRITE, 0));
         self.queues[RX].offer(slot);

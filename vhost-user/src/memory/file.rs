@@ -67,6 +67,8 @@ pub struct MemoryFile {
     page_size: u64,
     map: MmapRaw,
     dirty: DirtyBitmap,
+    #[cfg(all(test, loom))]
+    modelled: super::modelled::Modelled,
 }
 
 impl MemoryFile {
@@ -90,6 +92,8 @@ impl MemoryFile {
             page_size,
             dirty: DirtyBitmap::new(map.len() as u64),
             map,
+            #[cfg(all(test, loom))]
+            modelled: super::modelled::Modelled::default(),
         })
     }
 
@@ -164,6 +168,12 @@ impl MemoryFile {
     /// all pieces of a range, so that a page costs one atomic OR.
     #[inline]
     pub(super) fn write_unmarked(&self, offset: u64, bytes: &[u8]) -> Result<(), OutOfFile> {
+        #[cfg(all(test, loom))]
+        if let Ok(bytes) = bytes.try_into() {
+            if self.modelled.store(offset, u64::from_le_bytes(bytes), Ordering::Relaxed) {
+                return Ok(());
+            }
+        }
         let to = self.at(offset, bytes.len())?;
         // SAFETY: `at` checked that the destination lies in the mapping; the source is a slice of
         // this process and cannot overlap it.
@@ -216,6 +226,10 @@ impl MemoryFile {
     /// When it does not lie inside the file or is not aligned.
     #[inline]
     pub(crate) fn load_u16(&self, offset: u64, order: Ordering) -> Result<u16, OutOfFile> {
+        #[cfg(all(test, loom))]
+        if let Some(number) = self.modelled.load(offset, order) {
+            return Ok(number as u16);
+        }
         Ok(u16::from_le(self.u16_at(offset)?.load(order)))
     }
 
@@ -225,9 +239,20 @@ impl MemoryFile {
     /// When it does not lie inside the file or is not aligned.
     #[inline]
     pub(crate) fn store_u16(&self, offset: u64, value: u16, order: Ordering) -> Result<(), OutOfFile> {
+        #[cfg(all(test, loom))]
+        if self.modelled.store(offset, value.into(), order) {
+            self.mark(offset, 2);
+            return Ok(());
+        }
         self.u16_at(offset)?.store(value.to_le(), order);
         self.mark(offset, 2);
         Ok(())
+    }
+
+    /// The numbers that loom sees.
+    #[cfg(all(test, loom))]
+    pub(crate) fn modelled(&self) -> &super::modelled::Modelled {
+        &self.modelled
     }
 
     #[inline]
@@ -247,6 +272,10 @@ impl MemoryFile {
     /// When it does not lie inside the file or is not aligned.
     #[inline]
     pub(crate) fn load_u64(&self, offset: u64, order: Ordering) -> Result<u64, OutOfFile> {
+        #[cfg(all(test, loom))]
+        if let Some(number) = self.modelled.load(offset, order) {
+            return Ok(number);
+        }
         Ok(u64::from_le(self.u64_at(offset)?.load(order)))
     }
 
@@ -261,6 +290,10 @@ impl MemoryFile {
         value: u64,
         order: Ordering,
     ) -> Result<(), OutOfFile> {
+        #[cfg(all(test, loom))]
+        if self.modelled.store(offset, value, order) {
+            return Ok(());
+        }
         self.u64_at(offset)?.store(value.to_le(), order);
         Ok(())
     }
@@ -367,6 +400,7 @@ impl MemoryFiles {
     ///
     /// # Errors
     /// When the file cannot back guest memory.
+    #[expect(clippy::disallowed_methods, reason = "files are mapped by control threads")]
     pub fn map(&self, file: &File) -> Result<Arc<MemoryFile>, MapError> {
         let meta = file.metadata()?;
         let identity = FileIdentity { dev: meta.dev(), ino: meta.ino() };

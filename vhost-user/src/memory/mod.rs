@@ -8,6 +8,8 @@
 mod dirty;
 mod file;
 mod log;
+#[cfg(all(test, loom))]
+mod modelled;
 
 pub use dirty::{DirtyBitmap, PAGE_BYTES};
 pub use file::{FileIdentity, MapError, MemoryFile, MemoryFiles, OutOfFile};

@@ -5,6 +5,8 @@
 
 mod chain;
 mod fault;
+#[cfg(all(test, loom))]
+mod models;
 mod packed;
 mod queue;
 mod rx;

@@ -11,9 +11,9 @@ use super::chain::{
 };
 use super::fault::RingFault;
 use super::queue::{LayoutError, MAX_RING_SIZE, Place, RingLayout, Virtqueue};
+use crate::atomic::{Ordering, fence};
 use crate::features::{Features, bits};
 use crate::memory::{DirtyLog, Gpa, GuestMemory};
-use std::sync::atomic::{Ordering, fence};
 
 /// The driver's word that a descriptor is available: equal to its round's sense.
 const AVAILABLE: u16 = 1 << 7;

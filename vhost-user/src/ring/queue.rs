@@ -19,11 +19,11 @@ use super::chain::{Chain, Direction, LOOK, MAX_CHAIN, Seen};
 use super::fault::RingFault;
 use super::packed::PackedQueue;
 use super::split::SplitQueue;
+use crate::atomic::{Ordering, fence};
 use crate::features::{Features, bits};
 use crate::memory::{DirtyLog, FrontendAddress, Gpa, GuestMemory, MemoryFile, Segment};
 use crate::notifier::Notifier;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 use thiserror::Error;
 
 /// Entries in a ring, at most. QEMU allows 1024.

@@ -6,9 +6,9 @@
 use super::chain::{Chain, DESCRIPTOR_BYTES, DescriptorTable, Direction, LOOK, Seen};
 use super::fault::RingFault;
 use super::queue::{LayoutError, MAX_RING_SIZE, Place, RingLayout, Virtqueue};
+use crate::atomic::{Ordering, fence};
 use crate::features::{Features, bits};
 use crate::memory::{DirtyLog, Gpa, GuestMemory};
-use std::sync::atomic::{Ordering, fence};
 
 const AVAILABLE_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
