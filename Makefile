@@ -19,7 +19,7 @@ SEEDS ?= 10000
 FIRST ?= 1
 FUZZ_SEED ?= 1
 
-.PHONY: help packages guest guest-agent build install check test unit sim guests demo soak bench-quick bench-bulk bench-paper bench-pages bench-pps fuzz clean
+.PHONY: help packages guest guest-agent build install check test unit loom sim guests demo soak bench-quick bench-bulk bench-paper bench-pages bench-pps fuzz clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ unit: guest
 	scripts/guest-apps
 	HOLDFAST_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --locked --exclude holdfast-tests
 
+loom: packages ## what threads share without locks, in every order of their steps
+	RUSTFLAGS='--cfg loom' $(CARGO) test --locked --target-dir target/loom -p holdfast-vhost-user -p holdfast-checkpoint --lib models::
+
 sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed
 	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(FIRST)
 
@@ -73,6 +76,7 @@ guests: build guest
 test: packages ## everything: lints, unit and integration tests, whole guests with failovers
 	$(MAKE) --no-print-directory check
 	$(MAKE) --no-print-directory unit
+	$(MAKE) --no-print-directory loom
 	$(MAKE) --no-print-directory sim
 	$(MAKE) --no-print-directory guests
 

@@ -2,6 +2,8 @@
 
 pub mod arbiter;
 pub mod backup;
+#[cfg(test)]
+mod counting;
 mod delta;
 mod digest;
 pub mod gate;

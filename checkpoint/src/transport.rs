@@ -26,6 +26,7 @@ mod handle;
 mod link;
 mod listener;
 mod tcp;
+mod waker;
 mod ways;
 mod wire;
 

@@ -1,5 +1,6 @@
 //! The pipeline without a guest: pages written by a test, a real link, and a backup that gathers them.
 
+mod allocations;
 mod reduction;
 mod stream;
 

@@ -19,7 +19,7 @@ pub(super) use lane::{Arrived, Lane, News};
 
 use crate::keys::Identity;
 use crate::protocol::MESSAGE_LIMIT;
-use crate::transport::handle::Waker;
+use crate::transport::waker::Waker;
 use crossbeam_channel::{Sender, bounded};
 use driver::{Driver, LaneEnd};
 use holdfast_bypass::{Counters, Port, Settings, SettingsError, Token};

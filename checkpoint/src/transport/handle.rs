@@ -2,12 +2,11 @@
 
 use crate::lease::LeaseGrants;
 use crate::protocol::{Hello, Message, encode};
+use crate::transport::waker::Waker;
 use crate::transport::ways::Shown;
 use crate::vm::Fault;
 use crossbeam_channel::{Receiver, Sender, TrySendError};
-use nix::sys::eventfd::{EfdFlags, EventFd};
-use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -56,35 +55,6 @@ pub(super) enum Control {
     Answer(LeaseGrants),
     /// Send what is urgent and end.
     Close,
-}
-
-/// Wakes the owner thread; at most one write per sleep.
-#[derive(Debug)]
-pub(super) struct Waker {
-    pub(super) fd: EventFd,
-    pub(super) rung: AtomicBool,
-}
-
-impl Waker {
-    pub(super) fn new() -> io::Result<Self> {
-        let fd = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        Ok(Self { fd, rung: AtomicBool::new(false) })
-    }
-
-    /// To be called when the descriptor is readable, before what it told of is looked for.
-    pub(super) fn clear(&self) {
-        if let Err(errno) = self.fd.read() {
-            // Nothing else reads it, so that it cannot have been emptied; and if it was, nothing is lost.
-            tracing::debug!(%errno, "a thread was woken by nothing");
-        }
-        self.rung.store(false, Ordering::Release);
-    }
-
-    pub(super) fn ring(&self) {
-        if !self.rung.swap(true, Ordering::AcqRel) {
-            self.fd.write(1).expect("an eventfd that is reset at every wake-up has room for 1");
-        }
-    }
 }
 
 /// One session's connection. Dropping it sends what is queued as urgent and ends the connection.

@@ -408,7 +408,7 @@ mod tests {
     #[test]
     fn nothing_is_taken_from_a_path_before_the_peers_over() {
         use crate::transport::bypass::pair;
-        use crate::transport::handle::Waker;
+        use crate::transport::waker::Waker;
         use holdfast_bypass::{Record, Token};
         let waker = || Arc::new(Waker::new().expect("a descriptor"));
         let (lane, end) = pair(Token([1; 32]), waker(), waker());

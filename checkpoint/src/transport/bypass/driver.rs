@@ -8,7 +8,7 @@
 use super::Nic;
 use super::lane::{Arrived, News, Order, Outgoing};
 use crate::protocol::FRAME_HEAD;
-use crate::transport::handle::Waker;
+use crate::transport::waker::Waker;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use holdfast_bypass::{Class, Counters, Event, PathId, Port, Token};
 use nix::poll::{PollFd, PollFlags, ppoll};

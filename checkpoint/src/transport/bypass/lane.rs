@@ -6,7 +6,7 @@
 use super::driver::LaneEnd;
 use crate::protocol::{FRAME_HEAD, FrameHead, MESSAGE_LIMIT, decode};
 use crate::transport::frames::Arrival;
-use crate::transport::handle::Waker;
+use crate::transport::waker::Waker;
 use crate::transport::{LEAST_CHARGE, charge};
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};

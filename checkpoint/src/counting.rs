@@ -1,0 +1,91 @@
+//! An allocator that counts by thread, for tests of what a steady state costs.
+#![expect(unsafe_code, reason = "an allocator that counts")]
+
+use nix::unistd::gettid;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::fs;
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+/// Threads that are told apart, at most; what others allocate is not counted.
+const THREADS: usize = 1024;
+
+struct Place {
+    thread: AtomicI32,
+    count: AtomicU64,
+}
+
+static PLACES: [Place; THREADS] =
+    [const { Place { thread: AtomicI32::new(0), count: AtomicU64::new(0) } }; THREADS];
+static TAKEN: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static OWN: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+struct Counting;
+
+// SAFETY: every call is passed on to the system's allocator unchanged; counting touches only numbers, and allocates
+// nothing itself.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+fn count() {
+    if let Some(place) = PLACES.get(own()) {
+        place.count.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The place of this thread.
+fn own() -> usize {
+    OWN.with(|own| match own.get() {
+        Some(place) => place,
+        None => {
+            let taken = TAKEN.fetch_add(1, Ordering::Relaxed);
+            if let Some(place) = PLACES.get(taken) {
+                place.thread.store(gettid().as_raw(), Ordering::Release);
+            }
+            own.set(Some(taken));
+            taken
+        }
+    })
+}
+
+/// Allocations of this thread so far.
+pub(crate) fn allocations_here() -> u64 {
+    PLACES.get(own()).map_or(0, |place| place.count.load(Ordering::Relaxed))
+}
+
+/// Allocations so far of all threads of this process that have this name.
+pub(crate) fn allocations_of(name: &str) -> u64 {
+    let is_named = |thread: i32| {
+        fs::read_to_string(format!("/proc/self/task/{thread}/comm")).is_ok_and(|comm| comm.trim() == name)
+    };
+    let named = PLACES.iter().filter(|place| is_named(place.thread.load(Ordering::Acquire)));
+    named.map(|place| place.count.load(Ordering::Relaxed)).sum()
+}
