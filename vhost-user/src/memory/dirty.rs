@@ -239,7 +239,7 @@ mod models {
     #[test]
     fn two_writers_marks_in_one_word_are_both_drained() {
         the_last_write_is_copied(2, |world, page, round| {
-            // One write each: with two there are more orders than are gone through in a minute.
+            // One write each: three threads have many orders.
             if round == 2 {
                 write(world, page, round);
             }
