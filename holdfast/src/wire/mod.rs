@@ -1,6 +1,8 @@
 //! What the dataplane's wires are in this program: DPDK ports, and interfaces of the kernel. The frames
 //! of both lie in mbufs, so that the wires of one core may differ in kind.
 
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
+
 mod dpdk;
 mod kernel;
 
