@@ -148,7 +148,8 @@ impl Engine {
 
     /// A frame that the guest sent.
     ///
-    /// Bound: the frame's length; its payload is copied once. Allocations: none.
+    /// Bound: the frame's length; its payload is copied once. Allocations: none. Cost: about 120 ns for 1448 bytes,
+    /// 180 ns with their checksum, 1.1 us for 64 KiB; 90 ns for a pure ACK (bench `engine`, as all here).
     pub fn handle_guest(&mut self, now: Time, frame: &GuestFrame<'_>) -> FromGuest {
         let segment = match Segment::parse(frame.head, frame.frame.len(), Side::Guest) {
             Parsed::Tcp(segment) => segment,
@@ -175,7 +176,8 @@ impl Engine {
 
     /// A frame for the guest. One that is passed may have been rewritten, in the same length.
     ///
-    /// Bound: the frame's length. Allocations: none.
+    /// Bound: the frame's length. Allocations: none. Cost: about 160 ns for an ACK of two segments, 180 ns for 1448
+    /// bytes that are verified and rewritten.
     pub fn handle_wire(&mut self, now: Time, frame: &mut [u8]) -> FromWire {
         let segment = match Segment::parse(frame, frame.len(), Side::Client) {
             Parsed::Tcp(segment) => segment,
@@ -221,7 +223,7 @@ impl Engine {
     /// A frame that was passed leaves the escrow for the wire; it is adapted to what the client has
     /// seen. Before [`Engine::commit`] of its epoch.
     ///
-    /// Bound: O(1). Allocations: none.
+    /// Bound: O(1). Allocations: none. Cost: about 90 ns for a pure ACK.
     pub fn release(&mut self, _now: Time, frame: &mut [u8]) {
         if self.table.len() == 0 {
             return;
@@ -241,7 +243,7 @@ impl Engine {
 
     /// Emits forged ACKs and resets into the guest's inbound queue; returns how many.
     ///
-    /// Bound: three frames a flow with work. Allocations: none.
+    /// Bound: three frames a flow with work. Allocations: none. Cost: about 100 ns an ACK, 55 ns in a burst of many.
     pub fn poll_guest(&mut self, _now: Time, sink: &mut dyn Sink) -> usize {
         let mut said = 0;
         // Flows whose window waits for room come first when there is some, so that no other takes it.
@@ -286,7 +288,8 @@ impl Engine {
 
     /// Emits up to `max` segments to clients; returns how many.
     ///
-    /// Bound: `max` frames, and the flows with work that have nothing to send. Allocations: none.
+    /// Bound: `max` frames, and the flows with work that have nothing to send. Allocations: none. Cost: about 110 ns
+    /// a segment of 1448 bytes.
     pub fn poll_wire(&mut self, now: Time, max: usize, sink: &mut dyn Sink) -> usize {
         let mut sent = 0;
         if let Some(waiting) = self.waiting.take() {

@@ -27,7 +27,8 @@ impl Engine {
     /// returns how many were appended. What is appended must reach the backup before, or with, the
     /// seal of the open epoch (SP-2); only then may it be acknowledged, so this counts as done.
     ///
-    /// Bound: `max`. Allocations: none while `out` has room for `max` bytes.
+    /// Bound: `max`. Allocations: none while `out` has room for `max` bytes. Cost: about 20 ns a segment of 1448 bytes,
+    /// 1 us for 64 KiB (bench `engine`).
     pub fn stream(&mut self, max: usize, out: &mut Vec<u8>) -> usize {
         let start = out.len();
         while let Some(slot) = self.shared.lists.first(List::Unstreamed) {
@@ -49,7 +50,8 @@ impl Engine {
     /// the last cut to `out`; with `whole` the whole table and all held bytes, for a backup that has
     /// nothing yet.
     ///
-    /// Bound: the flows that changed. Allocations: by `out`.
+    /// Bound: the flows that changed. Allocations: by `out`. Cost: about 40 ns a flow that changed, 60 ns where they are
+    /// 64 Ki (bench `engine`).
     pub fn cut(&mut self, epoch: EpochId, whole: bool, out: &mut Vec<u8>) {
         if whole {
             for slot in 0..self.table.capacity() as u32 {
