@@ -81,9 +81,12 @@ pub struct Stream {
     pub spare: Sender<Vec<u8>>,
 }
 
-/// The most that a gate may hold of one port's flows, and so what the other host's must be able to keep.
+/// The most that a gate may hold of one port's flows, and so what the other host's must be able to keep; and the
+/// queues that the port's card has, as many as the other host's must have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PortLimits {
+    /// Pairs of queues of its card.
+    pub queue_pairs: u16,
     /// Flows.
     pub flows: u32,
     /// Bytes that were acknowledged to the guest.
@@ -132,8 +135,8 @@ pub trait OutputGate: Send {
     /// When the dataplane did not do it: the epoch cannot be sealed.
     fn cut(&mut self, epoch: EpochId, whole: bool) -> Result<CutReport, GateError>;
 
-    /// What it may hold of each port's flows, and keeps at most for the other host: the hosts compare it
-    /// before they begin.
+    /// What it may hold of each port's flows, and keeps at most for the other host, and its queues: the hosts
+    /// compare it before they begin.
     fn limits(&self) -> Vec<PortLimits>;
 
     /// The bytes that leave ahead of their epochs; none for a gate that never speculates. Asked for once a

@@ -132,11 +132,7 @@ impl GuestPort for Replaying {
         taken
     }
 
-    fn receive_queues(&mut self) -> usize {
-        1
-    }
-
-    fn deliver(&mut self, _queue: usize, _header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
         let mut at = 0;
         for part in parts {
             self.buffer[at..at + part.len()].copy_from_slice(part);

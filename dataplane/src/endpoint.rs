@@ -1,11 +1,75 @@
 //! A vhost-user endpoint as a guest's network card.
 //!
-//! A ring fault of the guest stops its device: [`Endpoint::fault`] counts it and leaves all rings, and
-//! the port is still for the core from then on (RB-1).
+//! All pairs of queues of a card are its core's: the core takes from each in its turn, and everything that it
+//! took is one port's output, cut and let go as a whole. What comes in is steered ([`crate::steering`]).
+//!
+//! A ring fault of the guest, in whichever pair, stops its device: [`Endpoint::fault`] counts it and leaves all
+//! rings, and the port is still for the core from then on (RB-1).
 
 use crate::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
+use crate::headers::{Layout, MAX_HEADERS};
+use crate::steering::{Pairs, Steering};
 use holdfast_vhost_user::{Endpoint, GuestBytes, RingFault};
 use std::os::fd::BorrowedFd;
+
+/// A vhost-user device, with one pair of queues or several.
+#[derive(Debug)]
+pub struct Card {
+    endpoint: Endpoint,
+    /// None for a card of one pair.
+    steering: Option<Steering>,
+    /// The pair that is looked at first the next time.
+    first: usize,
+}
+
+impl Card {
+    /// The card of this endpoint.
+    #[must_use]
+    pub fn new(mut endpoint: Endpoint) -> Self {
+        let steering = (endpoint.rx_rings().len() > 1).then(Steering::default);
+        Self { endpoint, steering, first: 0 }
+    }
+
+    /// Pairs by which the guest receives now.
+    #[inline]
+    fn takes(&mut self) -> Pairs {
+        let rings = self.endpoint.rx_rings().iter().enumerate().filter(|(_, ring)| ring.is_running());
+        rings.fold(Pairs::default(), |pairs, (pair, _)| pairs.with(pair))
+    }
+
+    /// Takes up to `max` frames of one pair; how many, and what fault ended that.
+    #[inline]
+    fn capture_pair(
+        &mut self,
+        pair: usize,
+        max: usize,
+        learns: bool,
+        sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
+    ) -> (usize, Option<RingFault>) {
+        let Self { endpoint, steering, .. } = self;
+        let mut steering = steering.as_mut().filter(|_| learns);
+        let mut taken = 0;
+        let polled = endpoint.tx_rings()[pair].poll(max, |header, bytes| {
+            let verdict = sink(header, &bytes);
+            if verdict == Verdict::Taken {
+                taken += 1;
+                if let Some(steering) = &mut steering {
+                    flow_of(&bytes).into_iter().for_each(|flow| steering.sent(flow, pair));
+                }
+            }
+            verdict
+        });
+        endpoint.count_sent(pair, taken as u64);
+        (taken, polled.err())
+    }
+}
+
+/// The number of a frame's flow. A guest that changes its frame meanwhile steers its own frames elsewhere.
+fn flow_of(bytes: &GuestBytes<'_>) -> Option<u32> {
+    let mut head = [0; MAX_HEADERS];
+    let len = bytes.copy_to(0, &mut head);
+    Layout::parse(&head[..len]).map(|layout| layout.flow_hash())
+}
 
 impl GuestFrame for GuestBytes<'_> {
     fn len(&self) -> usize {
@@ -18,20 +82,20 @@ impl GuestFrame for GuestBytes<'_> {
     }
 }
 
-impl GuestPort for Endpoint {
+impl GuestPort for Card {
     fn poll_control(&mut self) {
         // A ring that starts asks for notifications, which a core that polls has no use for.
-        if Self::poll_control(self) {
+        if self.endpoint.poll_control() {
             self.disarm();
         }
     }
 
     fn is_running(&self) -> bool {
-        Self::is_running(self)
+        self.endpoint.is_running()
     }
 
     fn offloads(&self) -> Offloads {
-        let features = self.negotiated();
+        let features = self.endpoint.negotiated();
         Offloads {
             checksum: features.guest_csum(),
             tso4: features.guest_csum() && features.guest_tso4(),
@@ -44,47 +108,51 @@ impl GuestPort for Endpoint {
         max: usize,
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> usize {
+        let pairs = self.endpoint.tx_rings().len();
+        let learns = self.steering.is_some() && self.takes().count() > 1;
+        // Each is first in its turn: one that always has something does not keep the others waiting.
+        let first = self.first;
+        self.first = (first + 1) % pairs;
         let mut taken = 0;
-        let mut fault = None;
-        for ring in self.tx_rings() {
-            let left = max - taken;
-            let mut counted = 0;
-            let polled = ring.poll(left, |header, bytes| {
-                let verdict = sink(header, &bytes);
-                counted += usize::from(verdict == Verdict::Taken);
-                verdict
-            });
-            taken += counted;
-            if let Err(found) = polled {
-                fault = Some(found);
+        for pair in (first..pairs).chain(0..first) {
+            let (count, fault) = self.capture_pair(pair, max - taken, learns, sink);
+            taken += count;
+            if let Some(fault) = fault {
+                self.endpoint.fault(fault);
                 break;
             }
         }
-        self.stop_at(fault);
         taken
     }
 
-    fn receive_queues(&mut self) -> usize {
-        self.rx_rings().iter().filter(|ring| ring.is_running()).count()
-    }
-
-    fn deliver(&mut self, queue: usize, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
-        let mut running = self.rx_rings().iter_mut().filter(|ring| ring.is_running());
-        let pushed = running.nth(queue).map_or(Ok(false), |ring| ring.push(header, parts));
-        let done = *pushed.as_ref().unwrap_or(&false);
-        self.stop_at(pushed.err());
-        done
+    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+        let takes = self.takes();
+        let pair = self.steering.as_ref().map_or(Some(0), |steering| {
+            let layout = parts.first().and_then(|head| Layout::parse(head));
+            steering.pair(layout.map_or(0, |layout| layout.flow_hash()), takes)
+        });
+        let Some(pair) = pair else { return false };
+        match self.endpoint.rx_rings()[pair].push(header, parts) {
+            Ok(done) => {
+                self.endpoint.count_received(pair, u64::from(done));
+                done
+            }
+            Err(fault) => {
+                self.endpoint.fault(fault);
+                false
+            }
+        }
     }
 
     fn flush(&mut self) {
-        let (tx, rx) = self.rings();
+        let (tx, rx) = self.endpoint.rings();
         let sent = tx.iter_mut().find_map(|ring| ring.flush().err());
         let received = rx.iter_mut().find_map(|ring| ring.flush().err());
-        self.stop_at(sent.or(received));
+        self.endpoint.stop_at(sent.or(received));
     }
 
     fn arm(&mut self, capturing: bool, delivering: bool) -> bool {
-        let (tx, rx) = self.rings();
+        let (tx, rx) = self.endpoint.rings();
         let mut waiting = false;
         let mut fault = None;
         for ring in tx.iter_mut().filter(|_| capturing) {
@@ -96,20 +164,20 @@ impl GuestPort for Endpoint {
         for ring in rx.iter_mut().filter(|_| delivering) {
             fault = ring.want_kick(true).err().or(fault);
         }
-        self.stop_at(fault);
+        self.endpoint.stop_at(fault);
         waiting
     }
 
     fn disarm(&mut self) {
-        self.drain_kicks();
-        let (tx, rx) = self.rings();
+        self.endpoint.drain_kicks();
+        let (tx, rx) = self.endpoint.rings();
         let sent = tx.iter_mut().find_map(|ring| ring.want_kick(false).err());
         let received = rx.iter_mut().find_map(|ring| ring.want_kick(false).err());
-        self.stop_at(sent.or(received));
+        self.endpoint.stop_at(sent.or(received));
     }
 
     fn kick_fds<'a>(&'a self, take: &mut dyn FnMut(BorrowedFd<'a>)) {
-        Self::kick_fds(self).for_each(take);
+        self.endpoint.kick_fds().for_each(take);
     }
 }
 

@@ -57,7 +57,8 @@ pub trait GuestPort: Send {
     /// What the driver negotiated; meaningful while rings run.
     fn offloads(&self) -> Offloads;
 
-    /// Takes up to `max` frames that the guest sent; a refused one stays in the ring, first in line.
+    /// Takes up to `max` frames that the guest sent; a refused one stays in its ring, first in line.
+    /// Several rings have their turns one after the other; what is in one keeps its order.
     /// Returns how many were taken. A ring fault stops the device and is counted by it (RB-1).
     fn capture(
         &mut self,
@@ -65,12 +66,10 @@ pub trait GuestPort: Send {
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> usize;
 
-    /// Queues by which the guest receives now.
-    fn receive_queues(&mut self) -> usize;
-
-    /// Gives the guest one frame, made of `parts` in order, by the queue of this number; false when
-    /// there are no buffers for it now.
-    fn deliver(&mut self, queue: usize, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
+    /// Gives the guest one frame, made of `parts` in order, the first of which has its headers; false
+    /// when there are no buffers for it now. All frames of a flow go by one queue, so that their order
+    /// is kept (OC-2).
+    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
 
     /// Publishes what was captured and delivered since the last call; at most one notification each.
     fn flush(&mut self);

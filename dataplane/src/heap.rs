@@ -343,11 +343,7 @@ impl GuestPort for HeapGuest {
         taken
     }
 
-    fn receive_queues(&mut self) -> usize {
-        1
-    }
-
-    fn deliver(&mut self, _queue: usize, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+    fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
         let mut rings = lock(&self.rings);
         let room = rings.room != Some(0) && self.running;
         if room {

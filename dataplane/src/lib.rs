@@ -39,12 +39,14 @@ pub mod identity;
 pub mod kept;
 pub mod sample;
 pub mod segmentation;
+pub mod steering;
 pub mod stream;
 pub mod switch;
 
 pub use audit::Audit;
 pub use core_loop::{Core, IdlePolicy, PortId};
 pub use counters::Counted;
+pub use endpoint::Card;
 pub use escrow::{Amount, EscrowError, Limits};
 pub use frame::{Frame, Wire};
 pub use guest::{GuestFrame, GuestPort};

@@ -89,11 +89,7 @@ impl GuestPort for Replaying {
         taken
     }
 
-    fn receive_queues(&mut self) -> usize {
-        1
-    }
-
-    fn deliver(&mut self, _queue: usize, _header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
+    fn deliver(&mut self, _header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
         assert!(!parts.is_empty());
         self.received.fetch_add(1, Ordering::Relaxed);
         true

@@ -39,12 +39,13 @@ pub(crate) struct PortGate {
 }
 
 impl PortGate {
-    /// The gate of `ports`, which were added fenced; `limits` is of what is kept of each port's flows, none
-    /// for a port that never speculates.
+    /// The gate of `ports`, which were added fenced; `queue_pairs` are those of each port's card, and `limits` is
+    /// of what is kept of its flows, none for a port that never speculates.
     pub(crate) fn new(
         vm: &str,
         handle: &Handle,
         ports: Vec<PortId>,
+        queue_pairs: &[u16],
         limits: &[Option<LedgerLimits>],
         output: Arc<Output>,
     ) -> Result<Self, PortError> {
@@ -67,7 +68,7 @@ impl PortGate {
             protected: false,
             said,
             stream,
-            limits: limits.iter().map(limits_of).collect(),
+            limits: limits.iter().zip(queue_pairs).map(limits_of).collect(),
             kept: KeptPorts::new(limits),
             output,
             treatment: None,
@@ -76,8 +77,10 @@ impl PortGate {
 }
 
 /// The limits of a port, nothing for one that never speculates.
-fn limits_of(limits: &Option<LedgerLimits>) -> PortLimits {
-    limits.map_or_else(PortLimits::default, |limits| PortLimits {
+fn limits_of((limits, &queue_pairs): (&Option<LedgerLimits>, &u16)) -> PortLimits {
+    let none = PortLimits { queue_pairs, ..PortLimits::default() };
+    limits.map_or(none, |limits| PortLimits {
+        queue_pairs,
         flows: u32::try_from(limits.max_flows).unwrap_or(u32::MAX),
         bytes: limits.held_bytes as u64,
     })
@@ -235,8 +238,8 @@ mod tests {
             handle.add_port(PORT, Box::new(port), config).expect("a port");
             let limits = [Some(LedgerLimits { max_flows: 64, held_bytes: 1 << 20 })];
             let output = Arc::new(Output::new(&handle, vec![PORT], Asked::Commit, &[]).expect("an output"));
-            let gate =
-                PortGate::new("web", &handle, vec![PORT], &limits, Arc::clone(&output)).expect("a gate");
+            let gate = PortGate::new("web", &handle, vec![PORT], &[1], &limits, Arc::clone(&output))
+                .expect("a gate");
             Self { gate, handle, output, guest, peer, sent: 0, core }
         }
 

@@ -120,6 +120,9 @@ pub(crate) fn table(document: &Value) -> String {
                     text(&nic["dropped_frames"]),
                 ),
             );
+            if let Some(pairs) = nic["queue_pairs"].as_array().filter(|pairs| pairs.len() > 1) {
+                queue_pairs(&mut out, pairs);
+            }
             if let Some(fault) = nic["last_frontend_fault"].as_str() {
                 let count = text(&nic["frontend_faults"]);
                 line(
@@ -193,6 +196,21 @@ fn reduction(stats: &Value) -> Option<String> {
         "pages came to {:.1} % of their bytes; percent of them{shares}",
         percent(wire_bytes, pages << 12)
     ))
+}
+
+/// How a NIC's frames are spread over its pairs of queues.
+fn queue_pairs(out: &mut String, pairs: &[Value]) {
+    let frames = |name: &str| pairs.iter().map(|pair| text(&pair[name])).collect::<Vec<_>>().join(", ");
+    line(
+        out,
+        format_args!(
+            "    {} of {} queue pairs enabled  from guest {} frames  to guest {} frames",
+            pairs.iter().filter(|pair| pair["enabled"] == true).count(),
+            pairs.len(),
+            frames("captured_frames"),
+            frames("delivered_frames"),
+        ),
+    );
 }
 
 /// What is to be said of the guest's agent: nothing where none has been heard and none is asked for.
@@ -325,6 +343,18 @@ mod tests {
         assert!(text.contains("pages came to 25.3 % of their bytes"), "{text}");
         assert!(text.contains("unchanged 25.0  zero 0.0  equal 50.0  delta 0.0"), "{text}");
         assert!(!table(&json!({"vms": [{"vm": "web"}]})).contains("of their bytes"));
+    }
+
+    #[test]
+    fn a_nic_of_several_queue_pairs_says_what_each_carried() {
+        let pair = |enabled: bool, frames: u64| json!({"enabled": enabled, "captured_frames": frames, "delivered_frames": 2 * frames});
+        let said = |pairs: Vec<Value>| table(&json!({"vms": [{"nics": [{"queue_pairs": pairs}]}]}));
+        let text = said(vec![pair(true, 5), pair(false, 7)]);
+        assert!(
+            text.contains("1 of 2 queue pairs enabled  from guest 5, 7 frames  to guest 10, 14 frames"),
+            "{text}"
+        );
+        assert!(!said(vec![pair(true, 5)]).contains("queue pairs"));
     }
 
     #[test]

@@ -59,6 +59,8 @@ pub struct Nic {
     pub backend: Backend,
     /// Whether its rings may be packed.
     pub packed: bool,
+    /// Its pairs of queues.
+    pub queue_pairs: u16,
 }
 
 impl Nic {
@@ -69,6 +71,7 @@ impl Nic {
             addresses: vec![(guest_ip(n).into(), 24), (guest_ip6(n).into(), 64)],
             backend,
             packed: false,
+            queue_pairs: 1,
         }
     }
 }
@@ -293,17 +296,21 @@ impl GuestSpec {
     }
 
     fn add_nic(&self, args: &mut Arguments, number: usize, nic: &Nic) {
+        let (queues, several) = match nic.queue_pairs {
+            1 => (String::new(), ""),
+            pairs => (format!(",queues={pairs}"), ",mq=on"),
+        };
         match &nic.backend {
             Backend::VhostUser { socket } => {
                 // The older option is on its way out, the newer one too new for the oldest supported.
                 let again = if self.qemu.version >= (9, 2) { "reconnect-ms=200" } else { "reconnect=1" };
                 args.two("-chardev", format!("socket,id=vhost{number},path={},{again}", socket.display()));
-                args.two("-netdev", format!("vhost-user,id=net{number},chardev=vhost{number}"));
+                args.two("-netdev", format!("vhost-user,id=net{number},chardev=vhost{number}{queues}"));
             }
             Backend::VhostUserServer { socket } => {
                 let path = socket.display();
                 args.two("-chardev", format!("socket,id=vhost{number},path={path},server=on,wait=off"));
-                args.two("-netdev", format!("vhost-user,id=net{number},chardev=vhost{number}"));
+                args.two("-netdev", format!("vhost-user,id=net{number},chardev=vhost{number}{queues}"));
             }
             Backend::Tap { interface } => {
                 let tap = format!("tap,id=net{number},ifname={interface},script=no,downscript=no,vhost=off");
@@ -318,7 +325,7 @@ impl GuestSpec {
         args.two(
             "-device",
             format!(
-                "virtio-net-pci,id=nic{number},netdev=net{number},romfile={vectors}{packed},\
+                "virtio-net-pci,id=nic{number},netdev=net{number},romfile={vectors}{packed}{several},\
                  mac={a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"
             ),
         );

@@ -409,11 +409,15 @@ impl Appliance {
                 vm.name, vm.mode, options.epoch_ms, options.lease_ms, qmp, options.vm_lines
             )
             .expect("a string takes all text");
-            for n in first..=next {
+            for (n, nic) in (first..=next).zip(&guest.nics) {
                 let listens = if options.qemu_listens { "qemu" } else { "holdfast" };
                 let socket = socket(scratch, name, n);
-                write!(text, "\n[[vm.nic]]\nsocket = {socket:?}\nwire = \"wire0\"\nlistens = {listens:?}\n")
-                    .expect("a string takes all text");
+                write!(
+                    text,
+                    "\n[[vm.nic]]\nsocket = {socket:?}\nwire = \"wire0\"\nlistens = {listens:?}\nqueue_pairs = {}\n",
+                    nic.queue_pairs
+                )
+                .expect("a string takes all text");
             }
             if !options.paired {
                 continue;

@@ -173,10 +173,10 @@ impl Testpmd {
     }
 }
 
-/// A vhost-user port of DPDK's own, which listens at `socket`.
+/// A vhost-user port of DPDK's own with so many pairs of queues, which listens at `socket`.
 #[must_use]
-pub fn vhost_device(number: usize, socket: &Path) -> String {
-    format!("net_vhost{number},iface={},queues=1", socket.display())
+pub fn vhost_device(number: usize, socket: &Path, queue_pairs: u16) -> String {
+    format!("net_vhost{number},iface={},queues={queue_pairs}", socket.display())
 }
 
 /// A driver of a vhost-user port, as a guest has one.
@@ -184,6 +184,8 @@ pub fn vhost_device(number: usize, socket: &Path) -> String {
 pub struct VirtioUser {
     /// The port's socket.
     pub socket: PathBuf,
+    /// Pairs of queues.
+    pub queue_pairs: u16,
     /// Entries of each ring.
     pub ring_entries: u16,
     /// Whether the rings are packed.
@@ -196,9 +198,12 @@ impl VirtioUser {
     /// As `--vdev` takes it. Buffers in order are not asked for, as not every backend has them.
     #[must_use]
     pub fn device(&self, number: usize) -> String {
+        // Several pairs are switched on by a queue of their own.
+        let control = if self.queue_pairs > 1 { ",cq=1" } else { "" };
         format!(
-            "net_virtio_user{number},path={},queues=1,queue_size={},packed_vq={},in_order=0,mac={}",
+            "net_virtio_user{number},path={},queues={}{control},queue_size={},packed_vq={},in_order=0,mac={}",
             self.socket.display(),
+            self.queue_pairs,
             self.ring_entries,
             u8::from(self.packed),
             colons(self.mac)
@@ -247,6 +252,7 @@ mod tests {
     fn a_driver_is_named_as_testpmd_takes_it() {
         let driver = VirtioUser {
             socket: "/tmp/a".into(),
+            queue_pairs: 1,
             ring_entries: 256,
             packed: true,
             mac: [2, 0, 0, 0, 0, 0x1f],
@@ -255,5 +261,7 @@ mod tests {
             driver.device(3),
             "net_virtio_user3,path=/tmp/a,queues=1,queue_size=256,packed_vq=1,in_order=0,mac=02:00:00:00:00:1f"
         );
+        let several = VirtioUser { queue_pairs: 2, ..driver };
+        assert!(several.device(0).contains(",queues=2,cq=1,queue_size=256"), "{}", several.device(0));
     }
 }

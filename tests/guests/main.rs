@@ -11,6 +11,7 @@ mod idle;
 mod memory;
 mod modes;
 mod native;
+mod queues;
 mod rings;
 mod survival;
 

@@ -85,6 +85,15 @@ fn faults_on_the_backup_leave_the_guests_unprotected_until_they_are_mended_there
             ],
         },
         Spoilt {
+            plan: place.plan("other-queues"),
+            spoil: |_, file| file.vm("other-queues").nic_lines = "queue_pairs = 2".into(),
+            on_a: &["refuses", "queue_pairs is 1 on the primary and 2 on the backup", "[[vm.nic]] the same"],
+            on_b: &[
+                "queue_pairs is 1 on the primary and 2 on the backup",
+                "make `queue_pairs` of its [[vm.nic]]",
+            ],
+        },
+        Spoilt {
             plan: place.plan("no-room"),
             spoil: |place, file| {
                 file.vm("no-room").backup().move_image(place.scratch.memory("small/image"));

@@ -160,6 +160,18 @@ impl Endpoint {
         (&mut self.tx, &mut self.rx)
     }
 
+    /// Counts frames that the guest sent by the pair of this number.
+    #[inline]
+    pub fn count_sent(&self, pair: usize, frames: u64) {
+        self.shared.count_frames(2 * pair + 1, frames);
+    }
+
+    /// Counts frames that the guest received by the pair of this number.
+    #[inline]
+    pub fn count_received(&self, pair: usize, frames: u64) {
+        self.shared.count_frames(2 * pair, frames);
+    }
+
     /// Whether any ring runs.
     #[must_use]
     pub fn is_running(&self) -> bool {

@@ -59,6 +59,10 @@ pub struct DeviceSnapshot {
     pub mtu: Option<u16>,
     /// For each ring of the frontend's numbering, whether it runs.
     pub rings_running: Vec<bool>,
+    /// For each of these rings, whether the frontend enabled it; it runs when the guest does as well.
+    pub rings_enabled: Vec<bool>,
+    /// For each of these rings, frames that have passed it.
+    pub ring_frames: Vec<u64>,
     /// Whether writes are logged for a live migration.
     pub logging: bool,
     /// Faults of the guest by kind, those that occurred.
@@ -78,6 +82,8 @@ pub(crate) struct Shared {
     faults: [AtomicU64; FAULT_KINDS],
     /// One bit a ring that the polling core runs.
     running: AtomicU64,
+    /// Frames that have passed each ring; written by the polling core alone.
+    frames: Box<[AtomicU64]>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     state: Mutex<DeviceSnapshot>,
     name: String,
@@ -89,6 +95,7 @@ impl Shared {
         let state = DeviceSnapshot {
             name: name.to_owned(),
             rings_running: vec![false; rings],
+            rings_enabled: vec![false; rings],
             ..DeviceSnapshot::default()
         };
         let shared = Self {
@@ -96,6 +103,7 @@ impl Shared {
             events_lost: AtomicU64::new(0),
             faults: [const { AtomicU64::new(0) }; FAULT_KINDS],
             running: AtomicU64::new(0),
+            frames: (0..rings).map(|_| AtomicU64::new(0)).collect(),
             memory: Mutex::new(None),
             state: Mutex::new(state),
             name: name.to_owned(),
@@ -125,6 +133,14 @@ impl Shared {
         }
     }
 
+    /// Counts frames that passed a ring. One thread writes, so that this is no locked instruction.
+    #[inline]
+    pub(crate) fn count_frames(&self, index: usize, frames: u64) {
+        if let Some(counter) = self.frames.get(index) {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(frames), Ordering::Relaxed);
+        }
+    }
+
     #[expect(clippy::disallowed_methods, reason = "never called by a polling core")]
     pub(crate) fn memory(&self) -> MutexGuard<'_, Option<Arc<GuestMemory>>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -143,6 +159,7 @@ impl Shared {
         for (index, runs) in snapshot.rings_running.iter_mut().enumerate() {
             *runs = running & (1 << index) != 0;
         }
+        snapshot.ring_frames = self.frames.iter().map(|count| count.load(Ordering::Relaxed)).collect();
         let counts = self.faults.iter().map(|count| count.load(Ordering::Relaxed));
         snapshot.faults = RingFault::NAMES.into_iter().zip(counts).filter(|(_, n)| *n > 0).collect();
         snapshot

@@ -182,6 +182,7 @@ pub fn encode(message: &Message) -> Vec<u8> {
             let ports = u16::try_from(hello.ports.len()).expect("a machine has few ports");
             out.extend_from_slice(&ports.to_le_bytes());
             for limits in &hello.ports {
+                out.extend_from_slice(&limits.queue_pairs.to_le_bytes());
                 put_u32(&mut out, limits.flows);
                 put_u64(&mut out, limits.bytes);
             }
@@ -460,7 +461,11 @@ impl Body<'_> {
     /// RB-1: room is made for those that are there, not for those that are claimed.
     fn ports(&mut self) -> Result<Vec<PortLimits>, DecodeError> {
         let count = u16::from_le_bytes(self.array()?);
-        (0..count).map(|_| Ok(PortLimits { flows: self.u32()?, bytes: self.u64()? })).collect()
+        let ports = (0..count).map(|_| {
+            let queue_pairs = u16::from_le_bytes(self.array()?);
+            Ok(PortLimits { queue_pairs, flows: self.u32()?, bytes: self.u64()? })
+        });
+        ports.collect()
     }
 
     /// As of a Hello, of a Welcome in another version only the head is read.
@@ -501,7 +506,7 @@ mod tests {
             session: 99,
             lease_ms: 300,
             devices: DeviceDigest([9; 32]),
-            ports: vec![PortLimits { flows: 64, bytes: 1 << 40 }, PortLimits::default()],
+            ports: vec![PortLimits { queue_pairs: 2, flows: 64, bytes: 1 << 40 }, PortLimits::default()],
         }
     }
 

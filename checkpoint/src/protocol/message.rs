@@ -36,7 +36,7 @@ pub struct Hello {
     pub lease_ms: u32,
     /// How the guest's devices are configured; zeroes when unknown.
     pub devices: DeviceDigest,
-    /// What may be held of each port's flows, in their order.
+    /// What may be held of each port's flows, and its queues, in the order of the ports.
     pub ports: Vec<PortLimits>,
 }
 

@@ -377,7 +377,8 @@ impl Qemu {
         Ok(nics)
     }
 
-    /// Types of the network's backends, whether a card uses them or not, one for each.
+    /// Types of the network's backends, whether a card uses them or not, one for each, with the number of its
+    /// queues where it has several.
     pub(super) fn network_kinds(&mut self) -> Result<Vec<String>, QmpError> {
         let shown = self.ask("human-monitor-command", json!({ "command-line": "info network" }))?;
         let lines = text(&shown).lines().map(|line| line.trim_start().trim_start_matches('\\').trim());
@@ -390,8 +391,8 @@ impl Qemu {
             .collect();
         kinds.sort_unstable();
         // One line for each queue.
-        kinds.dedup();
-        Ok(kinds.into_iter().map(|(kind, _)| kind.to_owned()).collect())
+        let backends = kinds.chunk_by(|one, other| one == other);
+        Ok(backends.map(|lines| kind_of_queues(lines[0].0, lines.len())).collect())
     }
 
     /// Path of a character device's Unix socket.
@@ -468,6 +469,11 @@ fn backends_in(shown: &str) -> impl Iterator<Item = Backend<'_>> {
         let name = names.rsplit(": ").next()?;
         (!matches!(kind, "nic" | "hubport")).then_some(Backend { name, kind, chardev })
     })
+}
+
+/// The type of a network's backend, with the number of its queues where it has several.
+fn kind_of_queues(kind: &str, queues: usize) -> String {
+    if queues == 1 { kind.to_owned() } else { format!("{kind} of {queues} queues") }
 }
 
 /// Finds the memory's file: the mapping of the named file, or of a nameless one in the named directory.

@@ -117,7 +117,7 @@ fn bounds(limits: PortLimits) -> [(&'static str, u64); 2] {
 }
 
 /// SP-2: what the primary may hold for its clients must find room here, or an epoch would be refused when it
-/// holds that much.
+/// holds that much. A card's queues are part of the machine's state.
 fn check_limits(primary: &[PortLimits], own: &[PortLimits]) -> Result<(), Refusal> {
     let refused = |text| Err(Refusal::new(RefusalCode::Limits, text));
     if primary.len() != own.len() {
@@ -128,6 +128,13 @@ fn check_limits(primary: &[PortLimits], own: &[PortLimits]) -> Result<(), Refusa
         ));
     }
     for (nic, (theirs, ours)) in primary.iter().zip(own).enumerate() {
+        if theirs.queue_pairs != ours.queue_pairs {
+            return refused(format!(
+                "NIC {nic} has another number of queues on the backup, where their state would not fit: queue_pairs is \
+                 {} on the primary and {} on the backup: make `queue_pairs` of its [[vm.nic]] the same on both",
+                theirs.queue_pairs, ours.queue_pairs
+            ));
+        }
         for ((name, theirs), (_, ours)) in bounds(*theirs).into_iter().zip(bounds(*ours)) {
             if theirs > ours {
                 return refused(format!(

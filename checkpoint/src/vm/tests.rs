@@ -582,6 +582,11 @@ fn sessions_of_an_older_term_are_refused() {
             RefusalCode::Limits,
             "make `flows` in [vm.speculation] the same on both",
         ),
+        (
+            Hello { ports: vec![PortLimits { queue_pairs: 2, ..PORT }], ..hello(term, "a") },
+            RefusalCode::Limits,
+            "queue_pairs is 2 on the primary and 1 on the backup",
+        ),
     ] {
         let refusal = refusal_of(&dialer, hello);
         assert_eq!(refusal.code, code);

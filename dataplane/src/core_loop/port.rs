@@ -15,7 +15,6 @@ use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, Escrow, Limits};
 use crate::frame::{Frame, Wire};
 use crate::guest::{GuestPort, VirtioNetHdr};
-use crate::headers::Layout;
 use crate::identity::{Identity, MAX_ADDRESSES, MAX_STATIONS, Station};
 use crate::segmentation::MAX_SEGMENTS;
 use crossbeam_channel::Sender;
@@ -409,7 +408,6 @@ impl<F: Frame> Port<F> {
     /// took, and whether it had no room for the next.
     fn deliver_plain(&mut self) -> (usize, bool) {
         let Self { guest, inbound, counters, .. } = self;
-        let queues = guest.receive_queues();
         let header = VirtioNetHdr::default();
         let mut given = Amount::default();
         let mut blocked = false;
@@ -419,8 +417,7 @@ impl<F: Frame> Port<F> {
             }
             let Some(frame) = inbound.queue.front() else { break };
             let parts = [frame.bytes()];
-            let queue = if queues > 1 { steer(&parts, queues) } else { 0 };
-            blocked = !guest.deliver(queue, &header, &parts);
+            blocked = !guest.deliver(&header, &parts);
             if blocked {
                 break;
             }
@@ -436,11 +433,9 @@ impl<F: Frame> Port<F> {
     /// Offers the burst at hand; returns how many frames of it the guest took.
     fn deliver_burst(&mut self) -> usize {
         let (guest, counters) = (&mut self.guest, &self.counters.events);
-        let queues = guest.receive_queues();
         let mut delivered = 0;
         self.inbound.burst.deliver(&mut |header, parts, frames| {
-            let queue = if queues > 1 { steer(parts, queues) } else { 0 };
-            let done = guest.deliver(queue, header, parts);
+            let done = guest.deliver(header, parts);
             if done {
                 delivered += frames;
                 let bytes = parts.iter().map(|part| part.len() as u64).sum();
@@ -470,12 +465,6 @@ impl<F: Frame> Port<F> {
         self.counters.events.set(PortCounter::Held, held.frames);
         self.counters.events.set(PortCounter::HeldBytes, held.bytes);
     }
-}
-
-/// The queue of a frame's flow: one for all of its frames, so that their order is kept (OC-2).
-fn steer(parts: &[&[u8]], queues: usize) -> usize {
-    let layout = parts.first().and_then(|head| Layout::parse(head));
-    layout.map_or(0, |layout| layout.flow_hash() as usize % queues)
 }
 
 const _: () = assert!(NATIVE_BACKLOG + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESSES < 2 * MAX_SEGMENTS);

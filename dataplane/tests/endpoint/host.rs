@@ -1,10 +1,10 @@
 //! A host: a polling core on a thread, with a wire in memory and devices on sockets.
 
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
-use holdfast_dataplane::{Core, Handle, IdlePolicy, PortConfig, PortId};
+use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -33,18 +33,15 @@ impl Host {
 
     /// Adds a device with a port of this number; returns its socket.
     pub(crate) fn device(&mut self, number: u16, config: PortConfig) -> PathBuf {
+        self.device_of_pairs(number, 1, config)
+    }
+
+    /// The same with so many pairs of queues.
+    pub(crate) fn device_of_pairs(&mut self, number: u16, queue_pairs: u16, config: PortConfig) -> PathBuf {
         let path = self.dir.path().join(format!("net{number}"));
-        let device = DeviceConfig {
-            name: format!("net{number}"),
-            socket: SocketRole::Server(path.clone()),
-            access: SocketAccess::default(),
-            queue_pairs: 1,
-            offloads: true,
-            mtu: None,
-            files: self.files.clone(),
-        };
+        let device = device_config(&path, queue_pairs, &self.files);
         let (device, endpoint) = Device::spawn(device, self.handle.waker()).expect("a device");
-        self.handle.add_port(PortId(number), Box::new(endpoint), config).expect("a port");
+        self.handle.add_port(PortId(number), Box::new(Card::new(endpoint)), config).expect("a port");
         self.devices.push(device);
         path
     }
@@ -74,6 +71,19 @@ impl Drop for Host {
         self.handle.stop();
         let ended = self.thread.take().map(JoinHandle::join);
         assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the core panicked");
+    }
+}
+
+/// A device that listens at `path`.
+pub(crate) fn device_config(path: &Path, queue_pairs: u16, files: &MemoryFiles) -> DeviceConfig {
+    DeviceConfig {
+        name: path.file_name().expect("a name").to_string_lossy().into_owned(),
+        socket: SocketRole::Server(path.to_owned()),
+        access: SocketAccess::default(),
+        queue_pairs,
+        offloads: true,
+        mtu: None,
+        files: files.clone(),
     }
 }
 

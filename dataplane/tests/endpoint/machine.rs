@@ -20,18 +20,22 @@ const RX_BUFFERS: u64 = 0x1_0004_0000;
 const TX_BUFFERS: u64 = 0x2_0000;
 const BUFFER: u64 = 2048;
 const HEADER: usize = 12;
+/// Bytes from the ring of one pair to that of the next, and likewise of their buffers.
+const RING_BYTES: u64 = 0x3000;
+const BUFFERS_BYTES: u64 = RING as u64 * BUFFER;
 
 /// A machine and its guest.
 pub(crate) struct Machine<'r> {
     frontend: Frontend,
     ram: &'r GuestRam,
-    pub(crate) queues: [DriverQueue<'r>; 2],
+    /// Two for each pair: by which the guest receives, and by which it sends.
+    pub(crate) queues: Vec<DriverQueue<'r>>,
     features: u64,
-    bases: [u16; 2],
-    kicks: [EventFd; 2],
-    calls: [EventFd; 2],
-    /// Next descriptor of the transmit ring; frames take several.
-    next: u16,
+    bases: Vec<u16>,
+    kicks: Vec<EventFd>,
+    calls: Vec<EventFd>,
+    /// Next descriptor of each transmit ring; frames take several.
+    next: Vec<u16>,
 }
 
 fn event_fd() -> EventFd {
@@ -42,20 +46,30 @@ impl<'r> Machine<'r> {
     /// A machine that has booted, with a driver that knows all offloads, connected to the device at
     /// `path`.
     pub(crate) fn boot(path: &Path, ram: &'r GuestRam) -> Self {
+        Self::boot_of_pairs(path, ram, 1)
+    }
+
+    /// The same with so many pairs of queues, all of them enabled.
+    pub(crate) fn boot_of_pairs(path: &Path, ram: &'r GuestRam, pairs: u64) -> Self {
         let stream = UnixStream::connect(path).expect("connects");
-        let queues = [DriverQueue::new(ram, 0x1000, RING, 0), DriverQueue::new(ram, 0x1_0000_0000, RING, 0)];
+        let ring = |at| DriverQueue::new(ram, at, RING, 0);
+        let of_pair = |pair| [ring(0x1000 + RING_BYTES * pair), ring(0x1_0000_0000 + RING_BYTES * pair)];
+        let queues: Vec<_> = (0..pairs).flat_map(of_pair).collect();
+        let event_fds = || -> Vec<EventFd> { queues.iter().map(|_| event_fd()).collect() };
         let mut machine = Self {
-            frontend: Frontend::from_stream(stream, 2),
+            frontend: Frontend::from_stream(stream, 2 * pairs),
             ram,
-            queues,
             features: 0,
-            bases: [0; 2],
-            kicks: [event_fd(), event_fd()],
-            calls: [event_fd(), event_fd()],
-            next: 0,
+            bases: vec![0; queues.len()],
+            kicks: event_fds(),
+            calls: event_fds(),
+            next: vec![0; pairs as usize],
+            queues,
         };
         machine.negotiate();
-        (0..RING).for_each(|slot| machine.give_buffer(slot));
+        for pair in 0..pairs as usize {
+            (0..RING).for_each(|slot| machine.give_buffer(pair, slot));
+        }
         machine.cont();
         machine
     }
@@ -70,8 +84,13 @@ impl<'r> Machine<'r> {
         self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
 
-    /// What QEMU does at `cont`.
+    /// What QEMU does at `cont`, with all pairs enabled.
     pub(crate) fn cont(&mut self) {
+        self.cont_with(&vec![true; self.queues.len() / 2]);
+    }
+
+    /// The same with those pairs enabled.
+    pub(crate) fn cont_with(&mut self, enabled: &[bool]) {
         self.frontend.set_features(self.features).expect("features");
         let files = REGIONS.map(|_| self.ram.descriptor());
         let regions = REGIONS.into_iter().zip(&files);
@@ -85,8 +104,7 @@ impl<'r> Machine<'r> {
             })
             .collect();
         self.frontend.set_mem_table(&table).expect("a possible table");
-        for ring in [RX, TX] {
-            let queue = &self.queues[ring];
+        for (ring, queue) in self.queues.iter().enumerate() {
             let addresses = VringConfigData {
                 queue_max_size: RING,
                 queue_size: RING,
@@ -102,39 +120,59 @@ impl<'r> Machine<'r> {
             self.frontend.set_vring_kick(ring, &self.kicks[ring]).expect("kick");
             self.frontend.set_vring_call(ring, &self.calls[ring]).expect("call");
         }
-        for ring in [RX, TX] {
-            self.frontend.set_vring_enable(ring, true).expect("enable");
+        for (pair, enabled) in enabled.iter().enumerate() {
+            self.enable(pair, *enabled);
         }
     }
 
-    /// What QEMU does at `stop`: returns when the core has left both rings.
-    pub(crate) fn stop(&mut self) {
-        self.bases = [RX, TX]
-            .map(|ring| u16::try_from(self.frontend.get_vring_base(ring).expect("base")).expect("an index"));
+    /// What QEMU does when the guest's driver uses a pair, or does so no more.
+    pub(crate) fn enable(&mut self, pair: usize, wanted: bool) {
+        for ring in [2 * pair + RX, 2 * pair + TX] {
+            self.frontend.set_vring_enable(ring, wanted).expect("a state");
+        }
     }
 
-    pub(crate) fn give_buffer(&mut self, slot: u16) {
-        let gpa = RX_BUFFERS + BUFFER * u64::from(slot);
-        self.queues[RX].set_descriptor(slot, descriptor(gpa, BUFFER as u32, WRITE, 0));
-        self.queues[RX].offer(slot);
+    /// What QEMU does at `stop`: returns when the core has left all rings.
+    pub(crate) fn stop(&mut self) {
+        for (ring, base) in self.bases.iter_mut().enumerate() {
+            let found = self.frontend.get_vring_base(ring).expect("base");
+            *base = u16::try_from(found).expect("an index");
+        }
+    }
+
+    /// Where the guest expects each ring to go on after a stop.
+    pub(crate) fn bases(&self) -> &[u16] {
+        &self.bases
+    }
+
+    pub(crate) fn give_buffer(&mut self, pair: usize, slot: u16) {
+        let gpa = RX_BUFFERS + BUFFERS_BYTES * pair as u64 + BUFFER * u64::from(slot);
+        let queue = &mut self.queues[2 * pair + RX];
+        queue.set_descriptor(slot, descriptor(gpa, BUFFER as u32, WRITE, 0));
+        queue.offer(slot);
     }
 
     /// The guest sends a frame with this offload header, in as many buffers as it takes. The caller
     /// lets no more than a ring's worth of buffers be under way.
     pub(crate) fn send_offloaded(&mut self, header: &VirtioNetHdr, frame: &[u8]) {
+        self.queue_offloaded(0, header, frame);
+        self.kick();
+    }
+
+    fn queue_offloaded(&mut self, pair: usize, header: &VirtioNetHdr, frame: &[u8]) {
         let bytes = [&header.to_bytes()[..], frame].concat();
-        let head = self.next % RING;
+        let (queue, at) = (&mut self.queues[2 * pair + TX], &mut self.next[pair]);
+        let head = *at % RING;
         let count = bytes.len().div_ceil(BUFFER as usize);
         for (nth, chunk) in bytes.chunks(BUFFER as usize).enumerate() {
-            let slot = self.next % RING;
-            let gpa = TX_BUFFERS + BUFFER * u64::from(slot);
+            let slot = *at % RING;
+            let gpa = TX_BUFFERS + BUFFERS_BYTES * pair as u64 + BUFFER * u64::from(slot);
             let (flags, next) = if nth + 1 < count { (NEXT, (slot + 1) % RING) } else { (0, 0) };
             self.ram.write(gpa, chunk);
-            self.queues[TX].set_descriptor(slot, descriptor(gpa, chunk.len() as u32, flags, next));
-            self.next = self.next.wrapping_add(1);
+            queue.set_descriptor(slot, descriptor(gpa, chunk.len() as u32, flags, next));
+            *at = at.wrapping_add(1);
         }
-        self.queues[TX].offer(head);
-        self.kick();
+        queue.offer(head);
     }
 
     /// The guest sends a frame as it is.
@@ -142,40 +180,60 @@ impl<'r> Machine<'r> {
         self.send_offloaded(&VirtioNetHdr::default(), frame);
     }
 
-    /// The guest notifies the device of frames to send.
+    /// The guest sends a frame as it is by that pair.
+    pub(crate) fn send_by(&mut self, pair: usize, frame: &[u8]) {
+        self.queue_offloaded(pair, &VirtioNetHdr::default(), frame);
+        self.kicks[2 * pair + TX].write(1).expect("an eventfd");
+    }
+
+    /// The guest notifies the device of frames to send, by all pairs.
     pub(crate) fn kick(&self) {
-        self.kicks[TX].write(1).expect("an eventfd");
+        for kick in self.kicks.iter().skip(TX).step_by(2) {
+            kick.write(1).expect("an eventfd");
+        }
     }
 
     /// Waits until `count` frames have been taken from the transmit ring in all.
     pub(crate) fn wait_taken(&self, count: u16) {
-        wait_until(|| self.queues[TX].used_index() == count);
+        self.wait_taken_by(0, count);
+    }
+
+    /// The same of that pair.
+    pub(crate) fn wait_taken_by(&self, pair: usize, count: u16) {
+        wait_until(|| self.queues[2 * pair + TX].used_index() == count);
     }
 
     /// Waits for the next frame that the guest receives: its offload header and its bytes.
     pub(crate) fn receive(&mut self) -> (VirtioNetHdr, Vec<u8>) {
+        self.receive_by(0)
+    }
+
+    /// The same by that pair.
+    pub(crate) fn receive_by(&mut self, pair: usize) -> (VirtioNetHdr, Vec<u8>) {
+        let ring = 2 * pair + RX;
         let mut used = Vec::new();
         wait_until(|| {
-            used.extend(self.queues[RX].take_used());
+            used.extend(self.queues[ring].take_used());
             !used.is_empty()
         });
+        let buffers = RX_BUFFERS + BUFFERS_BYTES * pair as u64;
         let buffer = |machine: &Self, (head, len): (u32, u32)| {
-            machine.ram.read(RX_BUFFERS + BUFFER * u64::from(head), len as usize)
+            machine.ram.read(buffers + BUFFER * u64::from(head), len as usize)
         };
         let mut bytes = buffer(self, used[0]);
         let head: [u8; HEADER] = bytes[..HEADER].try_into().expect("a header");
         let header = VirtioNetHdr::parse(&head);
         bytes.drain(..HEADER);
         wait_until(|| {
-            used.extend(self.queues[RX].take_used());
+            used.extend(self.queues[ring].take_used());
             used.len() >= usize::from(header.num_buffers)
         });
         assert_eq!(used.len(), usize::from(header.num_buffers), "one frame at a time");
         for &chunk in &used[1..] {
             bytes.extend(buffer(self, chunk));
         }
-        used.iter().for_each(|&(head, _)| self.give_buffer(head as u16));
-        self.kicks[RX].write(1).expect("an eventfd");
+        used.iter().for_each(|&(head, _)| self.give_buffer(pair, head as u16));
+        self.kicks[ring].write(1).expect("an eventfd");
         (header, bytes)
     }
 }

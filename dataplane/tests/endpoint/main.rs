@@ -9,4 +9,5 @@ mod escrow;
 mod host;
 mod machine;
 mod offloads;
+mod queues;
 mod robustness;

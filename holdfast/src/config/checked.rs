@@ -335,9 +335,9 @@ fn check_vm(key: &str, raw: RawVm, wires: Option<&HashSet<String>>, faults: &mut
             "add [vm.backup] with image, memory, qmp and command",
         );
     }
-    let sockets: Vec<PathBuf> = raw.nics.iter().map(|nic| nic.socket.clone()).collect();
+    let nics: Vec<_> = raw.nics.iter().map(|nic| (nic.socket.clone(), nic.queue_pairs)).collect();
     let backup =
-        raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, &sockets, faults));
+        raw.backup.map(|part| check_backup(&format!("{key}.backup"), &raw.name, part, &nics, faults));
     let speculation = check_speculation(&format!("{key}.speculation"), &raw.speculation, faults);
     let reduction = check_reduction(&format!("{key}.reduction"), &raw.reduction, faults);
     let held = u64::from(raw.speculation.escrow_mib) * raw.nics.len() as u64;
@@ -435,7 +435,13 @@ fn check_reduction(key: &str, raw: &RawReduction, faults: &mut Faults) -> Reduct
     }
 }
 
-fn check_backup(key: &str, vm: &str, raw: RawBackup, nics: &[PathBuf], faults: &mut Faults) -> Standby {
+fn check_backup(
+    key: &str,
+    vm: &str,
+    raw: RawBackup,
+    nics: &[(PathBuf, u16)],
+    faults: &mut Faults,
+) -> Standby {
     let memory_bytes = parse_size(&raw.memory).unwrap_or_else(|| {
         faults.add(
             format!("{key}.memory"),
@@ -455,7 +461,7 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, nics: &[PathBuf], faults: &
             );
         }
         let own = [(&raw.image, "mem-path of its memory"), (&raw.qmp, "QMP socket")];
-        for (path, what) in own.into_iter().chain(nics.iter().map(|nic| (nic, "socket of a NIC"))) {
+        for (path, what) in own.into_iter().chain(nics.iter().map(|(nic, _)| (nic, "socket of a NIC"))) {
             if !raw.command.iter().any(|word| mentions(word, &path.to_string_lossy())) {
                 faults.add(
                     format!("{key}.command"),
@@ -463,6 +469,20 @@ fn check_backup(key: &str, vm: &str, raw: RawBackup, nics: &[PathBuf], faults: &
                     "use the same path in the command and here",
                 );
             }
+        }
+    }
+    for (socket, queue_pairs) in nics {
+        let asked = asked_queues(&raw.command, socket).filter(|asked| asked > queue_pairs);
+        if let Some(asked) = asked {
+            faults.add(
+                format!("{key}.command"),
+                format!(
+                    "its network on {} asks for {asked} queues, more than the NIC has pairs ({queue_pairs}), which QEMU \
+                     would not take",
+                    socket.display()
+                ),
+                format!("queue_pairs = {asked} in its [[vm.nic]], or queues={queue_pairs} in the command"),
+            );
         }
     }
     if let Some(size) = backend_size(&raw.command, &raw.image) {
@@ -490,6 +510,18 @@ fn backend_size<'a>(command: &'a [String], image: &Path) -> Option<&'a str> {
     let path = format!("mem-path={}", image.display());
     let backend = command.iter().find(|word| word.split(',').any(|part| part == path))?;
     backend.split(',').find_map(|part| part.strip_prefix("size="))
+}
+
+/// Queues that a command's network on a NIC's socket asks for; none when the command does not tell.
+fn asked_queues(command: &[String], socket: &Path) -> Option<u16> {
+    let path = socket.to_string_lossy();
+    let chardev = command.iter().find(|word| mentions(word, &path))?;
+    let label = format!("chardev={}", chardev.split(',').find_map(|part| part.strip_prefix("id="))?);
+    let is_its =
+        |word: &&String| word.starts_with("vhost-user,") && word.split(',').any(|part| part == label);
+    let network = command.iter().find(is_its)?;
+    let queues = network.split(',').find_map(|part| part.strip_prefix("queues="));
+    queues.map_or(Some(1), |queues| queues.parse().ok())
 }
 
 fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &mut Faults) -> Nic {

@@ -332,6 +332,14 @@ mod tests {
                 ["vm[0].backup.memory: '2G' is not the size=1G", "mend: memory = \"1G\""],
             ),
             (
+                "vhost-user,id=net0,chardev=nic0",
+                "vhost-user,id=net0,chardev=nic0,queues=2",
+                [
+                    "asks for 2 queues, more than the NIC has pairs (1)",
+                    "mend: queue_pairs = 2 in its [[vm.nic]]",
+                ],
+            ),
+            (
                 "peer = \"10.0.1.1:7400\"",
                 "peer = \"10.0.1.2:7400\"",
                 ["replication.peer: 10.0.1.2:7400 is this host's own address", "the other host"],

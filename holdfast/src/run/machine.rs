@@ -16,9 +16,9 @@ use holdfast_checkpoint::vm::{
     BackupConfig, CommandError, FirstRole, Parts, QemuHypervisor, QemuSettings, Role as SupervisorRole,
     VmConfig, VmHandle, spawn,
 };
-use holdfast_dataplane::{EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId};
+use holdfast_dataplane::{Card, EngineConfig, FlowReport, Handle, LedgerLimits, Limits, PortConfig, PortId};
 use holdfast_vhost_user::{
-    Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole, SpawnError, features,
+    Device, DeviceConfig, DeviceSnapshot, MemoryFiles, SocketAccess, SocketRole, SpawnError, features,
 };
 use nix::unistd::Group;
 use serde_json::{Value, json};
@@ -85,6 +85,7 @@ impl Machine {
                             &vm.name,
                             &dataplane.handle,
                             ports.clone(),
+                            &vm.nics.iter().map(|nic| nic.queue_pairs).collect::<Vec<_>>(),
                             &vec![Some(kept_limits(vm)); ports.len()],
                             Arc::clone(&output),
                         )
@@ -281,6 +282,7 @@ impl Machine {
                 "connected": snapshot.connected,
                 "running": snapshot.rings_running.iter().any(|running| *running),
                 "packed_rings": snapshot.features.has(features::bits::RING_PACKED),
+                "queue_pairs": queue_pairs(&snapshot),
                 "guest_faults": snapshot.faults.iter().map(|(name, count)| (name.to_string(), json!(count)))
                     .collect::<serde_json::Map<_, _>>(),
                 "frontend_faults": snapshot.peer_faults,
@@ -303,6 +305,15 @@ impl Machine {
         });
         Value::Array(rows.collect())
     }
+}
+
+/// The pairs of queues of a NIC: which of them the guest's driver uses, and what passed each.
+fn queue_pairs(nic: &DeviceSnapshot) -> Value {
+    let pairs = nic.rings_enabled.chunks(2).zip(nic.ring_frames.chunks(2));
+    let rows = pairs.map(|(enabled, frames)| {
+        json!({"enabled": enabled[0], "captured_frames": frames[1], "delivered_frames": frames[0]})
+    });
+    Value::Array(rows.collect())
 }
 
 /// The supervisor's settings of a VM.
@@ -436,7 +447,7 @@ fn plug(
     let speculation = fenced.then(|| Box::new(engine_config(vm, dataplane.mtu(wire), port)));
     dataplane
         .handle
-        .add_port(port, Box::new(endpoint), PortConfig { wire, limits, fenced, speculation })
+        .add_port(port, Box::new(Card::new(endpoint)), PortConfig { wire, limits, fenced, speculation })
         .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
     Ok(device)
 }

@@ -122,8 +122,9 @@ impl VhostUserBackendReqHandlerMut for Control {
         self.park_all()?;
         for vring in &mut self.session.vrings {
             vring.started = false;
-            vring.enabled = false;
+            vring.enabled = None;
         }
+        self.shared.state().rings_enabled.fill(false);
         Ok(())
     }
 

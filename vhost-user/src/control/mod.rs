@@ -1,7 +1,8 @@
 //! The control thread's knowledge of a device, and when its rings run.
 //!
 //! A ring runs when it has a size, addresses, memory, a kick and, where the frontend speaks of
-//! enabling at all, is enabled. Every message changes what is known; [`Control::refresh`] then starts
+//! enabling at all, is enabled (one by which the guest sends also when it is disabled again, so that
+//! nothing stays in it). Every message changes what is known; [`Control::refresh`] then starts
 //! or parks the ring by the mailbox. Changes that a running ring cannot take over (another memory
 //! table, other features) park it, apply, and start it where it stopped.
 
@@ -118,6 +119,7 @@ impl Control {
         state.protocol_features = 0;
         state.mtu = None;
         state.logging = false;
+        state.rings_enabled.fill(false);
         let known = fault.is_some() && state.last_peer_fault == fault;
         if let Some(fault) = &fault {
             state.peer_faults += 1;
@@ -169,7 +171,8 @@ impl Control {
             1 => true,
             _ => return Err(ControlError::Value { what: "state of a ring", value: u64::from(value) }),
         };
-        self.vring(index)?.enabled = enabled;
+        self.vring(index)?.enabled = Some(enabled);
+        self.shared.state().rings_enabled[index] = enabled;
         self.refresh(index)
     }
 
@@ -192,8 +195,9 @@ impl Control {
         let Session { features, memory, vrings, .. } = &self.session;
         let Some(features) = features else { return false };
         let vring = &vrings[index];
-        let enabled = vring.enabled || !features.has(bits::PROTOCOL_FEATURES);
-        vring.started && enabled && vring.layout().is_some() && memory.is_some()
+        // Odd rings are those by which the guest sends.
+        let open = vring.is_open(index % 2 == 1) || !features.has(bits::PROTOCOL_FEATURES);
+        vring.started && open && vring.layout().is_some() && memory.is_some()
     }
 
     /// Starts or parks the ring as what is known of it demands.

@@ -179,6 +179,11 @@ impl<'r> Machine<'r> {
 
     /// What QEMU does at `cont`.
     pub(crate) fn start(&mut self) {
+        self.start_with(&[RX, TX]);
+    }
+
+    /// The same where the driver uses only those rings.
+    pub(crate) fn start_with(&mut self, enabled: &[usize]) {
         self.frontend.set_features(self.features).expect("features");
         self.set_memory(&REGIONS);
         for ring in [RX, TX] {
@@ -189,8 +194,8 @@ impl<'r> Machine<'r> {
             self.frontend.set_vring_kick(ring, &self.kicks[ring]).expect("kick");
             self.frontend.set_vring_call(ring, &self.calls[ring]).expect("call");
         }
-        for ring in [RX, TX] {
-            self.frontend.set_vring_enable(ring, true).expect("enable");
+        for ring in enabled {
+            self.frontend.set_vring_enable(*ring, true).expect("enable");
         }
     }
 

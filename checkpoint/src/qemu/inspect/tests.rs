@@ -85,3 +85,15 @@ fn a_guest_with_a_card_of_the_hosts_is_refused() {
     assert!(devices[1].found.contains("device[0]") && devices[1].mend.contains("virtio"), "{devices:?}");
     assert!(of(RefusalKind::MigrationBlocked)[0].found.contains("0000:3b:00.1"), "{refusals:?}");
 }
+
+/// What the two hosts compare tells a card of several queues from one of one.
+#[test]
+fn a_network_of_several_queues_is_told_from_one_of_one() {
+    let (_dir, path) = monitor(&[(
+        "human-monitor-command",
+        "info network",
+        r#""nic0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:56\r\n \\ net0: index=0,type=vhost-user,vhost-user0 to c0\r\n \\ net0: index=1,type=vhost-user,vhost-user1 to c0\r\nnic1: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:12:34:57\r\n \\ net1: index=0,type=vhost-user,vhost-user2 to c1\r\n""#,
+    )]);
+    let mut qemu = Qemu::connect(&path, Duration::from_secs(20)).unwrap();
+    assert_eq!(qemu.network_kinds().unwrap(), ["vhost-user of 2 queues", "vhost-user"]);
+}

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub(super) const VM: &str = "web";
 /// What a gate of the laboratory may hold of its only port, unless a file says more.
-pub(super) const PORT: PortLimits = PortLimits { flows: 64, bytes: 8 << 20 };
+pub(super) const PORT: PortLimits = PortLimits { queue_pairs: 1, flows: 64, bytes: 8 << 20 };
 /// Long, so that a machine that is busy with other things is not taken for a dead one.
 pub(super) const LEASE: Duration = Duration::from_secs(2);
 /// Pages of which Holdfast itself writes one before each pause, each in its turn (CK-2): what one epoch

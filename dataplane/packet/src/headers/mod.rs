@@ -47,31 +47,33 @@ impl Layout {
         Some(Self { link, network, transport })
     }
 
-    /// A number that is the same for all frames of a flow, to spread flows over queues. Fragments go
-    /// by their addresses alone, and what is no IP packet by its MACs.
+    /// A number that is the same for all frames of a flow, in both directions, to spread flows over queues.
+    /// Fragments go by their addresses alone, and what is no IP packet by its MACs.
     #[must_use]
     pub fn flow_hash(&self) -> u32 {
-        let mut hash = 0x811c_9dc5u32;
-        let mut mix = |bytes: &[u8]| {
-            for &byte in bytes {
-                hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
-            }
-        };
-        match &self.network {
-            Network::V4(ip) => [ip.source, ip.destination].iter().for_each(|address| mix(address)),
-            Network::V6(ip) => [ip.source, ip.destination].iter().for_each(|address| mix(address)),
-            _ => [self.link.source, self.link.destination].iter().for_each(|mac| mix(&mac.0)),
-        }
-        let ports = match &self.transport {
+        let (from, to) = match &self.transport {
             Transport::Tcp(tcp) => (tcp.source_port, tcp.destination_port),
             Transport::Udp(udp) => (udp.source_port, udp.destination_port),
             Transport::Icmpv6 { .. } | Transport::Opaque => (0, 0),
         };
-        mix(&ports.0.to_be_bytes());
-        mix(&ports.1.to_be_bytes());
+        // A sum is the same from either end.
+        let hash = match &self.network {
+            Network::V4(ip) => end_hash(&ip.source, from).wrapping_add(end_hash(&ip.destination, to)),
+            Network::V6(ip) => end_hash(&ip.source, from).wrapping_add(end_hash(&ip.destination, to)),
+            _ => end_hash(&self.link.source.0, 0).wrapping_add(end_hash(&self.link.destination.0, 0)),
+        };
         // The low bits choose the queue: let all of it have its part in them.
+        let hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
+        let hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);
         hash ^ (hash >> 16)
     }
+}
+
+/// A number for one end of a flow: its address and port.
+fn end_hash(address: &[u8], port: u16) -> u32 {
+    let [high, low] = port.to_be_bytes();
+    let bytes = address.iter().copied().chain([high, low]);
+    bytes.fold(0x811c_9dc5, |hash: u32, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// The `N` bytes at `offset`, if they are there.
@@ -134,10 +136,21 @@ mod tests {
                 segment.sequence += 10;
                 segment.payload.push(7);
                 assert_eq!(Layout::parse(&segment.bytes()).expect("a whole header").flow_hash(), first);
+                let back = turned(segment.bytes(), v6);
+                assert_eq!(Layout::parse(&back).expect("a whole header").flow_hash(), first);
                 queues[first as usize % 4] += 1;
             }
             assert!(queues.iter().all(|&flows| flows > 50), "{queues:?}");
         }
+    }
+
+    /// The head of a segment of the other direction.
+    fn turned(mut bytes: Vec<u8>, v6: bool) -> Vec<u8> {
+        let (at, len) = if v6 { (22, 16) } else { (26, 4) };
+        for (at, len) in [(0, 6), (at, len), (at + 2 * len, 2)] {
+            bytes[at..at + 2 * len].rotate_left(len);
+        }
+        bytes
     }
 
     fn check(bytes: &[u8]) {

@@ -10,8 +10,8 @@ use crate::cli::Failure;
 use crate::run::poll;
 use crate::wire::{AnyWire, DpdkWire};
 use arrayvec::ArrayVec;
-use holdfast_dataplane::{Core, EngineConfig, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId};
-use holdfast_dpdk::{BURST, Device as Card, Eal, Pool, Port};
+use holdfast_dataplane::{Card, Core, EngineConfig, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId};
+use holdfast_dpdk::{BURST, Device as WireDevice, Eal, Pool, Port};
 use holdfast_dpdk_config::{FreePages, HugePages, MemoryPlan};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use holdfast_hugepages_setup::{Root, huge_pages};
@@ -83,6 +83,7 @@ impl Backend {
         options: &PpsOptions,
         ground: &Ground,
         mode: PpsMode,
+        queue_pairs: u16,
         scratch: &Scratch,
     ) -> Result<Self, Failure> {
         let (core, handle) =
@@ -102,7 +103,7 @@ impl Backend {
                 name: format!("port-{port}"),
                 socket: SocketRole::Server(socket.clone()),
                 access: SocketAccess::default(),
-                queue_pairs: 1,
+                queue_pairs,
                 offloads: false,
                 mtu: Some(MTU),
                 files: MemoryFiles::default(),
@@ -112,7 +113,7 @@ impl Backend {
             let speculation =
                 speculates.then(|| Box::new(EngineConfig { mtu: MTU, ..EngineConfig::default() }));
             let config = PortConfig { wire: 0, limits, fenced: false, speculation };
-            this.handle.add_port(port, Box::new(endpoint), config).map_err(Failure::failed)?;
+            this.handle.add_port(port, Box::new(Card::new(endpoint)), config).map_err(Failure::failed)?;
             this.devices.push(device);
         }
         if mode != PpsMode::Native {
@@ -187,7 +188,7 @@ impl Drop for Backend {
 
 /// A wire on which nobody is: every core has one.
 fn unused_wire(ground: &Ground) -> Result<AnyWire, Failure> {
-    let card = Card::Virtual { name: "net_null0".into(), arguments: "no-rx=1".into() };
+    let card = WireDevice::Virtual { name: "net_null0".into(), arguments: "no-rx=1".into() };
     let config = holdfast_dpdk::PortConfig { rx_interrupt: false, ..holdfast_dpdk::PortConfig::default() };
     let (port, mut rx, mut tx) =
         Port::open(ground.eal, &card, ground.pool, &config).map_err(Failure::failed)?;

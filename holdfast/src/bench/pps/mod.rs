@@ -14,6 +14,10 @@
 //! The drivers' memory is in ordinary pages, as a guest's mostly is; the backends' own frames lie in huge pages
 //! where enough are free, and in ordinary ones otherwise, for all of them alike.
 //!
+//! Ports may have several pairs of queues; they are still one core's on either side, so that what is seen is what
+//! pairs cost, not what more cores would bring. Frames are of 256 flows then, which Holdfast spreads over the pairs
+//! of the receiver by what that sent, and testpmd's vhost by the number of the pair that they came by.
+//!
 //! Sizes of frames are as they are counted on Ethernet, with the four bytes of the checksum, which no virtual
 //! card has: "64" is 60 bytes in memory.
 
@@ -42,8 +46,12 @@ const CHECKSUM: u16 = 4;
 /// Caches fill, tables learn, frames beyond what fits are lost before anything is measured.
 const WARM_UP: Duration = Duration::from_millis(300);
 const TESTPMD_MIB: u32 = 256;
-/// For full rings, caches and bursts.
-const TESTPMD_FRAMES: u32 = 6 * 1024;
+/// For caches and bursts.
+const TESTPMD_FRAMES: u32 = 2 * 1024;
+/// For the full rings of a pair of queues on both ports.
+const TESTPMD_FRAMES_OF_PAIR: u32 = 4 * 1024;
+/// Pairs of queues of a port, at most.
+const MAX_QUEUES: u16 = 8;
 
 /// How Holdfast treats the guests' output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
@@ -104,6 +112,9 @@ pub(crate) struct PpsOptions {
     /// Layouts of the rings.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "split")]
     rings: Vec<RingKind>,
+    /// Pairs of queues of each port; the drivers and the backend have a core each all the same.
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    queues: Vec<u16>,
     /// Bytes of a frame on Ethernet, with its checksum.
     #[arg(long, value_delimiter = ',', default_value = "64,512,1518")]
     frames: Vec<u16>,
@@ -149,6 +160,8 @@ impl PpsOptions {
 #[derive(Clone, Copy, Debug)]
 struct Case {
     ring: RingKind,
+    /// Pairs of queues of each port.
+    queues: u16,
     frame_bytes: u16,
     /// None for DPDK's own vhost.
     mode: Option<PpsMode>,
@@ -162,16 +175,10 @@ pub(super) fn run(options: &PpsOptions) -> Result<(), Failure> {
     let mut rows = Vec::new();
     println!("{}", row::HEADING);
     for round in 1..=options.rounds {
-        for ring in &options.rings {
-            for frame_bytes in &options.frames {
-                let modes = std::iter::once(None).chain(options.modes.iter().copied().map(Some));
-                for mode in modes {
-                    let case = Case { ring: *ring, frame_bytes: *frame_bytes, mode };
-                    let row = Row::new(round, case, &options.reference, take(options, &ground, case)?);
-                    println!("{row}");
-                    rows.push(row);
-                }
-            }
+        for case in cases(options) {
+            let row = Row::new(round, case, &options.reference, take(options, &ground, case)?);
+            println!("{row}");
+            rows.push(row);
         }
     }
     print!("{}", row::table(&rows));
@@ -194,6 +201,20 @@ pub(super) fn run(options: &PpsOptions) -> Result<(), Failure> {
     }
 }
 
+/// What one round takes, in its order.
+fn cases(options: &PpsOptions) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for &ring in &options.rings {
+        for &queues in &options.queues {
+            for &frame_bytes in &options.frames {
+                let modes = std::iter::once(None).chain(options.modes.iter().copied().map(Some));
+                cases.extend(modes.map(|mode| Case { ring, queues, frame_bytes, mode }));
+            }
+        }
+    }
+    cases
+}
+
 fn check(options: &PpsOptions) -> Result<(), Failure> {
     let usage = |what: String| Err(Failure::Usage(what));
     testpmd::check_installed().map_err(|fault| Failure::HostLacks(fault.to_string()))?;
@@ -209,6 +230,9 @@ fn check(options: &PpsOptions) -> Result<(), Failure> {
     }
     if let Some(bytes) = options.frames.iter().find(|bytes| !(64..=1518).contains(*bytes)) {
         return usage(format!("--frames: {bytes} is not between 64 and 1518"));
+    }
+    if let Some(queues) = options.queues.iter().find(|queues| !(1..=MAX_QUEUES).contains(*queues)) {
+        return usage(format!("--queues: {queues} is not between 1 and {MAX_QUEUES}"));
     }
     if !options.ring_entries.is_power_of_two() || !(64..=1024).contains(&options.ring_entries) {
         return usage(format!("--ring-entries: {} is no power of two from 64 to 1024", options.ring_entries));
@@ -269,12 +293,14 @@ enum Device {
 impl Device {
     fn start(options: &PpsOptions, ground: &Ground, case: Case, scratch: &Scratch) -> Result<Self, Failure> {
         if let Some(mode) = case.mode {
-            return Backend::start(options, ground, mode, scratch).map(|one| Self::Holdfast(Box::new(one)));
+            let backend = Backend::start(options, ground, mode, case.queues, scratch)?;
+            return Ok(Self::Holdfast(Box::new(backend)));
         }
         let sockets = ["a", "b"].map(|name| scratch.file(&format!("testpmd-{name}.sock")));
-        let devices = sockets.iter().enumerate().map(|(number, socket)| vhost_device(number, socket));
+        let device = |(number, socket): (usize, &PathBuf)| vhost_device(number, socket, case.queues);
+        let devices = sockets.iter().enumerate().map(device).collect();
         let mode = format!("--forward-mode={}", options.reference);
-        let spec = testpmd(options, "backend", options.cores.backend, devices.collect(), vec![mode]);
+        let spec = testpmd(options, case, "backend", options.cores.backend, devices, vec![mode]);
         let spec = TestpmdSpec { huge_pages: ground.huge_pages, ..spec };
         let mut process = Testpmd::start(&spec, scratch).map_err(Failure::failed)?;
         process.ask("start").map_err(Failure::failed)?;
@@ -312,7 +338,8 @@ fn measure(options: &PpsOptions, ground: &Ground, case: Case, under_way: u32) ->
     // A full ring is waited for.
     ask("set fwd mac retry")?;
     ask("set burst tx delay 1 retry 100000")?;
-    ask(&format!("start tx_first {}", under_way.div_ceil(BURST)))?;
+    // Each pair begins with its part.
+    ask(&format!("start tx_first {}", under_way.div_ceil(BURST * u32::from(case.queues))))?;
     // Nothing that is held is let go before the drivers receive.
     if let (Device::Holdfast(backend), Some(PpsMode::Commit | PpsMode::Speculative)) =
         (&mut device, case.mode)
@@ -341,28 +368,35 @@ fn start_drivers(
 ) -> Result<Testpmd, Failure> {
     let [first, second] = macs();
     let devices = sockets.iter().zip([first, second]).enumerate().map(|(number, (socket, mac))| {
-        let packed = case.ring == RingKind::Packed;
-        VirtioUser { socket: socket.clone(), ring_entries: options.ring_entries, packed, mac }.device(number)
+        let (ring_entries, packed) = (options.ring_entries, case.ring == RingKind::Packed);
+        VirtioUser { socket: socket.clone(), queue_pairs: case.queues, ring_entries, packed, mac }
+            .device(number)
     });
-    let arguments = vec![
+    let mut arguments = vec![
         "--forward-mode=mac".to_owned(),
         format!("--eth-peer=0,{}", colons(second)),
         format!("--eth-peer=1,{}", colons(first)),
     ];
-    let spec = testpmd(options, "drivers", options.cores.drivers, devices.collect(), arguments);
+    if case.queues > 1 {
+        // One flow has one pair.
+        arguments.push("--txonly-multi-flow".to_owned());
+    }
+    let spec = testpmd(options, case, "drivers", options.cores.drivers, devices.collect(), arguments);
     Testpmd::start(&spec, scratch).map_err(Failure::failed)
 }
 
 fn testpmd(
     options: &PpsOptions,
+    case: Case,
     name: &str,
     core: usize,
     devices: Vec<String>,
     mut arguments: Vec<String>,
 ) -> TestpmdSpec {
-    arguments.push(format!("--rxd={}", options.ring_entries));
-    arguments.push(format!("--txd={}", options.ring_entries));
-    arguments.push(format!("--total-num-mbufs={TESTPMD_FRAMES}"));
+    arguments.extend(["rxd", "txd"].map(|name| format!("--{name}={}", options.ring_entries)));
+    arguments.extend(["rxq", "txq"].map(|name| format!("--{name}={}", case.queues)));
+    let frames = TESTPMD_FRAMES + TESTPMD_FRAMES_OF_PAIR * u32::from(case.queues);
+    arguments.push(format!("--total-num-mbufs={frames}"));
     TestpmdSpec {
         name: format!("holdfast-pps-{name}-{}", std::process::id()),
         control_core: options.cores.drivers,

@@ -7,7 +7,7 @@ use std::fmt;
 
 /// Above the rows.
 pub(super) const HEADING: &str =
-    "round  backend         mode         ring    bytes      Mpps   under way     lost at more";
+    "round  backend         mode         ring    queues  bytes      Mpps   under way     lost at more";
 
 /// The name of DPDK's own vhost among the backends.
 const REFERENCE: &str = "testpmd";
@@ -41,6 +41,8 @@ pub(super) struct Row {
     /// What Holdfast does with output, or how testpmd forwards.
     pub(super) mode: String,
     pub(super) ring: RingKind,
+    /// Pairs of queues of each port.
+    pub(super) queues: u16,
     /// On Ethernet, with the checksum.
     pub(super) frame_bytes: u16,
     /// Millions of frames a second at which nothing was lost, both directions together.
@@ -58,6 +60,7 @@ impl Row {
             backend: if case.mode.is_some() { "holdfast" } else { REFERENCE },
             mode: case.mode.map_or(reference, |mode| mode.name()).to_owned(),
             ring: case.ring,
+            queues: case.queues,
             frame_bytes: case.frame_bytes,
             mpps: taken.mpps,
             under_way_frames: taken.under_way,
@@ -67,7 +70,7 @@ impl Row {
 
     /// What is to be compared with each other.
     fn is_like(&self, other: &Self) -> bool {
-        (self.ring, self.frame_bytes) == (other.ring, other.frame_bytes)
+        (self.ring, self.queues, self.frame_bytes) == (other.ring, other.queues, other.frame_bytes)
     }
 }
 
@@ -76,10 +79,11 @@ impl fmt::Display for Row {
         let ring = if self.ring == RingKind::Packed { "packed" } else { "split" };
         write!(
             f,
-            "{:>5}  {:<15} {:<12} {ring:<7} {:>5} {:>9.3} {:>11} {:>16}",
+            "{:>5}  {:<15} {:<12} {ring:<7} {:>6}  {:>5} {:>9.3} {:>11} {:>16}",
             self.round,
             self.backend,
             self.mode,
+            self.queues,
             self.frame_bytes,
             self.mpps,
             self.under_way_frames,
@@ -93,6 +97,7 @@ impl fmt::Display for Row {
 pub(super) struct Ratio {
     pub(super) mode: String,
     pub(super) ring: RingKind,
+    pub(super) queues: u16,
     pub(super) frame_bytes: u16,
     /// Medians over the rounds.
     pub(super) mpps: f64,
@@ -123,6 +128,7 @@ fn ratio(rows: &[Row], like: &Row) -> Option<Ratio> {
     Some(Ratio {
         mode: like.mode.clone(),
         ring: like.ring,
+        queues: like.queues,
         frame_bytes: like.frame_bytes,
         mpps: median_of(pairs.iter().map(|pair| pair.0).collect())?,
         reference_mpps: median_of(pairs.iter().map(|pair| pair.1).collect())?,
@@ -138,8 +144,9 @@ pub(super) fn table(rows: &[Row]) -> String {
     for one in ratios(rows) {
         let ring = if one.ring == RingKind::Packed { "packed" } else { "split" };
         out += &format!(
-            "{:<12} {ring:<7} {:>5} bytes: {:>7.3} Mpps, testpmd {:>7.3}: {:.2} ({:.2} to {:.2})\n",
+            "{:<12} {ring:<7} {} queues {:>5} bytes: {:>7.3} Mpps, testpmd {:>7.3}: {:.2} ({:.2} to {:.2})\n",
             one.mode,
+            one.queues,
             one.frame_bytes,
             one.mpps,
             one.reference_mpps,
@@ -157,7 +164,11 @@ mod tests {
     use super::*;
 
     fn row(round: u32, mode: Option<PpsMode>, mpps: f64) -> Row {
-        let case = Case { ring: RingKind::Split, frame_bytes: 64, mode };
+        row_of(1, round, mode, mpps)
+    }
+
+    fn row_of(queues: u16, round: u32, mode: Option<PpsMode>, mpps: f64) -> Row {
+        let case = Case { ring: RingKind::Split, queues, frame_bytes: 64, mode };
         Row::new(round, case, "io", Taken { mpps, lost_frames: 0, under_way: 256 })
     }
 
@@ -178,5 +189,14 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].least, found[0].greatest, found[0].to_reference), (0.5, 3.0, 1.75));
         assert_eq!((found[0].mpps, found[0].reference_mpps), (2.5, 2.5));
+    }
+
+    #[test]
+    fn numbers_of_queues_are_rows_of_their_own() {
+        let native = Some(PpsMode::Native);
+        let rows =
+            [row(1, None, 4.0), row(1, native, 2.0), row_of(2, 1, None, 3.0), row_of(2, 1, native, 3.0)];
+        let found: Vec<_> = ratios(&rows).iter().map(|ratio| (ratio.queues, ratio.to_reference)).collect();
+        assert_eq!(found, [(1, 0.5), (2, 1.0)]);
     }
 }
