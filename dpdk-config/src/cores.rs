@@ -1,6 +1,6 @@
 //! `[cores]`: which processor runs what, and what a polling core does when there is nothing to do.
 
-use crate::Problems;
+use crate::{Problems, Wire};
 use serde::Deserialize;
 
 /// Highest processor number that the system's own sets hold.
@@ -10,7 +10,8 @@ const CPU_MAX: u32 = 1023;
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawCores {
-    /// A processor for each polling thread; none: one polling thread, which the system places.
+    /// A processor for each polling thread, the first of which has the wires that name none; none: one polling
+    /// thread, which the system places.
     pub polling: Option<Vec<u32>>,
     /// Processor of the replication thread; none: the system places it.
     pub replication: Option<u32>,
@@ -99,6 +100,12 @@ impl CoreMap {
             }
         }
         map
+    }
+
+    /// Place of the polling thread that has this wire, in the order of `polling`.
+    #[must_use]
+    pub fn place(&self, wire: &Wire) -> usize {
+        wire.core.and_then(|core| self.polling.iter().position(|cpu| *cpu == core)).unwrap_or(0)
     }
 
     /// Notes every processor named that is not among `present`, the processors this process may use.

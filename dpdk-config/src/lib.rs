@@ -43,6 +43,7 @@ pub fn check(dpdk: &RawDpdk, cores: &RawCores, wires: &[RawWire]) -> Result<Chec
     let mut problems = Problems::default();
     let wires = Wire::check_all(wires, &mut problems);
     let cores = CoreMap::check(cores, &mut problems);
+    Wire::check_cores(&wires, &cores, &mut problems);
     let dpdk = Dpdk::check(dpdk, &wires, &mut problems);
     problems.or(Checked { dpdk, cores, wires })
 }

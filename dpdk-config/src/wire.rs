@@ -1,6 +1,6 @@
 //! `[[wire]]`: the ports to the world, checked, and the devices that DPDK makes of them.
 
-use crate::Problems;
+use crate::{CoreMap, Problems};
 use serde::Deserialize;
 use std::collections::HashSet;
 
@@ -31,6 +31,8 @@ pub struct RawWire {
     pub mtu: Option<u16>,
     /// Frames in the pool of this wire.
     pub frames: Option<u32>,
+    /// Processor of the polling thread that has this wire and the NICs on it; none: the first one.
+    pub core: Option<u32>,
 }
 
 /// Which end of a memif this is.
@@ -98,6 +100,8 @@ pub struct Wire {
     pub mtu: u16,
     /// Frames in its pool.
     pub frames: u32,
+    /// Processor of its polling thread; none: the first one.
+    pub core: Option<u32>,
     index: usize,
 }
 
@@ -185,6 +189,18 @@ impl Wire {
             wires.push(wire);
         }
         wires
+    }
+
+    /// Notes every wire that is to be polled where no polling thread is.
+    pub(crate) fn check_cores(wires: &[Self], cores: &CoreMap, problems: &mut Problems) {
+        for wire in wires {
+            let Some(core) = wire.core.filter(|core| !cores.polling.contains(core)) else { continue };
+            problems.add(
+                format!("wire[{}].core", wire.index),
+                format!("processor {core} has no polling thread"),
+                format!("add {core} to polling in [cores], or name one that is there"),
+            );
+        }
     }
 
     /// The device that is to be opened.
@@ -294,7 +310,10 @@ impl Section<'_> {
         }
         let sound = self.problems.0.len() == before;
         match (name, kind) {
-            (Some(name), Some(kind)) if sound => Some(Wire { name, kind, mtu, frames, index: self.index }),
+            (Some(name), Some(kind)) if sound => {
+                let (core, index) = (self.raw.core, self.index);
+                Some(Wire { name, kind, mtu, frames, core, index })
+            }
             _ => None,
         }
     }

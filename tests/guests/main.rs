@@ -7,6 +7,7 @@ mod applications;
 mod attachment;
 mod aware;
 mod clock;
+mod cores;
 mod idle;
 mod memory;
 mod modes;

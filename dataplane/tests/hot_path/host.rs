@@ -3,7 +3,7 @@
 use crate::calls::Calls;
 use crate::counting::allocations;
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
-use holdfast_dataplane::{Core, Handle, IdlePolicy, Limits, PortConfig, PortId};
+use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, Limits, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use holdfast_speculation::EngineConfig;
 use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
@@ -82,7 +82,9 @@ impl Host {
         let host = Self { handle, peer, socket, device, orders, spent, curious, threads, _dir: dir };
         let limits = Limits { frames: 4096, ..Limits::default() };
         let config = PortConfig { limits, speculation, ..PortConfig::default() };
-        host.meanwhile(|host| host.handle.add_port(PORT[0], Box::new(endpoint), config).expect("a port"));
+        host.meanwhile(|host| {
+            host.handle.add_port(PORT[0], Box::new(Card::new(endpoint)), config).expect("a port")
+        });
         host
     }
 

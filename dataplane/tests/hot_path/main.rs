@@ -39,7 +39,7 @@ const SEGMENTS: u32 = 20;
 fn recycle(machine: &mut Machine<'_>) -> bool {
     machine.queues[TX].take_used();
     let received = machine.queues[RX].take_used();
-    received.iter().for_each(|&(head, _)| machine.give_buffer(head as u16));
+    received.iter().for_each(|&(head, _)| machine.give_buffer(0, head as u16));
     !received.is_empty()
 }
 

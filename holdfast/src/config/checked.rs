@@ -2,6 +2,7 @@
 
 use super::Fault;
 use super::bypass::Bypass;
+use super::cores;
 use super::exception::Exception;
 use super::mode::Mode;
 use super::raw::{
@@ -201,6 +202,10 @@ impl Config {
             let wires = dpdk.is_some().then_some(&wires);
             claim_paths(index, &key, &vm, &mut paths, &mut faults);
             vms.push(check_vm(&key, vm, wires, &mut faults));
+        }
+        if let Some(dpdk) = &dpdk {
+            let bypass = replication.as_ref().and_then(|replication| replication.bypass.as_ref());
+            cores::check(dpdk, bypass, &vms, raw.host.frame_audit.is_some(), &mut faults);
         }
         match dpdk {
             Some(dpdk) if faults.0.is_empty() => Ok(Self {

@@ -5,6 +5,7 @@
 
 mod bypass;
 mod checked;
+mod cores;
 mod epoch_policy;
 mod exception;
 mod mode;
@@ -259,6 +260,30 @@ mod tests {
                 "vm[2].nic[1].socket: /run/3/holdfast/web-0.sock is vm[2].nic[0].socket already",
             ]
         );
+    }
+
+    #[test]
+    fn wires_are_spread_over_polling_cores_and_what_cannot_be_is_told() {
+        let good = GOOD.replace("[[wire]]", "[cores]\n polling = [1, 2]\n [[wire]]").replace(
+            "iface = \"eth1\"",
+            "iface = \"eth1\"\n core = 2\n [[wire]]\n name = \"wire1\"\n kind = \"kernel\"\n iface = \"eth2\"",
+        ) + "[[vm.nic]]\n socket = \"/run/holdfast/web-1.sock\"\n wire = \"wire0\"\n";
+        let config = parse("test", &good).expect("taken");
+        assert_eq!([0, 1].map(|wire: usize| config.cores.place(&config.wires[wire])), [1, 0]);
+        for (from, to, told) in [
+            ("core = 2", "core = 3", "wire[0].core: processor 3 has no polling thread"),
+            ("core = 2", "core = 1", "cores.polling[1]: processor 2 would poll no wire"),
+            (
+                "web-1.sock\"\n wire = \"wire0\"",
+                "web-1.sock\"\n wire = \"wire1\"",
+                "vm[0].nic[1].wire: wire 'wire1' is another polling core's",
+            ),
+            ("name = \"a\"", "name = \"a\"\n frame_audit = \"/tmp/audit\"", "host.frame_audit: it records"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let fault = parse("test", &good.replacen(from, to, 1)).expect_err("refused").to_string();
+            assert!(fault.contains(told) && fault.contains("1 fault"), "{told} in {fault}");
+        }
     }
 
     #[test]

@@ -1,4 +1,6 @@
-//! The data path: EAL, pools, wires, and the polling core that runs them.
+//! The data path: EAL, pools, wires, and the polling cores that run them.
+//!
+//! A wire and all NICs on it are one core's: cores share nothing but DPDK.
 
 use crate::cli::Failure;
 use crate::config::Config;
@@ -20,21 +22,40 @@ const AUDIT_RECORDS: usize = 16 << 20;
 
 /// The running data path.
 pub(crate) struct Dataplane {
-    pub(crate) handle: Handle,
+    cores: Vec<PollingCore>,
     pub(super) eal: Eal,
-    /// Name and MTU of each wire of the polling core.
-    wires: Vec<(String, u16)>,
+    wires: Vec<Place>,
     /// The wire that is the bypass's, until it is taken.
     bypass: Option<AnyWire>,
+}
+
+/// A polling core that runs.
+struct PollingCore {
+    handle: Handle,
+    /// Its processor; none: where the system places it.
+    processor: Option<u32>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Where a wire is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    name: String,
+    /// Place of its core.
+    pub(crate) core: usize,
+    /// Its own place among the wires of that core.
+    pub(crate) wire: usize,
+    /// Payload of its frames in bytes.
+    pub(crate) mtu: u16,
+}
+
 impl Dataplane {
-    /// Starts DPDK, opens all wires, and sets the polling core going.
+    /// Starts DPDK, opens all wires, and sets the polling cores going.
     pub(crate) fn start(config: &Config) -> Result<Self, Failure> {
         let eal = start_eal(config)?;
+        let count = config.cores.polling.len().max(1);
+        let mut wires_of: Vec<Vec<AnyWire>> = (0..count).map(|_| Vec::new()).collect();
         let mut wires = Vec::new();
-        let mut named = Vec::new();
         let of_bypass = config.replication.as_ref().and_then(|replication| replication.bypass.as_ref());
         let mut bypass = None;
         for wire in &config.wires {
@@ -43,14 +64,17 @@ impl Dataplane {
                 bypass = Some(opened);
                 continue;
             }
-            named.push((wire.name.clone(), opened.mtu()));
-            wires.push(opened);
+            let core = config.cores.place(wire);
+            let place =
+                Place { name: wire.name.clone(), core, wire: wires_of[core].len(), mtu: opened.mtu() };
+            wires.push(place);
+            wires_of[core].push(opened);
         }
         let idle = match config.cores.idle {
             Idle::Poll => IdlePolicy::Poll,
             Idle::Adaptive => IdlePolicy::default(),
         };
-        let audit = config
+        let mut audit = config
             .frame_audit
             .as_ref()
             .map(|path| {
@@ -62,13 +86,18 @@ impl Dataplane {
                 })
             })
             .transpose()?;
-        let (core, handle) = Core::new(wires, idle, audit).map_err(Failure::failed)?;
-        let cpu = config.cores.polling.first().copied();
-        let thread = std::thread::Builder::new()
-            .name("polling-0".into())
-            .spawn(move || poll(eal, core, cpu))
-            .map_err(Failure::failed)?;
-        Ok(Self { handle, eal, wires: named, bypass, thread: Mutex::new(Some(thread)) })
+        let mut cores = Vec::new();
+        for (number, wires) in wires_of.into_iter().enumerate() {
+            // An audit is of the only core: the configuration was checked.
+            let (core, handle) = Core::new(wires, idle, audit.take()).map_err(Failure::failed)?;
+            let processor = config.cores.polling.get(number).copied();
+            let thread = std::thread::Builder::new()
+                .name(format!("polling-{number}"))
+                .spawn(move || poll(eal, core, processor))
+                .map_err(Failure::failed)?;
+            cores.push(PollingCore { handle, processor, thread: Mutex::new(Some(thread)) });
+        }
+        Ok(Self { cores, eal, wires, bypass })
     }
 
     /// The wire that is the bypass's, once.
@@ -76,25 +105,29 @@ impl Dataplane {
         self.bypass.take()
     }
 
-    /// Place of the wire of this name; the configuration was checked, so that it is there.
-    pub(crate) fn wire(&self, name: &str) -> usize {
-        self.wires
-            .iter()
-            .position(|(wire, _)| wire == name)
-            .expect("the configuration names only wires it has")
+    /// Where the wire of this name is; the configuration was checked, so that it is there.
+    pub(crate) fn wire(&self, name: &str) -> &Place {
+        self.wires.iter().find(|wire| wire.name == name).expect("the configuration names only wires it has")
     }
 
-    /// MTU of the wire at `place`.
-    pub(crate) fn mtu(&self, place: usize) -> u16 {
-        self.wires[place].1
+    /// The handle of the core at that place.
+    pub(crate) fn handle(&self, core: usize) -> &Handle {
+        &self.cores[core].handle
     }
 
-    /// Ends the polling core.
+    /// The processor of each core, and its handle.
+    pub(crate) fn cores(&self) -> Vec<(Option<u32>, Handle)> {
+        self.cores.iter().map(|core| (core.processor, core.handle.clone())).collect()
+    }
+
+    /// Ends the polling cores.
     pub(crate) fn stop(&self) {
-        self.handle.stop();
-        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the polling core panicked");
+        self.cores.iter().for_each(|core| core.handle.stop());
+        for core in &self.cores {
+            let thread = core.thread.lock().ok().and_then(|mut thread| thread.take());
+            if thread.is_some_and(|thread| thread.join().is_err()) {
+                tracing::error!("a polling core panicked");
+            }
         }
     }
 }
@@ -149,7 +182,7 @@ fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Fail
     Ok(Box::new(KernelWire::new(name, opened, pool, wire.mtu)))
 }
 
-/// The polling core's thread.
+/// The thread of a polling core.
 pub(crate) fn poll(eal: Eal, mut core: Core<AnyWire>, cpu: Option<u32>) {
     if let Some(cpu) = cpu {
         let mut set = CpuSet::new();

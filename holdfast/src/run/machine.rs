@@ -62,6 +62,8 @@ impl Machine {
     ) -> Result<Self, Failure> {
         let files = MemoryFiles::default();
         let supervised = config.replication.as_ref().zip(config.arbiter.as_ref()).zip(link);
+        // The configuration was checked: all NICs of a VM are one core's.
+        let handle = dataplane.handle(vm.nics.first().map_or(0, |nic| dataplane.wire(&nic.wire).core));
         let mut devices = Vec::new();
         let mut ports = Vec::new();
         for (index, nic) in vm.nics.iter().enumerate() {
@@ -69,7 +71,7 @@ impl Machine {
             devices.push(Arc::new(plug(vm, index, nic, port, dataplane, &files, supervised.is_some())?));
             ports.push(port);
         }
-        let output = Output::new(&dataplane.handle, ports.clone(), vm.mode, &vm.speculation.except)
+        let output = Output::new(handle, ports.clone(), vm.mode, &vm.speculation.except)
             .map_err(|fault| Failure::Failed(format!("VM {}: {fault}", vm.name)))?;
         let output = Arc::new(output);
         let supervisor = supervised
@@ -83,7 +85,7 @@ impl Machine {
                     gate: Box::new(
                         PortGate::new(
                             &vm.name,
-                            &dataplane.handle,
+                            handle,
                             ports.clone(),
                             &vm.nics.iter().map(|nic| nic.queue_pairs).collect::<Vec<_>>(),
                             &vec![Some(kept_limits(vm)); ports.len()],
@@ -103,7 +105,7 @@ impl Machine {
                 spawn(vm_config(config, vm), parts).map_err(|error| fault(error.to_string()))
             })
             .transpose()?;
-        let (vm, handle, changing) = (vm.clone(), dataplane.handle.clone(), Mutex::default());
+        let (vm, handle, changing) = (vm.clone(), handle.clone(), Mutex::default());
         Ok(Self { vm, output, changing, handle, ports, devices, supervisor })
     }
 
@@ -413,7 +415,8 @@ fn plug(
     files: &MemoryFiles,
     fenced: bool,
 ) -> Result<Device, Failure> {
-    let wire = dataplane.wire(&nic.wire);
+    let place = dataplane.wire(&nic.wire);
+    let handle = dataplane.handle(place.core);
     let config = DeviceConfig {
         name: format!("{}-{index}", vm.name),
         socket: match &nic.socket {
@@ -428,10 +431,10 @@ fn plug(
         },
         queue_pairs: nic.queue_pairs,
         offloads: nic.offloads,
-        mtu: Some(dataplane.mtu(wire)),
+        mtu: Some(place.mtu),
         files: files.clone(),
     };
-    let (device, endpoint) = Device::spawn(config, dataplane.handle.waker()).map_err(|fault| {
+    let (device, endpoint) = Device::spawn(config, handle.waker()).map_err(|fault| {
         let text = format!("VM {}, NIC {index}: {fault}", vm.name);
         match fault {
             SpawnError::QueuePairs(_)
@@ -444,10 +447,10 @@ fn plug(
     })?;
     let limits = Limits { bytes: nic.escrow_bytes, ..Limits::default() };
     // Only a VM that can be protected ever speculates.
-    let speculation = fenced.then(|| Box::new(engine_config(vm, dataplane.mtu(wire), port)));
-    dataplane
-        .handle
-        .add_port(port, Box::new(Card::new(endpoint)), PortConfig { wire, limits, fenced, speculation })
+    let speculation = fenced.then(|| Box::new(engine_config(vm, place.mtu, port)));
+    let config = PortConfig { wire: place.wire, limits, fenced, speculation };
+    handle
+        .add_port(port, Box::new(Card::new(endpoint)), config)
         .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
     Ok(device)
 }

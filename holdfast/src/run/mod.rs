@@ -1,12 +1,12 @@
 //! `holdfast run`: the appliance, composed of its parts.
 //!
 //! ```text
-//!   configuration --> EAL, pools, wires --> polling core <--- vhost-user devices (one a NIC)
+//!   configuration --> EAL, pools, wires --> polling cores <-- vhost-user devices (one a NIC)
 //!                                              ^  Handle
 //!                     control socket --> supervisors (one a protected VM) --> replication link, arbiter
 //! ```
 //!
-//! Threads: the polling core; a control thread for each device; for each protected VM a supervisor and
+//! Threads: the polling cores; a control thread for each device; for each protected VM a supervisor and
 //! a replication thread; the control socket's. The main thread waits for SIGTERM or SIGINT.
 
 mod bypass;
@@ -26,6 +26,7 @@ use machine::Machine;
 use nix::sys::signal::{SigSet, Signal};
 use preflight::Ready;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Runs until SIGTERM or SIGINT.
@@ -44,8 +45,8 @@ pub(crate) fn run(config: Config) -> Result<(), Failure> {
         first_port += vm.nics.len() as u16;
     }
     let listener = Mutex::new(link.and_then(|link| link.listener));
-    let handle = dataplane.handle.clone();
-    let appliance = Arc::new(Appliance { host: config.host.clone(), handle, machines, listener, bypass });
+    let (host, cores) = (config.host.clone(), dataplane.cores());
+    let appliance = Arc::new(Appliance { host, cores, machines, listener, bypass });
     let asked = Arc::clone(&appliance);
     server.serve(move |request| asked.answer(request)).map_err(Failure::failed)?;
     tracing::info!(
@@ -126,7 +127,8 @@ impl Link {
 /// What the control socket speaks to.
 struct Appliance {
     host: String,
-    handle: Handle,
+    /// The polling cores, each with its processor.
+    cores: Vec<(Option<u32>, Handle)>,
     machines: Vec<Machine>,
     /// None without a replication link, and at the end.
     listener: Mutex<Option<Listener>>,
@@ -177,21 +179,30 @@ impl Appliance {
             let counters = bypass.counters();
             counters.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect::<Value>()
         });
-        let core: serde_json::Map<_, _> = self
-            .handle
-            .counters()
-            .core
-            .0
-            .iter()
-            .map(|(name, value)| (name.to_string(), json!(value)))
-            .collect();
+        let (core, cores) = self.counters();
         Ok(json!({
             "host": self.host,
             "version": env!("CARGO_PKG_VERSION"),
             "core": core,
+            "cores": cores,
             "replication": listener,
             "bypass": bypass,
             "vms": vms
         }))
+    }
+
+    /// Counters of the polling cores: their sums, and those of each with its processor.
+    fn counters(&self) -> (BTreeMap<String, u64>, Vec<Value>) {
+        let mut sums = BTreeMap::new();
+        let rows = self.cores.iter().map(|(processor, handle)| {
+            let mut row = json!({"processor": processor});
+            for (name, value) in &handle.counters().core.0 {
+                row[*name] = json!(value);
+                *sums.entry((*name).to_owned()).or_default() += value;
+            }
+            row
+        });
+        let rows = rows.collect();
+        (sums, rows)
     }
 }
