@@ -117,8 +117,10 @@ impl Axis {
             (0.99999, "99.999 %"),
         ];
         let high = 1.0 - 10_f64.powf(-nines.clamp(1.0, 6.0));
-        let ticks =
-            ticks.into_iter().filter(|(at, _)| *at <= high).map(|(at, name)| (at, name.to_owned())).collect();
+        // A long axis has half of it so close to its beginning that the names would touch.
+        let shown = |at: f64| at <= high && (at != 0.5 || nines < 4.5);
+        let ticks = ticks.into_iter().filter(|(at, _)| shown(*at));
+        let ticks = ticks.map(|(at, name)| (at, name.to_owned())).collect();
         Self { label: label.into(), scale: Scale::Nines, low: 0.0, high, ticks, named: false }
     }
 
@@ -410,6 +412,8 @@ mod tests {
         assert!((log.place(10.0) - 0.5).abs() < 1e-9);
         let nines = Axis::nines("", 2.0);
         assert!((nines.place(0.9) - 0.5).abs() < 1e-9);
+        let named = |nines, share| Axis::nines("", nines).ticks.iter().any(|(at, _)| *at == share);
+        assert!(named(2.0, 0.5) && !named(5.0, 0.5) && named(5.0, 0.9), "names keep apart");
         assert_eq!(Axis::from_zero("", [1.0]).downwards().map(&0.0, (0, 100)), 100);
     }
 
