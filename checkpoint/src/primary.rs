@@ -34,12 +34,13 @@ pub(crate) use stats::{SealTimes, Stats};
 
 use crate::gate::{CutReport, GateError, OutputGate, PortLimits, Stream, Traffic};
 use crate::pages::{PAGE_SIZE, PageIndex};
+use crate::protocol::BATCH_PAGES;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Pages in a chunk, and so in a frame at the most.
-pub(crate) const CHUNK_PAGES: usize = 256;
+pub(crate) const CHUNK_PAGES: usize = BATCH_PAGES as usize;
 
 /// The gate, shared by the supervisor and the replication thread. The lock is held for one call.
 #[derive(Clone)]

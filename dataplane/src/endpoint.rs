@@ -112,10 +112,12 @@ impl GuestPort for Card {
         let learns = self.steering.is_some() && self.takes().count() > 1;
         // Each is first in its turn: one that always has something does not keep the others waiting.
         let first = self.first;
-        self.first = (first + 1) % pairs;
         let mut taken = 0;
         for pair in (first..pairs).chain(0..first) {
             let (count, fault) = self.capture_pair(pair, max - taken, learns, sink);
+            if taken == 0 && count > 0 {
+                self.first = (pair + 1) % pairs;
+            }
             taken += count;
             if let Some(fault) = fault {
                 self.endpoint.fault(fault);

@@ -305,6 +305,8 @@ impl Worker {
             }
             Order::Open { work, free, chunks } => {
                 self.give_up();
+                // The session that ended is told of; what a scan may have lost is not.
+                self.failed.take_if(|fault| matches!(fault, CaptureError::SessionEnded));
                 self.pipe = Some(Pipe { work, free, unmade: chunks, kept: chunks / 2 });
             }
             Order::Round(round, answer) => drop(answer.send(self.round(round))),

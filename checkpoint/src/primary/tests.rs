@@ -611,6 +611,35 @@ fn the_image_is_the_memory_however_the_guest_writes_while_pages_are_copied_ahead
     println!("{ahead} pages were copied ahead");
 }
 
+/// A pass that finds its session gone says nothing of the next one, which goes on as if it had not been.
+#[test]
+fn a_session_that_ends_amid_a_pass_does_not_stand_in_the_way_of_the_next() {
+    let mut bench = Bench::begin(4096, false);
+    bench.synchronise();
+    bench.write_much(2);
+    let epoch = bench.open.as_ref().expect("one is open").id();
+    (0..2 * CHUNK_PAGES as u64).for_each(|page| bench.memory.write(page, 3));
+    // As of a session whose end nobody has told the capture of yet.
+    let (work, gone) = unbounded();
+    let (spare, free) = unbounded();
+    bench.capture.open(work, free, CHUNKS);
+    drop((gone, spare));
+    bench.capture.ahead(epoch, Instant::now());
+    // Orders are obeyed one after the other, and a pass that is due comes before the next one.
+    let deadline = Instant::now() + SOON;
+    while !bench.memory.tracked.lock().unwrap().is_empty() {
+        assert!(Instant::now() < deadline, "no pass came");
+        std::thread::yield_now();
+    }
+    let (work, taken) = unbounded();
+    let (_spare, free) = unbounded();
+    bench.capture.open(work, free, CHUNKS);
+    let round = bench.capture.round(Round { whole: false, ahead_of: Some(epoch) }).recv().expect("an answer");
+    round.outcome.expect("the session is a new one");
+    assert_eq!(round.pages, 2 * CHUNK_PAGES as u64);
+    drop(taken);
+}
+
 /// CK-2: what a scan had found before it failed is pending again, whoever wrote it, be the guest running or halted.
 #[test]
 fn a_scan_that_fails_forgets_nothing() {

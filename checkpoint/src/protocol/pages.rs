@@ -26,9 +26,9 @@ const INDEX_LIMIT: u64 = 1 << 48;
 const NUMBER_LIMIT: u64 = (1 << 13) - 1;
 /// Bytes of the number of another page.
 const REFERENCE: usize = 8;
-/// Most pages in a batch; a primary sends 256. A few bytes can stand for many pages, and each costs the backup
-/// work (RB-1).
-pub const BATCH_PAGES: u64 = 4096;
+/// Most pages in a batch, which is what a primary sends at a time. A few bytes can stand for many pages, and each
+/// costs the backup work (RB-1).
+pub const BATCH_PAGES: u64 = 256;
 
 mod form {
     pub(super) const CONTENT: u64 = 0;

@@ -8,7 +8,8 @@
 //! that writes to more memory than there is room for, over and over in the same order, would find nothing of it if
 //! the oldest went.
 //!
-//! Memory: address space for all pages at first, memory as they come; beside each page less than 100 bytes.
+//! Memory: address space for all pages at first, memory as they come; beside each page about 100 bytes, 200 at
+//! the most.
 
 use crate::pages::{PAGE_SIZE, PageIndex};
 use std::collections::HashMap;

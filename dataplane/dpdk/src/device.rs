@@ -7,6 +7,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use thiserror::Error;
 
 /// A device by its bus.
@@ -101,9 +102,12 @@ impl Device {
         }
         log::take_recent();
         self.remove_stale_socket();
-        // SAFETY: the EAL runs; three terminated strings, which the callee copies.
-        let add = || unsafe {
-            sys::rte_eal_hotplug_add(plugged.bus.as_ptr(), plugged.name.as_ptr(), arguments.as_ptr())
+        let add = || {
+            let _alone = alone();
+            // SAFETY: the EAL runs; three terminated strings, which the callee copies.
+            unsafe {
+                sys::rte_eal_hotplug_add(plugged.bus.as_ptr(), plugged.name.as_ptr(), arguments.as_ptr())
+            }
         };
         let returned = signals::none_free_for(self.name(), add);
         if let Err(errno) = Errno::check(returned) {
@@ -165,6 +169,14 @@ impl Device {
     }
 }
 
+/// Held while a device comes, is set up, or goes: drivers keep what they share without a lock (`net_memif` its table
+/// of sockets), so that no two threads may do so at once.
+#[expect(clippy::disallowed_methods, reason = "of control threads, that open and close devices")]
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A device that is plugged in and has a port.
 #[derive(Debug)]
 pub(crate) struct Plugged {
@@ -183,6 +195,7 @@ impl Plugged {
 
     /// Takes the device out; its port must be closed, or never have been set up.
     pub(crate) fn unplug(&self) {
+        let _alone = alone();
         // SAFETY: the EAL runs; two terminated strings.
         let returned = unsafe { sys::rte_eal_hotplug_remove(self.bus.as_ptr(), self.name.as_ptr()) };
         if let Err(errno) = Errno::check(returned) {

@@ -1,7 +1,7 @@
 //! A port: one network device, opened with its queues, closed when the last of them is gone.
 #![expect(unsafe_code, reason = "calls into DPDK")]
 
-use crate::device::Plugged;
+use crate::device::{Plugged, alone};
 use crate::{BURST, Device, DeviceError, Eal, Errno, Pool, RxQueue, TxQueue, log, signals};
 use holdfast_dpdk_sys as sys;
 use std::ffi::CStr;
@@ -469,8 +469,12 @@ impl OpenPort {
         };
         let mut step = sys::HF_STEP_INFO;
         // SAFETY: the device is plugged in and its port is stopped; the pool lives for good.
-        let configure =
+        let mut configure =
             || unsafe { sys::hf_port_configure(self.plugged.port, &raw mut setup, &raw mut step) };
+        let configure = || {
+            let _alone = alone();
+            configure()
+        };
         let returned = signals::none_free_for(&self.name, configure);
         let step = match step {
             sys::HF_STEP_CONFIGURE => Step::Configure,
@@ -493,8 +497,11 @@ impl OpenPort {
     }
 
     fn start(&mut self, config: &PortConfig) -> Result<(), PortError> {
-        // SAFETY: the port is configured, all its queues are set up.
-        let returned = unsafe { sys::rte_eth_dev_start(self.plugged.port) };
+        let returned = {
+            let _alone = alone();
+            // SAFETY: the port is configured, all its queues are set up.
+            unsafe { sys::rte_eth_dev_start(self.plugged.port) }
+        };
         self.checked(returned, Step::Start)?;
         self.started = true;
         if config.promiscuous {
@@ -521,8 +528,10 @@ impl Drop for OpenPort {
     fn drop(&mut self) {
         let port = self.plugged.port;
         if self.started {
+            let alone = alone();
             // SAFETY: the port was started, and no queue of it is left that could be in a burst.
             let returned = unsafe { sys::rte_eth_dev_stop(port) };
+            drop(alone);
             if let Err(errno) = Errno::check(returned) {
                 tracing::warn!(port = %self.name, %errno, "the port cannot be stopped");
             }

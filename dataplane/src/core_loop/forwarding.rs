@@ -25,6 +25,21 @@ const LOCAL_A_TURN: usize = 256;
 /// Frames that are fetched ahead of those looked at.
 const AHEAD: usize = 24;
 
+/// Frames of a wire's memory that what comes in leaves to what goes out.
+const RESERVED_FOR_OUTPUT: usize = 2 * BURST;
+
+/// Whether frames for guests may be kept until their guests take them. Not while the wire's memory is all but used
+/// up: small frames that waited for their commit need some to leave, and what waits behind them holds the rest
+/// (RB-1). Asked once a burst.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Keeps(pub(super) bool);
+
+impl Keeps {
+    fn asked_of<W: Wire>(wire: &W) -> Self {
+        Self(wire.free_frames() >= RESERVED_FOR_OUTPUT)
+    }
+}
+
 impl<W: Wire> Core<W> {
     /// Takes what came on the wires and queues it for the guests; returns how many frames.
     ///
@@ -41,18 +56,22 @@ impl<W: Wire> Core<W> {
                 got += wire.rx_burst(scratch, BURST - got);
             }
             received += got;
-            let now = Time::from_ns(if got > 0 { monotonic_ns() } else { 0 });
             lost += wire.lost();
+            if got == 0 {
+                continue;
+            }
+            let keeps = Keeps::asked_of(wire);
+            let now = Time::from_ns(monotonic_ns());
             for frame in scratch.drain(..) {
                 let Some(link) = Link::parse(frame.bytes()) else {
                     counters.add(CoreCounter::WireUnknown, 1);
                     continue;
                 };
                 match switch.destination(link.destination) {
-                    Destination::Port(slot) => ports[slot].receive(now, frame),
+                    Destination::Port(slot) => ports[slot].receive(now, frame, keeps),
                     // Nobody out there speaks to an agent in Holdfast's name.
                     Destination::All if is_ours(frame.bytes()) => counters.add(CoreCounter::WireUnknown, 1),
-                    Destination::All => flood(now, wire, ports, frame, |port| port.wire == place),
+                    Destination::All => flood(now, wire, ports, frame, keeps, |port| port.wire == place),
                     // A guest that has not spoken yet may be the one.
                     Destination::Unknown => {
                         let silent =
@@ -61,7 +80,7 @@ impl<W: Wire> Core<W> {
                             counters.add(CoreCounter::WireUnknown, 1);
                             continue;
                         }
-                        flood(now, wire, ports, frame, silent);
+                        flood(now, wire, ports, frame, keeps, silent);
                     }
                 }
             }
@@ -111,6 +130,7 @@ impl<W: Wire> Core<W> {
         let Attached { wire, switch, .. } = &mut wires[place];
         let mut local = 0;
         let now = Time::from_ns(monotonic_ns());
+        let keeps = Keeps::asked_of(wire);
         // Frames come in runs for one receiver.
         let mut last = None;
         for _ in 0..BURST {
@@ -132,13 +152,13 @@ impl<W: Wire> Core<W> {
                     if other == slot {
                         ports[slot].counters.drops.add(DropReason::NotHere, 1);
                     } else {
-                        ports[other].receive(now, frame);
+                        ports[other].receive(now, frame, keeps);
                     }
                 }
                 Destination::All => {
                     let sender: PortId = ports[slot].id;
                     for other in ports.iter_mut().filter(|port| port.wire == place && port.id != sender) {
-                        give_copy(now, wire, other, frame.bytes());
+                        give_copy(now, wire, other, frame.bytes(), keeps);
                     }
                     ports[slot].egress.route_to_wire(frame);
                 }
@@ -198,22 +218,23 @@ fn flood<W: Wire>(
     wire: &mut W,
     ports: &mut [Port<W::Frame>],
     frame: W::Frame,
+    keeps: Keeps,
     chosen: impl Fn(&Port<W::Frame>) -> bool,
 ) {
     let Some(last) = ports.iter().rposition(&chosen) else { return };
     let (before, rest) = ports.split_at_mut(last);
     for port in before.iter_mut().filter(|port| chosen(port)) {
-        give_copy(now, wire, port, frame.bytes());
+        give_copy(now, wire, port, frame.bytes(), keeps);
     }
-    rest[0].receive(now, frame);
+    rest[0].receive(now, frame, keeps);
 }
 
 /// Gives a port a copy of a frame, if there is memory for it.
-fn give_copy<W: Wire>(now: Time, wire: &mut W, port: &mut Port<W::Frame>, bytes: &[u8]) {
+fn give_copy<W: Wire>(now: Time, wire: &mut W, port: &mut Port<W::Frame>, bytes: &[u8], keeps: Keeps) {
     match wire.alloc(bytes.len()) {
         Some(mut copy) => {
             copy.bytes_mut().copy_from_slice(bytes);
-            port.receive(now, copy);
+            port.receive(now, copy, keeps);
         }
         None => port.counters.drops.add(DropReason::NoFrames, 1),
     }

@@ -5,6 +5,7 @@
 //!
 //! Owned by the polling core.
 
+use super::forwarding::Keeps;
 use super::guest_channel::Beat;
 use super::speculation::Speculating;
 use super::{PortId, monotonic_ns};
@@ -314,8 +315,8 @@ impl<F: Frame> Port<F> {
         }
     }
 
-    /// A frame for the guest has come, at about `now`.
-    pub(super) fn receive(&mut self, now: Time, mut frame: F) {
+    /// A frame for the guest has come, at about `now`; one that has to be kept for it is dropped unless that may be.
+    pub(super) fn receive(&mut self, now: Time, mut frame: F, keeps: Keeps) {
         self.counters.events.add(PortCounter::Received, 1);
         if self.egress.fenced {
             self.counters.drops.add(DropReason::Fenced, 1);
@@ -327,7 +328,11 @@ impl<F: Frame> Port<F> {
                 return;
             }
         }
-        if let Err((reason, frame)) = self.inbound.push(frame) {
+        let kept = match keeps {
+            Keeps(true) => self.inbound.push(frame),
+            Keeps(false) => Err((DropReason::NoFrames, frame)),
+        };
+        if let Err((reason, frame)) = kept {
             self.counters.drops.add(reason, 1);
             if let Some(speculating) = &mut self.speculating {
                 speculating.lost_to_guest(frame.bytes());
@@ -546,8 +551,8 @@ mod tests {
         };
         port.guest.poll_control();
         driver.set_room(Some(0));
-        port.receive(Time::ZERO, vec![1; 9000]);
-        port.receive(Time::ZERO, vec![2; 60]);
+        port.receive(Time::ZERO, vec![1; 9000], Keeps(true));
+        port.receive(Time::ZERO, vec![2; 60], Keeps(true));
         for now in [0, STUCK_NS, STUCK_NS + 1] {
             assert_eq!(port.counters.drops.get(DropReason::NoBuffers), 0);
             assert_eq!(port.deliver(|| now), 0);

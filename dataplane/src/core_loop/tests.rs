@@ -602,6 +602,38 @@ fn memory_for_frames_that_runs_out_makes_guests_wait() {
     assert_eq!(core.drops(1, DropReason::NoFrames), 0);
 }
 
+/// RB-1: a guest that takes nothing of what floods it does not use up the memory by which output leaves: small frames
+/// that waited need some, and hold up what waits behind them.
+#[test]
+fn output_leaves_however_much_comes_in_for_a_guest_that_takes_nothing() {
+    let core = Running::with(1100, None);
+    let (guest, silent) = (core.port(1, PortConfig::default()), core.port(2, PortConfig::default()));
+    silent.send(frame(2, 0));
+    core.wire(1);
+    silent.set_room(Some(0));
+    core.handle.set_mode(&ONE, COMMIT).expect("protected");
+    guest.send(frame(1, 0));
+    for nth in 1..1000u32 {
+        let mut long = frame(1, nth as u8);
+        long.resize(1000, 0);
+        guest.send(long);
+    }
+    wait_until(|| core.peer.free_frames() < 600);
+    core.settle();
+    // As much as comes, and more.
+    let mut flood = frame(9, 0);
+    flood[..6].copy_from_slice(&frame(2, 0)[6..12]);
+    wait_until(|| {
+        while core.peer.put(&flood) {}
+        core.drops(2, DropReason::NoFrames) > 2000
+    });
+    let left = guest.unsent();
+    core.handle.cut(&ONE, EpochId::FIRST, false).expect("cut");
+    core.handle.release(&ONE, token(1, 1)).expect("released");
+    let got = core.wire(1000 - left);
+    assert!(got.iter().enumerate().all(|(nth, bytes)| bytes[20] == nth as u8));
+}
+
 /// OC-1: the audit log names the epoch in which each frame was captured.
 #[test]
 fn captured_frames_are_recorded_before_they_are_held() {
