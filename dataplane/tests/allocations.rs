@@ -1,53 +1,23 @@
 //! The hot path allocates nothing: a counting allocator watches the turns of a core.
-#![expect(unsafe_code, reason = "an allocator that counts")]
+
+#[path = "hot_path/counting.rs"]
+mod counting;
 
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
 use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::{Core, EngineConfig, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches only a
-// thread-local number without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
 /// Allocations of this thread while `work` runs.
-fn allocations(work: impl FnOnce()) -> usize {
-    let before = ALLOCATIONS.with(Cell::get);
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = counting::allocations();
     work();
-    ALLOCATIONS.with(Cell::get) - before
+    counting::allocations() - before
 }
 
 /// A guest that sends the same frames again and again while it has an allowance, and counts what it
@@ -135,7 +105,7 @@ impl Bench {
     }
 
     /// Gives a command from another thread, as it blocks; returns the core's allocations for it.
-    fn command(&mut self, give: impl FnOnce(Handle) + Send + 'static) -> usize {
+    fn command(&mut self, give: impl FnOnce(Handle) + Send + 'static) -> u64 {
         let handle = self.handle.clone();
         let giver = std::thread::spawn(move || give(handle));
         let mut allocated = 0;
@@ -151,7 +121,7 @@ impl Bench {
 
     /// Lets the guest send `frames` frames and the core turn until nothing happens; returns its
     /// allocations.
-    fn send(&mut self, frames: usize) -> usize {
+    fn send(&mut self, frames: usize) -> u64 {
         self.allowance.store(frames, Ordering::Relaxed);
         let core = &mut self.core;
         allocations(|| while core.turn() > 0 {})
