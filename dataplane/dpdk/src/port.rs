@@ -468,12 +468,10 @@ impl OpenPort {
             rx_interrupt: u16::from(config.rx_interrupt),
         };
         let mut step = sys::HF_STEP_INFO;
-        // SAFETY: the device is plugged in and its port is stopped; the pool lives for good.
-        let mut configure =
-            || unsafe { sys::hf_port_configure(self.plugged.port, &raw mut setup, &raw mut step) };
         let configure = || {
             let _alone = alone();
-            configure()
+            // SAFETY: the device is plugged in and its port is stopped; the pool lives for good.
+            unsafe { sys::hf_port_configure(self.plugged.port, &raw mut setup, &raw mut step) }
         };
         let returned = signals::none_free_for(&self.name, configure);
         let step = match step {
