@@ -15,9 +15,10 @@
 //! Owned by the polling core. The ring is allocated at start; without room in it frames stay where they are.
 
 use crate::frame::{Frame, Wire};
+use crate::guest::SMALL_FRAME_BYTES;
 
 /// Bytes of the longest frame that is copied.
-const SMALL: usize = 256;
+const SMALL: usize = SMALL_FRAME_BYTES;
 
 /// A frame that waits.
 #[derive(Debug)]
@@ -61,13 +62,16 @@ pub(crate) struct Compact {
     /// Where the newest ends. Equal to `head` only when there is none.
     tail: usize,
     frames: usize,
+    /// Bytes of those that wait, and the most there have been.
+    bytes: usize,
+    most_bytes: usize,
 }
 
 impl Compact {
     /// With room for so many small frames; memory that is never used is never touched.
     pub(crate) fn new(frames: usize) -> Self {
         let len = (frames.saturating_add(1).saturating_mul(SMALL)).min(u32::MAX as usize);
-        Self { ring: vec![0; len].into_boxed_slice(), head: 0, tail: 0, frames: 0 }
+        Self { ring: vec![0; len].into_boxed_slice(), head: 0, tail: 0, frames: 0, bytes: 0, most_bytes: 0 }
     }
 
     /// Takes a frame that has to wait; it is copied if it is small.
@@ -75,16 +79,40 @@ impl Compact {
     /// Bound: one copy of [`SMALL`] bytes. Allocations: none.
     #[inline]
     pub(crate) fn put<F: Frame>(&mut self, frame: F) -> Waiting<F> {
-        let bytes = frame.bytes();
-        let Some(at) = self.place(bytes.len()) else { return Waiting::Frame(frame) };
-        let small = Small { at: at as u32, len: bytes.len() as u16, is_sound: frame.is_sound() };
+        match self.copy(frame.bytes()) {
+            Some(small) => Waiting::Small(Small { is_sound: frame.is_sound(), ..small }),
+            None => Waiting::Frame(frame),
+        }
+    }
+
+    /// Copies a frame that has to wait, if it is small and there is room for it.
+    #[inline]
+    pub(crate) fn copy(&mut self, bytes: &[u8]) -> Option<Small> {
+        let small = Small { at: self.place(bytes.len())? as u32, len: bytes.len() as u16, is_sound: false };
         self.ring[small.range()].copy_from_slice(bytes);
         self.tail = small.range().end;
         self.frames += 1;
-        Waiting::Small(small)
+        self.bytes += bytes.len();
+        self.most_bytes = self.most_bytes.max(self.bytes);
+        Some(small)
+    }
+
+    /// The bytes of a small frame.
+    #[inline]
+    pub(crate) fn small(&self, small: &Small) -> &[u8] {
+        &self.ring[small.range()]
     }
 
     /// The bytes of a frame that waits.
+    #[inline]
+    pub(crate) fn bytes<'a, F: Frame>(&'a self, waiting: &'a Waiting<F>) -> &'a [u8] {
+        match waiting {
+            Waiting::Frame(frame) => frame.bytes(),
+            Waiting::Small(small) => self.small(small),
+        }
+    }
+
+    /// The same, to be changed.
     pub(crate) fn bytes_mut<'a, F: Frame>(&'a mut self, waiting: &'a mut Waiting<F>) -> &'a mut [u8] {
         match waiting {
             Waiting::Frame(frame) => frame.bytes_mut(),
@@ -100,32 +128,45 @@ impl Compact {
         if small.is_sound {
             frame.set_sound();
         }
+        self.pop(small);
+        Some(frame)
+    }
+
+    /// The oldest small frame is gone.
+    #[inline]
+    pub(crate) fn pop(&mut self, small: &Small) {
         self.head = small.range().end;
         self.frames -= 1;
+        self.bytes -= small.range().len();
         if self.frames == 0 {
             self.clear();
         }
-        Some(frame)
     }
 
     /// Forgets all.
     pub(crate) const fn clear(&mut self) {
-        (self.head, self.tail, self.frames) = (0, 0, 0);
+        (self.head, self.tail, self.frames, self.bytes) = (0, 0, 0, 0);
     }
 
     /// Where so many bytes in one piece have room, behind the newest.
-    const fn place(&self, len: usize) -> Option<usize> {
+    fn place(&mut self, len: usize) -> Option<usize> {
         if len == 0 || len > SMALL {
             return None;
         }
-        if self.tail >= self.head {
-            if self.ring.len() - self.tail >= len {
+        if self.tail < self.head {
+            if self.head - self.tail > len {
                 return Some(self.tail);
             }
-            // From the start again; what is left at the end is skipped.
-            return if self.head > len { Some(0) } else { None };
+            // More wait than ever did: from now on the whole ring is used.
+            self.most_bytes = self.ring.len();
+            return None;
         }
-        if self.head - self.tail > len { Some(self.tail) } else { None }
+        // From the start again as soon as all that may come to wait fits there: what is in use is in the caches.
+        let at_end = self.ring.len() - self.tail >= len;
+        if at_end && self.head <= self.most_bytes + SMALL {
+            return Some(self.tail);
+        }
+        if self.head > len { Some(0) } else { None }
     }
 }
 
@@ -150,6 +191,19 @@ mod tests {
         assert!(matches!(compact.put(vec![1; SMALL]), Waiting::Small(_)));
         assert!(matches!(compact.put(vec![1; SMALL]), Waiting::Small(_)));
         assert!(matches!(compact.put(vec![1; 60]), Waiting::Frame(_)));
+    }
+
+    /// What is in use stays close together, however long it goes on.
+    #[test]
+    fn few_that_wait_use_little_of_the_ring() {
+        let mut compact = Compact::new(1000);
+        let mut queue = VecDeque::from([compact.copy(&[1; 60]).expect("room")]);
+        for _ in 0..10_000 {
+            let small = compact.copy(&[2; 60]).expect("room");
+            assert!(small.range().end < 4 * SMALL, "{small:?}");
+            queue.push_back(small);
+            compact.pop(&queue.pop_front().expect("two wait"));
+        }
     }
 
     /// OC-2: a frame that finds no memory is not lost, and comes next.

@@ -80,6 +80,10 @@ impl GuestFrame for GuestBytes<'_> {
         let copied = GuestBytes::copy_to(self, offset, out);
         out[copied..].fill(0);
     }
+
+    fn copied(&self) -> Option<&[u8]> {
+        GuestBytes::copied(self)
+    }
 }
 
 impl GuestPort for Card {
@@ -128,11 +132,16 @@ impl GuestPort for Card {
     }
 
     fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
-        let takes = self.takes();
-        let pair = self.steering.as_ref().map_or(Some(0), |steering| {
-            let layout = parts.first().and_then(|head| Layout::parse(head));
-            steering.pair(layout.map_or(0, |layout| layout.flow_hash()), takes)
-        });
+        let pair = match self.steering {
+            None => Some(0),
+            Some(_) => {
+                let takes = self.takes();
+                self.steering.as_ref().and_then(|steering| {
+                    let layout = parts.first().and_then(|head| Layout::parse(head));
+                    steering.pair(layout.map_or(0, |layout| layout.flow_hash()), takes)
+                })
+            }
+        };
         let Some(pair) = pair else { return false };
         match self.endpoint.rx_rings()[pair].push(header, parts) {
             Ok(done) => {

@@ -5,7 +5,7 @@
 
 use std::os::fd::BorrowedFd;
 
-pub use holdfast_vhost_user::{Verdict, VirtioNetHdr};
+pub use holdfast_vhost_user::{SMALL_FRAME_BYTES, Verdict, VirtioNetHdr};
 
 /// Bytes of one frame in the guest's memory, after the offload header. The guest may write to them
 /// at any time: what is to be judged is copied out first, once.
@@ -20,6 +20,11 @@ pub trait GuestFrame {
 
     /// Copies `out.len()` bytes from `offset` on; bytes beyond the end of the frame are zero.
     fn copy_to(&self, offset: usize, out: &mut [u8]);
+
+    /// All bytes of the frame, if they have been copied out already; of frames of up to [`SMALL_FRAME_BYTES`] only.
+    fn copied(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 impl GuestFrame for &[u8] {

@@ -8,7 +8,7 @@
 //! Threading: the far ends may be used from any thread; a mutex guards each pair.
 
 use crate::frame::{Frame, Wire};
-use crate::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
+use crate::guest::{GuestFrame, GuestPort, Offloads, SMALL_FRAME_BYTES, Verdict, VirtioNetHdr};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::VecDeque;
@@ -265,6 +265,10 @@ impl GuestFrame for HeapBytes {
         let len = from.len().min(out.len());
         out[..len].copy_from_slice(&from[..len]);
         out[len..].fill(0);
+    }
+
+    fn copied(&self) -> Option<&[u8]> {
+        (self.0.len() <= SMALL_FRAME_BYTES).then_some(&self.0)
     }
 }
 

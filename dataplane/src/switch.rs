@@ -23,6 +23,13 @@ pub enum Destination {
     Unknown,
 }
 
+/// A MAC in a form that is compared at once.
+#[inline]
+const fn number(mac: Mac) -> u64 {
+    let [a, b, c, d, e, f] = mac.0;
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}
+
 /// The MAC belongs to another port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken;
@@ -30,8 +37,8 @@ pub struct Taken;
 /// MACs of the ports on one wire.
 #[derive(Debug, Default)]
 pub struct Switch {
-    /// Sorted by MAC.
-    table: Vec<(Mac, Slot)>,
+    /// Sorted by MAC, as a number.
+    table: Vec<(u64, Slot)>,
 }
 
 impl Switch {
@@ -47,12 +54,12 @@ impl Switch {
     /// # Errors
     /// [`Taken`] when the MAC is another port's.
     pub fn learn(&mut self, mac: Mac, slot: Slot) -> Result<(), Taken> {
-        match self.table.binary_search_by_key(&mac, |&(known, _)| known) {
+        match self.table.binary_search_by_key(&number(mac), |&(known, _)| known) {
             Ok(place) if self.table[place].1 == slot => Ok(()),
             Ok(_) => Err(Taken),
             Err(place) => {
                 if self.table.len() < self.table.capacity() {
-                    self.table.insert(place, (mac, slot));
+                    self.table.insert(place, (number(mac), slot));
                 }
                 Ok(())
             }
@@ -76,12 +83,13 @@ impl Switch {
     /// Where a frame to `mac` goes.
     ///
     /// Bound: O(log n). Allocations: none. Cost: about 5 ns for a few guests.
+    #[inline]
     #[must_use]
     pub fn destination(&self, mac: Mac) -> Destination {
         if mac.is_group() {
             return Destination::All;
         }
-        match self.table.binary_search_by_key(&mac, |&(known, _)| known) {
+        match self.table.binary_search_by_key(&number(mac), |&(known, _)| known) {
             Ok(place) => Destination::Port(self.table[place].1),
             Err(_) => Destination::Unknown,
         }

@@ -42,5 +42,5 @@ pub use features::Features;
 pub use header::VirtioNetHdr;
 pub use mailbox::Waker;
 pub use memory::{FileIdentity, Gpa, GuestMemory, MemoryFile, MemoryFiles};
-pub use ring::{GuestBytes, RingFault, RxRing, TxRing, Verdict};
+pub use ring::{GuestBytes, RingFault, RxRing, SMALL_FRAME_BYTES, TxRing, Verdict};
 pub use shared::{DeviceEvent, DeviceSnapshot};

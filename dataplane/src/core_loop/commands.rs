@@ -5,8 +5,10 @@
 //! knows that nothing is transmitted any more. Commands may allocate; they are few.
 
 use super::capture::RESERVED_FRAMES;
+use super::egress::Egress;
 use super::guest_channel::Beat;
-use super::port::{Announcing, Bell, Egress, Inbound, Port};
+use super::inbound::Inbound;
+use super::port::{Announcing, Bell, Port};
 use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns, record};
 use crate::audit::Audit;
@@ -169,6 +171,7 @@ impl<W: Wire> Core<W> {
             last: None,
             counters,
             announcing: None,
+            takes_plain: false,
             starved: false,
             bell: Bell::default(),
             speculating: speculation.map(|config| Speculating::new(*config)),

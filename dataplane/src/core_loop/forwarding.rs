@@ -1,13 +1,13 @@
 //! Between wires and ports: where frames go, and whether they may.
 
-use super::port::Port;
+use super::port::{Port, one_and_others};
 use super::{Attached, Core, PortId, monotonic_ns};
 use crate::announcement::{self, REPETITIONS};
 use crate::coalescing::BURST;
 use crate::counters::{CoreCounter, DropReason, PortCounter};
 use crate::frame::{Frame, Wire};
 use crate::headers::{Link, Mac};
-use crate::switch::{Destination, Slot};
+use crate::switch::{Destination, Slot, Switch};
 use holdfast_packet::guest_channel::is_ours;
 use holdfast_speculation::Time;
 
@@ -18,9 +18,10 @@ const WIRE_BURST: usize = 32;
 /// Bursts to the wire for one port in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 16;
 
-/// Frames of one port for other ports in one turn: about what those take in one. What was held for an epoch
+/// Frames of one port for other ports in one turn: as many as are taken of a guest in one, or the rings of those that
+/// pass them on fill. What was held for an epoch
 /// and is let go at once does not come upon a guest as a whole, and is still in the caches when it is copied.
-const LOCAL_A_TURN: usize = 256;
+const LOCAL_A_TURN: usize = 128;
 
 /// Frames that are fetched ahead of those looked at.
 const AHEAD: usize = 24;
@@ -35,7 +36,7 @@ const RESERVED_FOR_OUTPUT: usize = 2 * BURST;
 pub(super) struct Keeps(pub(super) bool);
 
 impl Keeps {
-    fn asked_of<W: Wire>(wire: &W) -> Self {
+    pub(super) fn asked_of<W: Wire>(wire: &W) -> Self {
         Self(wire.free_frames() >= RESERVED_FOR_OUTPUT)
     }
 }
@@ -134,18 +135,31 @@ impl<W: Wire> Core<W> {
         // Frames come in runs for one receiver.
         let mut last = None;
         for _ in 0..BURST {
-            if ports[slot].egress.to_wire.len() >= BURST {
+            let (port, mut others) = one_and_others(ports, slot);
+            let egress = &mut port.egress;
+            if egress.to_wire.len() >= BURST {
                 break;
             }
-            let egress = &mut ports[slot].egress;
             egress.prefetch(AHEAD);
+            // What is a guest's of this host goes from where it waited to where it is to be.
+            let given = egress.offer_small(|bytes| {
+                let Some(Destination::Port(other)) = destination(switch, &mut last, bytes) else {
+                    return false;
+                };
+                let other = others.get_mut(other);
+                let Some(other) = other.filter(|other| other.takes_small() && !other.engine_sees(bytes))
+                else {
+                    return false;
+                };
+                other.pass(bytes);
+                true
+            });
+            if given {
+                local += 1;
+                continue;
+            }
             let Some(frame) = egress.next(wire) else { break };
-            let Some(receiver) = frame.bytes().first_chunk().map(|mac| Mac(*mac)) else { continue };
-            let destination = match last {
-                Some((mac, destination)) if mac == receiver => destination,
-                _ => switch.destination(receiver),
-            };
-            last = Some((receiver, destination));
+            let Some(destination) = destination(switch, &mut last, frame.bytes()) else { continue };
             match destination {
                 Destination::Port(other) => {
                     local += 1;
@@ -209,6 +223,22 @@ impl<W: Wire> Core<W> {
         }
         said
     }
+}
+
+/// Where a frame goes, by its receiver and what was found for the `last` one; none for what is no frame.
+#[inline]
+pub(super) fn destination(
+    switch: &Switch,
+    last: &mut Option<(Mac, Destination)>,
+    bytes: &[u8],
+) -> Option<Destination> {
+    let mac = bytes.first_chunk().map(|mac| Mac(*mac))?;
+    let found = match *last {
+        Some((known, found)) if known == mac => found,
+        _ => switch.destination(mac),
+    };
+    *last = Some((mac, found));
+    Some(found)
 }
 
 /// Gives a frame that came from the wire to every port of `chosen`; the last one gets the frame

@@ -6,9 +6,9 @@
 //!
 //! Owned by the polling core. Allocations: none.
 
+use super::inbound::Inbound;
 use super::least_wait::LeastWait;
 use super::monotonic_ns;
-use super::port::Inbound;
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::frame::{Frame, Wire};
 use crate::guest::GuestFrame;

@@ -16,9 +16,11 @@
 
 mod capture;
 mod commands;
+mod egress;
 mod forwarding;
 mod guest_channel;
 mod idle;
+mod inbound;
 mod least_wait;
 mod outflow;
 mod port;

@@ -10,7 +10,8 @@
 //!
 //! Owned by the polling core. Allocations: none.
 
-use super::port::{Egress, Inbound};
+use super::egress::Egress;
+use super::inbound::Inbound;
 use super::{PortId, record};
 use crate::audit::Audit;
 use crate::core_loop::outflow::Outflow;

@@ -1,6 +1,7 @@
 mod ends;
 mod guest_channel;
 mod idle;
+mod local;
 mod neighbours;
 mod speculation;
 

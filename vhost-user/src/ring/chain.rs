@@ -92,6 +92,15 @@ impl Seen {
         }
     }
 
+    /// Segments of the chain that is `ahead` behind the oldest.
+    #[inline]
+    pub(super) fn segments_at(&self, ahead: usize) -> &[Segment] {
+        match self.chains.get(self.next + ahead) {
+            Some(chain) => &self.segments[chain.begin as usize..chain.end as usize],
+            None => &[],
+        }
+    }
+
     /// The oldest are taken, so many of them.
     #[inline]
     pub(super) fn take(&mut self, count: usize) {
@@ -204,6 +213,7 @@ impl DescriptorTable {
     ///
     /// Bound: `size` descriptors plus one indirect table of at most [`MAX_CHAIN`]; no allocation as
     /// long as `segments` has room for [`MAX_CHAIN`] more.
+    #[inline]
     pub(super) fn walk(
         &self,
         memory: &GuestMemory,
@@ -211,25 +221,45 @@ impl DescriptorTable {
         direction: Direction,
         segments: &mut Vec<Segment>,
     ) -> Result<u64, RingFault> {
+        let first = self.descriptor(head)?;
+        // Most frames have one buffer.
+        if first.flags & (INDIRECT | NEXT) == 0 {
+            return add(memory, first, direction, segments.len(), segments);
+        }
+        self.walk_on(memory, first, direction, segments)
+    }
+
+    /// The same, of a chain of any length, behind its first descriptor.
+    fn walk_on(
+        &self,
+        memory: &GuestMemory,
+        first: Descriptor,
+        direction: Direction,
+        segments: &mut Vec<Segment>,
+    ) -> Result<u64, RingFault> {
         let begin = segments.len();
         let mut bytes = 0;
-        let mut index = head;
+        let mut descriptor = first;
         for _ in 0..self.size {
-            if index >= self.size {
-                return Err(RingFault::IndexOutOfTable { index, size: self.size });
-            }
-            let at = self.offset + u64::from(index) * DESCRIPTOR_BYTES;
-            let descriptor = Descriptor::parse(self.file.load_16_bytes(at)?);
-            if descriptor.flags & INDIRECT != 0 {
+            if descriptor.is_indirect() {
                 return Ok(bytes + self.walk_indirect(memory, descriptor, direction, begin, segments)?);
             }
             bytes += add(memory, descriptor, direction, begin, segments)?;
-            if descriptor.flags & NEXT == 0 {
+            if !descriptor.has_next() {
                 return Ok(bytes);
             }
-            index = descriptor.next;
+            descriptor = self.descriptor(descriptor.next)?;
         }
         Err(RingFault::ChainTooLong { limit: self.size })
+    }
+
+    #[inline]
+    fn descriptor(&self, index: u16) -> Result<Descriptor, RingFault> {
+        if index >= self.size {
+            return Err(RingFault::IndexOutOfTable { index, size: self.size });
+        }
+        let at = self.offset + u64::from(index) * DESCRIPTOR_BYTES;
+        Ok(Descriptor::parse(self.file.load_16_bytes(at)?))
     }
 
     fn walk_indirect(

@@ -19,4 +19,4 @@ pub use chain::{Direction, MAX_CHAIN};
 pub use fault::RingFault;
 pub use queue::{LayoutError, MAX_RING_SIZE, Queue, RingLayout};
 pub use rx::RxRing;
-pub use tx::{GuestBytes, MAX_FRAME_BYTES, TxRing, Verdict};
+pub use tx::{GuestBytes, MAX_FRAME_BYTES, SMALL_FRAME_BYTES, TxRing, Verdict};

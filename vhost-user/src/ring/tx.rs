@@ -9,6 +9,12 @@ use crate::memory::{GuestMemory, Segment};
 /// Bytes of a frame with its header, at most: a large TCP frame of 64 KiB and its headers.
 pub const MAX_FRAME_BYTES: u64 = 68 * 1024;
 
+/// Bytes of a frame that is copied out with its burst, at most.
+pub const SMALL_FRAME_BYTES: usize = 256;
+
+/// Frames of a burst.
+const BURST: usize = LOOK / 2;
+
 /// What became of a frame that was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -18,17 +24,19 @@ pub enum Verdict {
     Refused,
 }
 
-/// The bytes of one frame, still in guest memory. They may change until they are copied out; judge
-/// the copy.
+/// The bytes of one frame, still in guest memory or copied out. In guest memory they may change until they are
+/// copied out; judge the copy.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestBytes<'a> {
     memory: &'a GuestMemory,
     segments: &'a [Segment],
     skip: usize,
     len: usize,
+    /// As long as the frame, or empty.
+    copied: &'a [u8],
 }
 
-impl GuestBytes<'_> {
+impl<'a> GuestBytes<'a> {
     /// Bytes in the frame.
     #[must_use]
     pub const fn len(&self) -> usize {
@@ -41,6 +49,13 @@ impl GuestBytes<'_> {
         self.len == 0
     }
 
+    /// All bytes of the frame, if they have been copied out: those of most frames of up to [`SMALL_FRAME_BYTES`] have.
+    #[inline]
+    #[must_use]
+    pub const fn copied(&self) -> Option<&'a [u8]> {
+        if self.copied.is_empty() { None } else { Some(self.copied) }
+    }
+
     /// Copies bytes from `offset` on, as many as there are and fit; returns how many.
     #[inline]
     pub fn copy_to(&self, offset: usize, out: &mut [u8]) -> usize {
@@ -48,7 +63,46 @@ impl GuestBytes<'_> {
         if take == 0 {
             return 0;
         }
+        if let Some(copied) = self.copied() {
+            out[..take].copy_from_slice(&copied[offset..offset + take]);
+            return take;
+        }
         self.memory.gather(self.segments, self.skip + offset, &mut out[..take])
+    }
+}
+
+/// Small frames of a burst with their headers, copied out of guest memory one after the other before any of them is
+/// looked at: the processor waits for the memory of all at once.
+#[derive(Debug)]
+struct Copies {
+    slots: Box<[[u8; VirtioNetHdr::BYTES + SMALL_FRAME_BYTES]; BURST]>,
+    /// Bytes in each slot; zero for a chain that was not copied.
+    lens: [usize; BURST],
+}
+
+impl Copies {
+    fn new() -> Self {
+        Self { slots: Box::new([[0; VirtioNetHdr::BYTES + SMALL_FRAME_BYTES]; BURST]), lens: [0; BURST] }
+    }
+
+    /// Copies those of the oldest chains that are in one piece and small.
+    #[inline]
+    fn take(&mut self, queue: &Queue) {
+        for (ahead, (slot, len)) in self.slots.iter_mut().zip(&mut self.lens).enumerate() {
+            let Some(chain) = queue.seen().get(ahead) else { break };
+            *len = match queue.seen().segments_at(ahead) {
+                segments @ [_] if chain.bytes <= slot.len() as u64 => {
+                    queue.memory().gather(segments, 0, &mut slot[..chain.bytes as usize])
+                }
+                _ => 0,
+            };
+        }
+    }
+
+    /// What was copied of the chain at this place.
+    #[inline]
+    fn get(&self, place: usize) -> &[u8] {
+        &self.slots[place][..self.lens[place]]
     }
 }
 
@@ -57,11 +111,12 @@ impl GuestBytes<'_> {
 pub struct TxRing {
     queue: Option<Box<Queue>>,
     header_len: usize,
+    copies: Copies,
 }
 
 impl TxRing {
     pub(crate) fn parked() -> Self {
-        Self { queue: None, header_len: VirtioNetHdr::BYTES }
+        Self { queue: None, header_len: VirtioNetHdr::BYTES, copies: Copies::new() }
     }
 
     pub(crate) fn start(&mut self, queue: Box<Queue>, header_len: usize) {
@@ -97,21 +152,22 @@ impl TxRing {
         max: usize,
         mut sink: impl FnMut(&VirtioNetHdr, GuestBytes<'_>) -> Verdict,
     ) -> Result<usize, RingFault> {
-        let Some(queue) = &mut self.queue else { return Ok(0) };
+        let Self { queue: Some(queue), header_len, copies } = self else { return Ok(0) };
+        let header_len = *header_len;
         let mut taken = 0;
         let mut broken = None;
         while taken < max {
             // Half a look ahead of those that are taken, so that their memory has been fetched by then.
             let ahead = queue.seen().len();
-            if broken.is_none() && ahead <= LOOK / 2 {
+            if broken.is_none() && ahead <= BURST {
                 broken = queue.look(max - taken - ahead, Direction::FromGuest).err();
             }
             if queue.seen().len() == 0 {
                 break;
             }
-            for _ in 0..LOOK / 2 {
+            copies.take(queue);
+            for place in 0..BURST {
                 let Some(chain) = queue.seen().get(0) else { break };
-                let header_len = self.header_len;
                 if chain.bytes < header_len as u64 {
                     queue.look_again();
                     return Err(RingFault::HeaderTooShort { len: chain.bytes });
@@ -120,12 +176,25 @@ impl TxRing {
                     queue.look_again();
                     return Err(RingFault::FrameTooLong { len: chain.bytes });
                 }
-                let segments = queue.seen().segments(1);
-                let mut header = [0; VirtioNetHdr::BYTES];
-                queue.memory().gather(segments, 0, &mut header[..header_len]);
+                let segments = queue.seen().segments_at(0);
+                let copied = copies.get(place);
+                let header = match copied.first_chunk() {
+                    Some(header) if header_len == VirtioNetHdr::BYTES => VirtioNetHdr::parse(header),
+                    _ => {
+                        let mut header = [0; VirtioNetHdr::BYTES];
+                        match copied.get(..header_len) {
+                            Some(copied) => header[..header_len].copy_from_slice(copied),
+                            None => {
+                                queue.memory().gather(segments, 0, &mut header[..header_len]);
+                            }
+                        }
+                        VirtioNetHdr::parse(&header)
+                    }
+                };
                 let len = chain.bytes as usize - header_len;
-                let frame = GuestBytes { memory: queue.memory(), segments, skip: header_len, len };
-                if sink(&VirtioNetHdr::parse(&header), frame) == Verdict::Refused {
+                let copied = copied.get(header_len..).unwrap_or_default();
+                let frame = GuestBytes { memory: queue.memory(), segments, skip: header_len, len, copied };
+                if sink(&header, frame) == Verdict::Refused {
                     queue.look_again();
                     return Ok(taken);
                 }

@@ -313,3 +313,31 @@ fn a_ring_goes_on_at_the_used_index_where_the_two_differ() {
     assert_eq!(take_all(&mut ring).len(), 3);
     assert_eq!(driver.take_used(), [(0, 0), (1, 0), (2, 0)]);
 }
+
+/// RB-1: a small frame is what it was when its burst was looked at, whatever the guest writes there meanwhile; one that
+/// was refused is read anew.
+#[test]
+fn a_guest_cannot_change_a_small_frame_that_was_offered() {
+    let ram = GuestRam::new();
+    let mut driver = DriverQueue::new(&ram, 0x1000, 8, 0);
+    let memory = memory(&ram);
+    let (mut ring, _guest) = tx(&driver, &memory, USUAL);
+    let (at, len) = (0x8000, VirtioNetHdr::BYTES + 60);
+    let head = lay_out(&driver, 0, at, &[len as u32], 0, None);
+    for (fill, verdict) in [(1, Verdict::Refused), (2, Verdict::Taken)] {
+        ram.write(at, &[0; VirtioNetHdr::BYTES]);
+        ram.write(at + VirtioNetHdr::BYTES as u64, &[fill; 60]);
+        if fill == 1 {
+            driver.offer(head);
+        }
+        let taken = ring.poll(8, |_, bytes| {
+            ram.write(at, &[0xff; VirtioNetHdr::BYTES + 60]);
+            let mut copy = [0; 60];
+            assert_eq!(bytes.copy_to(0, &mut copy), 60);
+            assert_eq!(copy, [fill; 60]);
+            assert_eq!(bytes.copied(), Some(&copy[..]));
+            verdict
+        });
+        assert_eq!(taken, Ok(usize::from(verdict == Verdict::Taken)));
+    }
+}

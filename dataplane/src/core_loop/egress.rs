@@ -1,0 +1,250 @@
+//! What goes out of a guest's port: held, then let go, then routed.
+//!
+//! Owned by the polling core.
+
+use super::monotonic_ns;
+use crate::coalescing::BURST;
+use crate::compact::{Compact, Waiting};
+use crate::escrow::{Amount, Escrow, Limits};
+use crate::frame::{Frame, Wire};
+use crate::identity::{MAX_ADDRESSES, MAX_STATIONS};
+use crate::segmentation::MAX_SEGMENTS;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Frames that an unprotected port may have waiting for a wire that takes none: more would only be
+/// delay.
+const NATIVE_BACKLOG: usize = 512;
+
+/// What a guest sent, until the wire has it. From the first queue to the last, order is kept (OC-2).
+pub(super) struct Egress<F> {
+    pub(super) escrow: Escrow<Waiting<F>>,
+    /// May go, but has not been routed.
+    pub(super) outbox: VecDeque<Waiting<F>>,
+    /// Small frames of those two that had to wait for a commit.
+    pub(super) compact: Compact,
+    /// Routed, and waiting for the wire to take it; at most a burst.
+    pub(super) to_wire: VecDeque<F>,
+    /// Bytes of those two.
+    waiting_bytes: u64,
+    pub(super) fenced: bool,
+    /// `CLOCK_MONOTONIC` in nanoseconds until which this host may transmit (FO-1).
+    pub(super) lease: Arc<AtomicU64>,
+}
+
+impl<F: Frame> Egress<F> {
+    pub(super) fn new(limits: Limits, fenced: bool) -> Self {
+        Self {
+            escrow: Escrow::new(limits),
+            outbox: VecDeque::with_capacity(limits.frames + 2 * MAX_SEGMENTS),
+            compact: Compact::new(limits.frames),
+            to_wire: VecDeque::with_capacity(BURST),
+            waiting_bytes: 0,
+            fenced,
+            lease: Arc::new(AtomicU64::new(u64::MAX)),
+        }
+    }
+
+    /// What may go but is still here.
+    pub(super) fn waiting(&self) -> Amount {
+        Amount { frames: (self.outbox.len() + self.to_wire.len()) as u64, bytes: self.waiting_bytes }
+    }
+
+    /// Whether another frame of the guest may be taken.
+    pub(super) fn has_room(&self) -> bool {
+        let backlog = self.escrow.open_epoch().is_some() || self.outbox.len() < NATIVE_BACKLOG;
+        !self.fenced && backlog && self.escrow.has_room(self.waiting())
+    }
+
+    /// Whether a frame may go to the wire now, past queues that are empty.
+    pub(super) fn is_open(&self) -> bool {
+        self.escrow.open_epoch().is_none()
+            && self.outbox.is_empty()
+            && self.to_wire.is_empty()
+            && self.may_transmit(monotonic_ns)
+    }
+
+    /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
+    pub(super) fn accept(&mut self, frame: F) {
+        if self.escrow.open_epoch().is_none() {
+            return self.send(frame);
+        }
+        let waiting = self.compact.put(frame);
+        let bytes = waiting.len();
+        let back = self.escrow.hold(waiting, bytes);
+        debug_assert!(back.is_none(), "an epoch is open");
+    }
+
+    /// As [`Self::accept`], of a frame that is in no memory of a wire; false, and nothing changed, if there is none
+    /// for it. A small one that has to wait needs none.
+    #[inline]
+    pub(super) fn accept_copy<W: Wire<Frame = F>>(&mut self, bytes: &[u8], wire: &mut W) -> bool {
+        if self.escrow.open_epoch().is_some() {
+            if let Some(small) = self.compact.copy(bytes) {
+                let back = self.escrow.hold(Waiting::Small(small), bytes.len());
+                debug_assert!(back.is_none(), "an epoch is open");
+                return true;
+            }
+        }
+        let Some(mut frame) = wire.alloc(bytes.len()) else { return false };
+        frame.bytes_mut().copy_from_slice(bytes);
+        self.accept(frame);
+        true
+    }
+
+    /// Puts a frame that may go behind all others that may go.
+    pub(super) fn send(&mut self, frame: F) {
+        self.waiting_bytes += frame.bytes().len() as u64;
+        self.outbox.push_back(Waiting::Frame(frame));
+    }
+
+    /// Counts frames that the escrow moved to the outbox.
+    pub(super) fn released(&mut self, amount: Amount) {
+        self.waiting_bytes += amount.bytes;
+    }
+
+    /// The next frame to be routed, in memory of `wire`; none as well when there is no memory for it now.
+    #[inline]
+    pub(super) fn next<W: Wire<Frame = F>>(&mut self, wire: &mut W) -> Option<F> {
+        // One that finds no memory stays first in line (OC-2).
+        let small = match self.outbox.front()? {
+            Waiting::Frame(_) => None,
+            Waiting::Small(small) => Some(self.compact.take(small, wire)?),
+        };
+        let frame = match (self.outbox.pop_front()?, small) {
+            (Waiting::Frame(frame), _) => frame,
+            (Waiting::Small(_), frame) => frame?,
+        };
+        self.waiting_bytes -= frame.bytes().len() as u64;
+        Some(frame)
+    }
+
+    /// Offers the next frame to be routed, if it is a small one that had to wait, to `give`; whether that has it.
+    #[inline]
+    pub(super) fn offer_small(&mut self, give: impl FnOnce(&[u8]) -> bool) -> bool {
+        let Some(Waiting::Small(small)) = self.outbox.front() else { return false };
+        let bytes = self.compact.small(small);
+        let len = bytes.len() as u64;
+        if !give(bytes) {
+            return false;
+        }
+        self.compact.pop(small);
+        self.outbox.pop_front();
+        self.waiting_bytes -= len;
+        true
+    }
+
+    /// Has the frame fetched that is so far behind the next one. A hint.
+    #[inline]
+    pub(super) fn prefetch(&self, ahead: usize) {
+        // The ring is read in order, which processors see by themselves.
+        if let Some(Waiting::Frame(frame)) = self.outbox.get(ahead) {
+            frame.prefetch();
+        }
+    }
+
+    /// Puts a routed frame behind the others that the wire is to take.
+    pub(super) fn route_to_wire(&mut self, frame: F) {
+        self.waiting_bytes += frame.bytes().len() as u64;
+        self.to_wire.push_back(frame);
+    }
+
+    /// Lets `send` take frames from the front for the wire; what it took is counted and returned.
+    pub(super) fn hand_over(&mut self, send: impl FnOnce(&mut VecDeque<F>) -> usize) -> Amount {
+        let bytes = |queue: &VecDeque<F>| queue.iter().map(|frame| frame.bytes().len() as u64).sum::<u64>();
+        let before = bytes(&self.to_wire);
+        let frames = send(&mut self.to_wire) as u64;
+        let sent = Amount { frames, bytes: before - bytes(&self.to_wire) };
+        self.waiting_bytes -= sent.bytes;
+        sent
+    }
+
+    /// Whether this host may transmit for the port now (FO-1). `clock` is asked only if it matters.
+    pub(super) fn may_transmit(&self, clock: impl FnOnce() -> u64) -> bool {
+        let until = self.lease.load(Ordering::Acquire);
+        !self.fenced && (until == u64::MAX || clock() < until)
+    }
+
+    /// Drops everything; returns how many frames that was.
+    pub(super) fn discard(&mut self) -> u64 {
+        let dropped = self.escrow.discard().frames + self.waiting().frames;
+        self.outbox.clear();
+        self.compact.clear();
+        self.to_wire.clear();
+        self.waiting_bytes = 0;
+        dropped
+    }
+}
+
+const _: () = assert!(NATIVE_BACKLOG + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESSES < 2 * MAX_SEGMENTS);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::heap::HeapWire;
+    use holdfast_epoch::EpochId;
+
+    #[test]
+    fn what_waits_is_counted_through_all_queues() {
+        let (mut wire, _peer) = HeapWire::new(1500, 8, false).expect("a wire");
+        for is_held in [false, true] {
+            let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
+            if is_held {
+                egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
+            }
+            for len in 1..=3 {
+                let frame = wire.alloc(len).expect("memory");
+                egress.accept(frame);
+            }
+            if is_held {
+                assert_eq!(egress.waiting(), Amount::default());
+                let amount = egress.escrow.open(&mut egress.outbox, &mut |_, _| {});
+                egress.released(amount);
+            }
+            assert_eq!(egress.waiting(), Amount { frames: 3, bytes: 6 });
+            while let Some(frame) = egress.next(&mut wire) {
+                egress.route_to_wire(frame);
+            }
+            let sent = egress.hand_over(|queue| queue.drain(..2).count());
+            assert_eq!(sent, Amount { frames: 2, bytes: 3 });
+            assert_eq!(egress.waiting(), Amount { frames: 1, bytes: 3 });
+            assert_eq!(egress.discard(), 1);
+            assert_eq!(egress.waiting(), Amount::default());
+        }
+    }
+
+    /// OC-2: small frames that found no memory of the wire stay first in line, before those behind them.
+    #[test]
+    fn a_small_frame_that_finds_no_memory_is_waited_for() {
+        let (mut wire, _peer) = HeapWire::new(1500, 2, false).expect("a wire");
+        let mut egress = Egress::new(Limits { frames: 10, bytes: 10_000, inbound: 1 }, false);
+        egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
+        for len in [60, 1000] {
+            let frame = wire.alloc(len).expect("memory");
+            egress.accept(frame);
+        }
+        let amount = egress.escrow.open(&mut egress.outbox, &mut |_, _| {});
+        egress.released(amount);
+        let other = wire.alloc(1).expect("that of the small frame is free");
+        assert!(egress.next(&mut wire).is_none());
+        drop(other);
+        let lens: Vec<usize> =
+            std::iter::from_fn(|| egress.next(&mut wire)).map(|frame| frame.bytes().len()).collect();
+        assert_eq!(lens, [60, 1000]);
+    }
+
+    /// FO-1: a lease that has run out, and a fence, keep frames back.
+    #[test]
+    fn transmission_ends_with_the_lease_and_with_the_fence() {
+        let mut egress = Egress::<Vec<u8>>::new(Limits::default(), false);
+        assert!(egress.may_transmit(|| panic!("without a lease the clock is not asked")));
+        egress.lease.store(1000, Ordering::Release);
+        assert!(egress.may_transmit(|| 999));
+        assert!(!egress.may_transmit(|| 1000));
+        egress.lease.store(u64::MAX, Ordering::Release);
+        egress.fenced = true;
+        assert!(!egress.may_transmit(|| 0));
+        assert!(!egress.has_room(), "a fenced port takes nothing from its guest");
+    }
+}

@@ -1,0 +1,121 @@
+//! What came in for a guest, until it has taken it.
+//!
+//! Owned by the polling core.
+
+use crate::coalescing::Burst;
+use crate::compact::{Compact, Waiting};
+use crate::counters::DropReason;
+use crate::escrow::Limits;
+use crate::frame::Frame;
+use crate::guest::Offloads;
+use std::collections::VecDeque;
+
+/// What came in for a guest, until it has taken it.
+pub(super) struct Inbound<F> {
+    pub(super) queue: VecDeque<Waiting<F>>,
+    /// Small frames of the queue that came from a neighbour.
+    pub(super) compact: Compact,
+    pub(super) burst: Burst<F>,
+    limit: usize,
+    /// Since when the guest has been standing still.
+    pub(super) stopped_since_ns: Option<u64>,
+    /// It has stood still for too long: nothing is kept for it.
+    pub(super) away: bool,
+    /// It had no buffers for the first frame of the queue, which is offered as it is.
+    pub(super) plain_is_blocked: bool,
+    /// Since when a running guest has had no buffers for what comes next.
+    pub(super) stuck_since_ns: Option<u64>,
+}
+
+impl<F: Frame> Inbound<F> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            queue: VecDeque::with_capacity(limits.inbound),
+            compact: Compact::new(limits.inbound),
+            burst: Burst::new(),
+            limit: limits.inbound,
+            stopped_since_ns: None,
+            away: false,
+            plain_is_blocked: false,
+            stuck_since_ns: None,
+        }
+    }
+
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.burst.is_empty()
+    }
+
+    /// Whether the guest has not taken all that was offered.
+    pub(super) fn is_blocked(&self) -> bool {
+        !self.burst.is_empty() || (self.plain_is_blocked && !self.queue.is_empty())
+    }
+
+    /// Whether a frame that is pushed now is kept.
+    pub(super) fn has_room(&self) -> bool {
+        !self.away && self.queue.len() < self.limit
+    }
+
+    /// Queues a frame, unless the queue is full or the guest away; then it is given back, with the reason.
+    pub(super) fn push(&mut self, frame: F) -> Result<(), (DropReason, F)> {
+        match self.refuses() {
+            Some(reason) => Err((reason, frame)),
+            None => {
+                self.queue.push_back(Waiting::Frame(frame));
+                Ok(())
+            }
+        }
+    }
+
+    /// As [`Self::push`], of a copy of a small frame.
+    pub(super) fn push_copy(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
+        if let Some(reason) = self.refuses() {
+            return Err(reason);
+        }
+        let small = self.compact.copy(bytes).ok_or(DropReason::InboundFull)?;
+        self.queue.push_back(Waiting::Small(small));
+        Ok(())
+    }
+
+    fn refuses(&self) -> Option<DropReason> {
+        match (self.away, self.has_room()) {
+            (true, _) => Some(DropReason::Stale),
+            (_, false) => Some(DropReason::InboundFull),
+            _ => None,
+        }
+    }
+
+    /// Takes up to `count` frames from the front for a guest that has them merged. Small ones, which came when it
+    /// had another driver, are dropped; how many.
+    pub(super) fn fill(&mut self, offloads: Offloads, count: usize) -> usize {
+        let Self { queue, compact, burst, .. } = self;
+        let mut stale = 0;
+        let mut frames = queue.drain(..count).filter_map(|waiting| match waiting {
+            Waiting::Frame(frame) => Some(frame),
+            Waiting::Small(small) => {
+                compact.pop(&small);
+                stale += 1;
+                None
+            }
+        });
+        burst.fill(offloads, &mut frames);
+        stale
+    }
+
+    /// Drops the next frame of the queue; how many that was.
+    pub(super) fn skip(&mut self) -> usize {
+        let next = self.queue.pop_front();
+        if let Some(Waiting::Small(small)) = &next {
+            self.compact.pop(small);
+        }
+        usize::from(next.is_some())
+    }
+
+    /// Drops everything; returns how many frames that was.
+    pub(super) fn discard(&mut self) -> u64 {
+        let dropped = self.queue.len() + self.burst.clear();
+        self.queue.clear();
+        self.compact.clear();
+        dropped as u64
+    }
+}
