@@ -143,6 +143,11 @@ impl Compact {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) const fn is_empty(&self) -> bool {
+        self.frames == 0
+    }
+
     /// Forgets all.
     pub(crate) const fn clear(&mut self) {
         (self.head, self.tail, self.frames, self.bytes) = (0, 0, 0, 0);

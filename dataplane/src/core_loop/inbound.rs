@@ -119,3 +119,23 @@ impl<F: Frame> Inbound<F> {
         dropped as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small frames leave their ring whichever way they go.
+    #[test]
+    fn no_small_frame_stays_behind_in_the_ring() {
+        let mut inbound = Inbound::<Vec<u8>>::new(Limits { inbound: 8, ..Limits::default() });
+        for _ in 0..3 {
+            inbound.push_copy(&[1; 60]).expect("room");
+            inbound.push(vec![2; 60]).expect("room");
+        }
+        assert_eq!(inbound.skip(), 1);
+        assert_eq!(inbound.fill(Offloads::default(), 3), 1);
+        assert!(!inbound.compact.is_empty());
+        assert_eq!(inbound.skip(), 1);
+        assert!(inbound.compact.is_empty());
+    }
+}
