@@ -30,11 +30,10 @@ impl Card {
         Self { endpoint, steering, first: 0 }
     }
 
-    /// Pairs by which the guest receives now.
+    /// Pairs by which the guest receives.
     #[inline]
-    fn takes(&mut self) -> Pairs {
-        let rings = self.endpoint.rx_rings().iter().enumerate().filter(|(_, ring)| ring.is_running());
-        rings.fold(Pairs::default(), |pairs, (pair, _)| pairs.with(pair))
+    const fn in_use(&self) -> Pairs {
+        Pairs::from_bits(self.endpoint.pairs_in_use())
     }
 
     /// Takes up to `max` frames of one pair; how many, and what fault ended that.
@@ -113,7 +112,7 @@ impl GuestPort for Card {
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> usize {
         let pairs = self.endpoint.tx_rings().len();
-        let learns = self.steering.is_some() && self.takes().count() > 1;
+        let learns = self.steering.is_some() && self.in_use().count() > 1;
         // Each is first in its turn: one that always has something does not keep the others waiting.
         let first = self.first;
         let mut taken = 0;
@@ -132,17 +131,13 @@ impl GuestPort for Card {
     }
 
     fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
-        let pair = match self.steering {
-            None => Some(0),
-            Some(_) => {
-                let takes = self.takes();
-                self.steering.as_ref().and_then(|steering| {
-                    let layout = parts.first().and_then(|head| Layout::parse(head));
-                    steering.pair(layout.map_or(0, |layout| layout.flow_hash()), takes)
-                })
-            }
-        };
+        let in_use = self.in_use();
+        let pair = self.steering.as_ref().map_or(Some(0), |steering| {
+            let layout = parts.first().and_then(|head| Layout::parse(head));
+            steering.pair(layout.map_or(0, |layout| layout.flow_hash()), in_use)
+        });
         let Some(pair) = pair else { return false };
+        // One that stands still for a moment takes nothing: what is for it waits, so that it is not overtaken.
         match self.endpoint.rx_rings()[pair].push(header, parts) {
             Ok(done) => {
                 self.endpoint.count_received(pair, u64::from(done));

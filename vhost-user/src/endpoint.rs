@@ -21,6 +21,8 @@ pub struct Endpoint {
     features: Features,
     /// Where each ring stopped, until it is started again.
     stopped_at: Vec<Option<u16>>,
+    /// Pairs by which the guest receives, one bit each, also while their rings stand still.
+    in_use: u32,
     /// Rings that a fault stopped, until the control thread takes them back.
     faulted: Vec<Option<Box<Queue>>>,
     closed: bool,
@@ -35,6 +37,7 @@ impl Endpoint {
             tx: (0..queue_pairs).map(|_| TxRing::parked()).collect(),
             features: Features::default(),
             stopped_at: vec![None; usize::from(queue_pairs) * 2],
+            in_use: 0,
             faulted: (0..queue_pairs * 2).map(|_| None).collect(),
             closed: false,
         }
@@ -67,6 +70,7 @@ impl Endpoint {
                 Mail::Closed => {
                     if !std::mem::replace(&mut self.closed, true) {
                         self.park_all();
+                        self.in_use = 0;
                     }
                     break;
                 }
@@ -85,6 +89,7 @@ impl Endpoint {
                 self.shared.ring_running(index, true);
                 let (pair, header_len) = (index / 2, features.header_len());
                 if index % 2 == 0 {
+                    self.in_use |= 1 << pair;
                     self.rx[pair].start(queue, header_len, features.mrg_rxbuf());
                 } else {
                     self.tx[pair].start(queue, header_len);
@@ -95,6 +100,12 @@ impl Endpoint {
                 let faulted = self.faulted[index].is_some();
                 let queue = self.park(index).or_else(|| self.faulted[index].take());
                 Reply::Parked { queue, next_available: self.stopped_at[index], faulted }
+            }
+            Command::GiveUp { index } => {
+                if index % 2 == 0 {
+                    self.in_use &= !(1 << (index / 2));
+                }
+                Reply::Done { replaced: None }
             }
             Command::SetCall { index, call } => {
                 let mut replaced = call;
@@ -170,6 +181,15 @@ impl Endpoint {
     #[inline]
     pub fn count_received(&self, pair: usize, frames: u64) {
         self.shared.count_frames(2 * pair, frames);
+    }
+
+    /// Pairs by which the guest receives, one bit each: those that ran since its driver took them up. A machine
+    /// that is stopped for a moment stops its rings one after the other, and starts them likewise; their pairs stay
+    /// in use meanwhile. Those that the driver gives up do not.
+    #[inline]
+    #[must_use]
+    pub const fn pairs_in_use(&self) -> u32 {
+        self.in_use
     }
 
     /// Whether any ring runs.

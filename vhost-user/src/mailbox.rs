@@ -36,6 +36,8 @@ pub(crate) enum Command {
     Start { index: usize, queue: Box<Queue>, features: Features },
     /// Leave this ring.
     Park { index: usize },
+    /// The driver uses this ring no more, or another driver comes: nothing waits for it to run again.
+    GiveUp { index: usize },
     /// Notify the guest by this descriptor from now on.
     SetCall { index: usize, call: Option<Notifier> },
     /// Log writes here from now on.

@@ -18,6 +18,8 @@ pub(crate) struct Vring {
     pub(crate) enabled: Option<bool>,
     /// The core runs it. The notifiers are with the core then.
     pub(crate) running: bool,
+    /// It ran, and the driver has not given it up since.
+    pub(crate) in_use: bool,
     pub(crate) kick: Option<Notifier>,
     pub(crate) call: Option<Notifier>,
     pub(crate) error: Option<Notifier>,

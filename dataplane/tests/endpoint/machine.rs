@@ -84,6 +84,11 @@ impl<'r> Machine<'r> {
         self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
 
+    /// The next driver knows no offload.
+    pub(crate) fn forget_offloads(&mut self) {
+        self.features &= !(bits::NET_GUEST_TSO4 | bits::NET_GUEST_TSO6);
+    }
+
     /// What QEMU does at `cont`, with all pairs enabled.
     pub(crate) fn cont(&mut self) {
         self.cont_with(&vec![true; self.queues.len() / 2]);
@@ -91,6 +96,14 @@ impl<'r> Machine<'r> {
 
     /// The same with those pairs enabled.
     pub(crate) fn cont_with(&mut self, enabled: &[bool]) {
+        for (pair, enabled) in enabled.iter().enumerate() {
+            self.cont_pair(pair);
+            self.enable(pair, *enabled);
+        }
+    }
+
+    /// The part of it that is about one pair: QEMU has a connection's worth to say of each.
+    pub(crate) fn cont_pair(&mut self, pair: usize) {
         self.frontend.set_features(self.features).expect("features");
         let files = REGIONS.map(|_| self.ram.descriptor());
         let regions = REGIONS.into_iter().zip(&files);
@@ -104,7 +117,7 @@ impl<'r> Machine<'r> {
             })
             .collect();
         self.frontend.set_mem_table(&table).expect("a possible table");
-        for (ring, queue) in self.queues.iter().enumerate() {
+        for (ring, queue) in self.queues.iter().enumerate().skip(2 * pair).take(2) {
             let addresses = VringConfigData {
                 queue_max_size: RING,
                 queue_size: RING,
@@ -120,9 +133,6 @@ impl<'r> Machine<'r> {
             self.frontend.set_vring_kick(ring, &self.kicks[ring]).expect("kick");
             self.frontend.set_vring_call(ring, &self.calls[ring]).expect("call");
         }
-        for (pair, enabled) in enabled.iter().enumerate() {
-            self.enable(pair, *enabled);
-        }
     }
 
     /// What QEMU does when the guest's driver uses a pair, or does so no more.
@@ -134,7 +144,12 @@ impl<'r> Machine<'r> {
 
     /// What QEMU does at `stop`: returns when the core has left all rings.
     pub(crate) fn stop(&mut self) {
-        for (ring, base) in self.bases.iter_mut().enumerate() {
+        (0..self.queues.len() / 2).for_each(|pair| self.stop_pair(pair));
+    }
+
+    /// The part of it that is about one pair.
+    pub(crate) fn stop_pair(&mut self, pair: usize) {
+        for (ring, base) in self.bases.iter_mut().enumerate().skip(2 * pair).take(2) {
             let found = self.frontend.get_vring_base(ring).expect("base");
             *base = u16::try_from(found).expect("an index");
         }

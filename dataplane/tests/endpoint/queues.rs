@@ -2,7 +2,7 @@
 
 use crate::driver::{DriverQueue, GuestRam, descriptor};
 use crate::host::{Host, device_config, token, wait_until};
-use crate::machine::{Machine, TX};
+use crate::machine::{Machine, RX, TX};
 use holdfast_dataplane::guest::{GuestPort, Verdict};
 use holdfast_dataplane::{Card, Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::EpochId;
@@ -126,6 +126,59 @@ fn a_flow_is_received_by_the_pair_on_which_the_guest_sends_it() {
     assert!(machine.receive_by(1).1.ends_with(&[8; 40]));
     let frames = host.devices[0].snapshot().ring_frames;
     assert_eq!(frames, [8 + 1, 8, 16 + 1, 16]);
+}
+
+/// OC-2: QEMU stops the rings of a machine one after the other, and starts them likewise. What comes in meanwhile
+/// waits for the pair that it is for: by another it would overtake what that pair still holds.
+#[test]
+fn a_flow_stays_with_its_pair_while_the_machine_is_stopped_for_a_moment() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_of_pairs(1, 2, PortConfig::default());
+    let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+    machine.send_by(1, &said(5000, 1).bytes());
+    host.wire(1);
+    let received = |machine: &Machine<'_>, pair: usize| machine.queues[2 * pair + RX].used_index();
+    let before = received(&machine, 0);
+    for payload in 0..20 {
+        machine.stop_pair(1);
+        host.peer.put(&answer(5000, payload));
+        host.settle();
+        assert_eq!(received(&machine, 0), before, "the other pair still runs");
+        machine.stop_pair(0);
+        machine.cont_pair(0);
+        host.settle();
+        assert_eq!(received(&machine, 0), before, "the other pair runs again");
+        machine.cont_pair(1);
+        assert!(machine.receive_by(1).1.ends_with(&[payload; 40]));
+    }
+}
+
+/// What was said of a pair counts until its driver gives it up, which may be while the machine stands still.
+#[test]
+fn a_pair_that_is_given_up_in_a_stop_is_not_waited_for() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_of_pairs(1, 2, PortConfig::default());
+    let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+    machine.send_by(1, &said(5000, 1).bytes());
+    host.wire(1);
+    // A reset: QEMU stops all rings, and says of the next driver, before it starts them, which pairs it uses.
+    machine.stop();
+    machine.enable(1, false);
+    machine.cont_pair(0);
+    host.peer.put(&answer(5000, 2));
+    assert!(machine.receive_by(0).1.ends_with(&[2; 40]));
+    // Another driver that is known by its features.
+    machine.enable(1, true);
+    machine.cont_pair(1);
+    host.peer.put(&answer(5000, 3));
+    assert!(machine.receive_by(1).1.ends_with(&[3; 40]));
+    machine.stop();
+    machine.forget_offloads();
+    machine.cont_pair(0);
+    host.peer.put(&answer(5000, 4));
+    assert!(machine.receive_by(0).1.ends_with(&[4; 40]));
 }
 
 /// What a driver has put into a ring before it gives a pair up comes out of it: its buffers belong to connections

@@ -120,6 +120,7 @@ impl VhostUserBackendReqHandlerMut for Control {
 
     fn reset_owner(&mut self) -> Result<()> {
         self.park_all()?;
+        self.give_up_all()?;
         for vring in &mut self.session.vrings {
             vring.started = false;
             vring.enabled = None;

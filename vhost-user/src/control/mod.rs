@@ -5,6 +5,11 @@
 //! nothing stays in it). Every message changes what is known; [`Control::refresh`] then starts
 //! or parks the ring by the mailbox. Changes that a running ring cannot take over (another memory
 //! table, other features) park it, apply, and start it where it stopped.
+//!
+//! A ring that is stopped (GET_VRING_BASE) stays in use: QEMU stops all rings of a machine that it stops for a
+//! moment, one after the other, and what is meant for one of them waits for it. QEMU says the same when a driver
+//! resets the device. What the next driver does not use, QEMU then disables (SET_VRING_ENABLE), and that ring is
+//! out of use, as after other features, RESET_OWNER, and the end of the connection.
 
 mod messages;
 
@@ -108,7 +113,7 @@ impl Control {
     /// The connection is gone: all rings are left before this returns. `fault` says what the frontend
     /// did, when it was its fault.
     pub(crate) fn disconnected(&mut self, fault: Option<String>) {
-        if let Err(error) = self.park_all() {
+        if let Err(error) = self.park_all().and_then(|()| self.give_up_all()) {
             tracing::debug!(device = self.shared.name(), %error, "rings were not parked");
         }
         self.session = Session::new(self.session.vrings.len());
@@ -173,7 +178,8 @@ impl Control {
         };
         self.vring(index)?.enabled = Some(enabled);
         self.shared.state().rings_enabled[index] = enabled;
-        self.refresh(index)
+        self.refresh(index)?;
+        if enabled { Ok(()) } else { self.give_up(index) }
     }
 
     fn vring(&mut self, index: usize) -> Result<&mut Vring, ControlError> {
@@ -248,6 +254,7 @@ impl Control {
         queue.call = vring.call.take();
         queue.error = vring.error.take();
         vring.running = true;
+        vring.in_use = true;
         self.core.call(Command::Start { index, queue, features })?;
         Ok(())
     }
@@ -282,6 +289,18 @@ impl Control {
             self.shared.send(DeviceEvent::Stopped);
         }
         Ok(())
+    }
+
+    /// Tells the core that nothing is to wait for this ring.
+    fn give_up(&mut self, index: usize) -> Result<(), ControlError> {
+        if std::mem::take(&mut self.session.vrings[index].in_use) {
+            self.core.call(Command::GiveUp { index })?;
+        }
+        Ok(())
+    }
+
+    fn give_up_all(&mut self) -> Result<(), ControlError> {
+        (0..self.session.vrings.len()).try_for_each(|index| self.give_up(index))
     }
 
     /// Parks what runs, applies `change`, and starts again what may run, each where it stopped.
@@ -339,6 +358,8 @@ impl Control {
             self.session.features = Some(features);
             self.update_logs()?;
         } else {
+            // Another driver, which takes up what it uses.
+            self.give_up_all()?;
             self.while_parked(|control| control.session.features = Some(features))?;
         }
         let mut state = self.shared.state();
