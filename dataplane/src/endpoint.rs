@@ -4,13 +4,19 @@
 //! took is one port's output, cut and let go as a whole. What comes in is steered ([`crate::steering`]).
 //!
 //! A ring fault of the guest, in whichever pair, stops its device: [`Endpoint::fault`] counts it and leaves all
-//! rings, and the port is still for the core from then on (RB-1).
+//! rings, and the port is still for the core from then on (RB-1). Rings are numbered as frontends do: the guest
+//! receives by the even ones and sends by the odd ones.
 
 use crate::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use crate::headers::{Layout, MAX_HEADERS};
 use crate::steering::{Pairs, Steering};
-use holdfast_vhost_user::{Endpoint, GuestBytes, RingFault};
+use holdfast_vhost_user::{Endpoint, GuestBytes, RingFault, RxRing, TxRing};
 use std::os::fd::BorrowedFd;
+
+/// Of a pair's two rings, the one by which the guest receives.
+const RX: usize = 0;
+/// The one by which it sends.
+const TX: usize = 1;
 
 /// A vhost-user device, with one pair of queues or several.
 #[derive(Debug)]
@@ -123,7 +129,7 @@ impl GuestPort for Card {
             }
             taken += count;
             if let Some(fault) = fault {
-                self.endpoint.fault(fault);
+                self.endpoint.fault(2 * pair + TX, fault);
                 break;
             }
         }
@@ -144,7 +150,7 @@ impl GuestPort for Card {
                 done
             }
             Err(fault) => {
-                self.endpoint.fault(fault);
+                self.endpoint.fault(2 * pair + RX, fault);
                 false
             }
         }
@@ -152,8 +158,8 @@ impl GuestPort for Card {
 
     fn flush(&mut self) {
         let (tx, rx) = self.endpoint.rings();
-        let sent = tx.iter_mut().find_map(|ring| ring.flush().err());
-        let received = rx.iter_mut().find_map(|ring| ring.flush().err());
+        let sent = first_fault(TX, tx, TxRing::flush);
+        let received = first_fault(RX, rx, RxRing::flush);
         self.endpoint.stop_at(sent.or(received));
     }
 
@@ -161,14 +167,11 @@ impl GuestPort for Card {
         let (tx, rx) = self.endpoint.rings();
         let mut waiting = false;
         let mut fault = None;
-        for ring in tx.iter_mut().filter(|_| capturing) {
-            match ring.want_kick(true) {
-                Ok(found) => waiting |= found,
-                Err(found) => fault = Some(found),
-            }
+        if capturing {
+            fault = first_fault(TX, tx, |ring| ring.want_kick(true).map(|found| waiting |= found));
         }
-        for ring in rx.iter_mut().filter(|_| delivering) {
-            fault = ring.want_kick(true).err().or(fault);
+        if delivering {
+            fault = fault.or(first_fault(RX, rx, |ring| ring.want_kick(true).map(|_| ())));
         }
         self.endpoint.stop_at(fault);
         waiting
@@ -177,8 +180,8 @@ impl GuestPort for Card {
     fn disarm(&mut self) {
         self.endpoint.drain_kicks();
         let (tx, rx) = self.endpoint.rings();
-        let sent = tx.iter_mut().find_map(|ring| ring.want_kick(false).err());
-        let received = rx.iter_mut().find_map(|ring| ring.want_kick(false).err());
+        let sent = first_fault(TX, tx, |ring| ring.want_kick(false).map(|_| ()));
+        let received = first_fault(RX, rx, |ring| ring.want_kick(false).map(|_| ()));
         self.endpoint.stop_at(sent.or(received));
     }
 
@@ -189,14 +192,25 @@ impl GuestPort for Card {
 
 /// What a ring fault means to an endpoint.
 trait StopAt {
-    fn stop_at(&mut self, fault: Option<RingFault>);
+    fn stop_at(&mut self, fault: Option<(usize, RingFault)>);
 }
 
 impl StopAt for Endpoint {
     #[inline]
-    fn stop_at(&mut self, fault: Option<RingFault>) {
-        if let Some(fault) = fault {
-            self.fault(fault);
+    fn stop_at(&mut self, fault: Option<(usize, RingFault)>) {
+        if let Some((ring, fault)) = fault {
+            self.fault(ring, fault);
         }
     }
+}
+
+/// Does something with the rings of one kind up to the first that is broken; which that is, and why.
+#[inline]
+fn first_fault<R>(
+    kind: usize,
+    rings: &mut [R],
+    mut act: impl FnMut(&mut R) -> Result<(), RingFault>,
+) -> Option<(usize, RingFault)> {
+    let mut broken = (0..).zip(rings).filter_map(|(pair, ring)| Some((2 * pair + kind, act(ring).err()?)));
+    broken.next()
 }

@@ -23,6 +23,9 @@ pub struct Endpoint {
     stopped_at: Vec<Option<u16>>,
     /// Pairs by which the guest receives, one bit each, also while their rings stand still.
     in_use: u32,
+    /// Where the log says that each ring broke: a machine that is stopped and started with each epoch, and whose
+    /// driver does nothing about it, breaks it again and again.
+    broke_at: Vec<Option<u16>>,
     /// Rings that a fault stopped, until the control thread takes them back.
     faulted: Vec<Option<Box<Queue>>>,
     closed: bool,
@@ -38,6 +41,7 @@ impl Endpoint {
             features: Features::default(),
             stopped_at: vec![None; usize::from(queue_pairs) * 2],
             in_use: 0,
+            broke_at: vec![None; usize::from(queue_pairs) * 2],
             faulted: (0..queue_pairs * 2).map(|_| None).collect(),
             closed: false,
         }
@@ -83,7 +87,10 @@ impl Endpoint {
         match command {
             Command::Start { index, mut queue, features } => {
                 self.features = features;
-                self.stopped_at[index] = None;
+                // A driver that resets the device begins elsewhere.
+                if self.stopped_at[index].take() != Some(queue.base()) {
+                    self.broke_at[index] = None;
+                }
                 // Notifications may have been lost while nobody ran the ring.
                 queue.notify_once();
                 self.shared.ring_running(index, true);
@@ -105,6 +112,7 @@ impl Endpoint {
                 if index % 2 == 0 {
                     self.in_use &= !(1 << (index / 2));
                 }
+                self.broke_at[index] = None;
                 Reply::Done { replaced: None }
             }
             Command::SetCall { index, call } => {
@@ -220,17 +228,23 @@ impl Endpoint {
         }
     }
 
-    /// Stops the device for a fault of its guest (RB-1): counted, reported, all its rings left. Other
-    /// devices are not touched. The guest's driver brings it back by a reset.
-    pub fn fault(&mut self, fault: RingFault) {
+    /// Stops the device for a fault of its guest in this ring of the frontend's numbering (RB-1): counted, reported,
+    /// all its rings left. Other devices are not touched. The guest's driver brings it back by a reset; until then
+    /// it is found broken each time that the frontend starts it, which the log says once.
+    pub fn fault(&mut self, ring: usize, fault: RingFault) {
         self.shared.count_fault(&fault);
-        tracing::error!(device = self.shared.name(), %fault, "the device stops until the guest resets it");
         for index in 0..self.stopped_at.len() {
             let Some(queue) = self.park(index) else { continue };
             if let Some(error) = &queue.error {
                 error.signal();
             }
             self.faulted[index] = Some(queue);
+        }
+        let at = self.stopped_at[ring];
+        if std::mem::replace(&mut self.broke_at[ring], at) == at {
+            tracing::debug!(device = self.shared.name(), ring, %fault, "the device is still broken");
+        } else {
+            tracing::error!(device = self.shared.name(), ring, %fault, "the device stops until the guest resets it");
         }
         self.shared.send(DeviceEvent::Fault(fault));
     }

@@ -14,8 +14,8 @@ pub(crate) struct Vring {
     pub(crate) base: u16,
     /// The frontend gave a way to notify (or said that there is none): the ring is started.
     pub(crate) started: bool,
-    /// Whether the frontend enabled the ring or disabled it, once it has said so.
-    pub(crate) enabled: Option<bool>,
+    /// Whether the frontend enabled the ring; each begins disabled.
+    pub(crate) enabled: bool,
     /// The core runs it. The notifiers are with the core then.
     pub(crate) running: bool,
     /// It ran, and the driver has not given it up since.
@@ -28,11 +28,11 @@ pub(crate) struct Vring {
 impl Vring {
     /// Whether frames may pass, by what the frontend said of enabling.
     ///
-    /// A ring by which the guest sends goes on when it is disabled: a driver puts nothing there any more, but
-    /// what it has put there before must come out, or its buffers, and the connections that they belong to,
-    /// would hang until the driver resets the device.
-    pub(crate) fn is_open(&self, guest_sends: bool) -> bool {
-        self.enabled.is_some_and(|enabled| enabled || guest_sends)
+    /// A ring by which the guest sends runs when it is disabled: a driver puts nothing there then, but what it has
+    /// put there before must come out, or its buffers, and the connections that they belong to, would hang until
+    /// the driver resets the device. After a reconnection QEMU says nothing at all of a disabled ring.
+    pub(crate) const fn is_open(&self, guest_sends: bool) -> bool {
+        guest_sends || self.enabled
     }
 
     /// All that the core needs, when everything has been said.

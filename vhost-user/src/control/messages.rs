@@ -123,7 +123,7 @@ impl VhostUserBackendReqHandlerMut for Control {
         self.give_up_all()?;
         for vring in &mut self.session.vrings {
             vring.started = false;
-            vring.enabled = None;
+            vring.enabled = false;
         }
         self.shared.state().rings_enabled.fill(false);
         Ok(())

@@ -1,7 +1,7 @@
 //! The control thread's knowledge of a device, and when its rings run.
 //!
 //! A ring runs when it has a size, addresses, memory, a kick and, where the frontend speaks of
-//! enabling at all, is enabled (one by which the guest sends also when it is disabled again, so that
+//! enabling at all, is enabled (one by which the guest sends also when it is disabled, so that
 //! nothing stays in it). Every message changes what is known; [`Control::refresh`] then starts
 //! or parks the ring by the mailbox. Changes that a running ring cannot take over (another memory
 //! table, other features) park it, apply, and start it where it stopped.
@@ -176,7 +176,7 @@ impl Control {
             1 => true,
             _ => return Err(ControlError::Value { what: "state of a ring", value: u64::from(value) }),
         };
-        self.vring(index)?.enabled = Some(enabled);
+        self.vring(index)?.enabled = enabled;
         self.shared.state().rings_enabled[index] = enabled;
         self.refresh(index)?;
         if enabled { Ok(()) } else { self.give_up(index) }

@@ -5,9 +5,11 @@ use holdfast_vhost_user::{Endpoint, Verdict, VirtioNetHdr, Waker};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
 
 pub(crate) struct Core {
     wake: Arc<EventFd>,
@@ -16,7 +18,34 @@ pub(crate) struct Core {
     /// Every frame that a guest sent.
     pub(crate) frames: Receiver<Vec<u8>>,
     report: Sender<Vec<u8>>,
+    errors: Errors,
     thread: Option<JoinHandle<()>>,
+}
+
+/// Counts errors in the log of a thread.
+#[derive(Clone, Default)]
+struct Errors(Arc<AtomicU64>);
+
+impl Subscriber for Errors {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn event(&self, _: &Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 impl Core {
@@ -29,6 +58,7 @@ impl Core {
             gate: Arc::default(),
             frames,
             report,
+            errors: Errors::default(),
             thread: None,
         }
     }
@@ -42,8 +72,9 @@ impl Core {
 
     pub(crate) fn run(&mut self, mut endpoints: Vec<Endpoint>) {
         let (wake, stop, gate) = (Arc::clone(&self.wake), Arc::clone(&self.stop), Arc::clone(&self.gate));
-        let report = self.report.clone();
+        let (report, errors) = (self.report.clone(), self.errors.clone());
         self.thread = Some(std::thread::spawn(move || {
+            let _counted = tracing::subscriber::set_default(errors);
             while !stop.load(Ordering::Acquire) {
                 let held = gate.lock().expect("the gate");
                 let mut idle = true;
@@ -60,6 +91,11 @@ impl Core {
                 }
             }
         }));
+    }
+
+    /// Errors that the core has logged.
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors.0.load(Ordering::SeqCst)
     }
 
     /// Keeps the core from taking another turn.
@@ -85,7 +121,7 @@ fn turn(endpoint: &mut Endpoint, report: &Sender<Vec<u8>>) -> bool {
     endpoint.drain_kicks();
     let (tx, rx) = endpoint.rings();
     let mut idle = true;
-    for (tx, rx) in tx.iter_mut().zip(rx) {
+    for (pair, (tx, rx)) in tx.iter_mut().zip(rx).enumerate() {
         // An echo needs both rings: what cannot be answered stays with the guest.
         if !rx.is_running() {
             continue;
@@ -109,7 +145,7 @@ fn turn(endpoint: &mut Endpoint, report: &Sender<Vec<u8>>) -> bool {
         match outcome {
             Ok(more) => idle &= !more,
             Err(fault) => {
-                endpoint.fault(fault);
+                endpoint.fault(2 * pair + 1, fault);
                 return false;
             }
         }

@@ -54,6 +54,39 @@ fn a_broken_ring_stops_its_device_alone_until_the_guest_resets_it() {
     assert_eq!(bad.snapshot().faults, [("chain_too_long", 1)], "counted once, kept for good");
 }
 
+/// RB-1: QEMU stops and starts a machine with each epoch, and finds a broken ring broken each time. The log says it
+/// once, and again when the driver has reset the device and breaks it anew, at the same place even.
+#[test]
+fn a_ring_that_stays_broken_over_stops_is_logged_once() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    let fault = DeviceEvent::Fault(RingFault::ChainTooLong { limit: 32 });
+    for broken in 1..=2 {
+        machine.start();
+        machine.echo(0);
+        machine.queues[TX].set_descriptor(20, descriptor(0x2_0000, 64, NEXT, 20));
+        machine.queues[TX].offer(20);
+        machine.kick();
+        for _ in 0..5 {
+            wait_event(&device, |event| *event == fault);
+            assert_eq!(machine.stop()[TX], 1, "the loop was not taken");
+            assert_eq!(core.errors(), broken);
+            machine.start();
+        }
+        wait_event(&device, |event| *event == fault);
+        machine.stop();
+        machine.reset();
+    }
+    assert_eq!(device.snapshot().faults, [("chain_too_long", 12)], "each is counted");
+    machine.start();
+    machine.echo(1);
+}
+
 /// RB-1: fault after fault, none of them more than a stop.
 #[test]
 fn a_guest_that_never_learns_is_stopped_each_time() {

@@ -95,12 +95,19 @@ pub(crate) struct Machine<'r> {
 impl<'r> Machine<'r> {
     /// A machine that has just booted: fresh rings.
     pub(crate) fn boot(stream: UnixStream, ram: &'r GuestRam) -> Self {
-        let queues = [DriverQueue::new(ram, 0x1000, RING, 0), DriverQueue::new(ram, 0x1_0000_0000, RING, 0)];
-        let mut machine = Self::with_queues(stream, ram, queues);
-        for slot in 0..RING {
-            machine.give_buffer(slot);
-        }
+        let mut machine = Self::with_queues(stream, ram, Self::fresh_queues(ram));
+        (0..RING).for_each(|slot| machine.give_buffer(slot));
         machine
+    }
+
+    fn fresh_queues(ram: &'r GuestRam) -> [DriverQueue<'r>; 2] {
+        [DriverQueue::new(ram, 0x1000, RING, 0), DriverQueue::new(ram, 0x1_0000_0000, RING, 0)]
+    }
+
+    /// The driver resets the device, which QEMU has stopped, and sets it up anew.
+    pub(crate) fn reset(&mut self) {
+        (self.queues, self.bases) = (Self::fresh_queues(self.ram), [0; 2]);
+        (0..RING).for_each(|slot| self.give_buffer(slot));
     }
 
     pub(crate) fn connect(path: &Path, ram: &'r GuestRam) -> Self {

@@ -2,11 +2,12 @@
 
 use crate::core::Core;
 use crate::driver::GuestRam;
-use crate::machine::{Machine, TX, device, wait_event};
+use crate::machine::{Machine, RX, TX, device, wait_event};
 use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketAccess, SocketRole, SpawnError};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
+use vhost::vhost_user::VhostUserFrontend;
 
 fn is_gone(event: &DeviceEvent) -> bool {
     *event == DeviceEvent::Disconnected
@@ -48,6 +49,29 @@ fn a_frontend_that_comes_back_goes_on_where_it_was() {
         assert!(dirty > 0, "what was written before the loss is still marked after it");
         machine = machine.reconnect(UnixStream::connect(&path).expect("connects"));
     }
+}
+
+/// A frontend that comes back says nothing of a ring that its driver had disabled; what the driver has put there
+/// before comes out.
+#[test]
+fn a_ring_that_was_disabled_is_emptied_after_a_reconnection() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let ram = GuestRam::new();
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    let mut machine = Machine::connect(&path, &ram);
+    machine.start();
+    machine.echo(0);
+    machine.frontend.set_vring_enable(TX, false).expect("disable");
+    machine.frontend = vhost::vhost_user::Frontend::from_stream(UnixStream::pair().expect("a pair").0, 2);
+    wait_event(&device, is_gone);
+    machine.queue_frame(&[6; 80]);
+    machine = machine.reconnect(UnixStream::connect(&path).expect("connects"));
+    machine.start_with(&[RX]);
+    assert_eq!(machine.receive(), [6; 80]);
+    assert_eq!(device.snapshot().rings_enabled, [true, false]);
 }
 
 #[test]
