@@ -3,7 +3,7 @@
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Says that a test cannot run here; to be returned from when it returns.
@@ -45,9 +45,36 @@ pub(crate) fn has_program(name: &str) -> bool {
     found
 }
 
+/// Sizes of huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HugePageSize {
+    Mib2,
+    Gib1,
+}
+
+impl HugePageSize {
+    pub(crate) const fn bytes(self) -> u64 {
+        match self {
+            Self::Mib2 => 2 << 20,
+            Self::Gib1 => 1 << 30,
+        }
+    }
+
+    /// What the host says and is told of pages of this size.
+    fn file(self, name: &str) -> PathBuf {
+        format!("/sys/kernel/mm/hugepages/hugepages-{}kB/{name}", self.bytes() >> 10).into()
+    }
+
+    fn count(self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.file(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+}
+
 /// A hugetlbfs of a test's own, on a few huge pages that are reserved for it and given back.
 pub(crate) struct HugePages {
     dir: tempfile::TempDir,
+    size: HugePageSize,
     reserved: u64,
     /// Tests that change the host's number of huge pages do it one after the other.
     _turn: MutexGuard<'static, ()>,
@@ -57,35 +84,45 @@ impl HugePages {
     /// Room for `bytes` on 2 MiB pages; says so if there is none. Only the calling thread, and what it
     /// starts from then on, sees it.
     pub(crate) fn with_room(bytes: u64) -> Option<Self> {
-        static TURN: Mutex<()> = Mutex::new(());
         if !is_root() {
             return None;
         }
+        let own = Self::of_size(HugePageSize::Mib2, bytes);
+        if own.is_none() {
+            let mend = "free some memory, or boot with hugepages=64";
+            cannot_run_here("the host has no room for huge pages", mend);
+        }
+        own
+    }
+
+    /// The same on pages of any size. Not every processor has those of 1 GiB, and a host that has run for a while
+    /// seldom has a whole one left: only the caller knows whether that is a lack.
+    pub(crate) fn of_size(size: HugePageSize, bytes: u64) -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let pages = bytes.div_ceil(2 << 20);
+        let pages = bytes.div_ceil(size.bytes());
         let dir = tempfile::tempdir().unwrap();
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        let mounted =
-            mount(Some("none"), dir.path(), Some("hugetlbfs"), MsFlags::empty(), Some("pagesize=2M"));
-        let own = Self { dir, reserved: pages, _turn: turn };
-        own.change_pages(|now| now + pages);
-        if mounted.is_ok() && free_huge_pages() >= pages {
-            return Some(own);
-        }
-        cannot_run_here("the host has no room for huge pages", "free some memory, or boot with hugepages=64");
-        None
+        let options = format!("pagesize={}M", size.bytes() >> 20);
+        let mounted = mount(Some("none"), dir.path(), Some("hugetlbfs"), MsFlags::empty(), Some(&*options));
+        let before = size.count("nr_hugepages");
+        let mut own = Self { dir, size, reserved: 0, _turn: turn };
+        own.set_pages(before + pages);
+        // The kernel gives as many as it has.
+        own.reserved = size.count("nr_hugepages").saturating_sub(before);
+        (mounted.is_ok() && size.count("free_hugepages") >= pages).then_some(own)
     }
 
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    fn change_pages(&self, change: impl FnOnce(u64) -> u64) {
-        const NUMBER: &str = "/proc/sys/vm/nr_hugepages";
-        let now = fs::read_to_string(NUMBER).unwrap().trim().parse().unwrap();
-        fs::write(NUMBER, change(now).to_string()).unwrap();
+    fn set_pages(&self, pages: u64) {
+        if let Err(error) = fs::write(self.size.file("nr_hugepages"), pages.to_string()) {
+            println!("huge pages of this size cannot be had: {error}");
+        }
     }
 }
 
@@ -94,12 +131,6 @@ impl Drop for HugePages {
         if let Err(error) = umount2(self.dir.path(), MntFlags::MNT_DETACH) {
             println!("a hugetlbfs was not unmounted: {error}");
         }
-        self.change_pages(|now| now.saturating_sub(self.reserved));
+        self.set_pages(self.size.count("nr_hugepages").saturating_sub(self.reserved));
     }
-}
-
-fn free_huge_pages() -> u64 {
-    let info = fs::read_to_string("/proc/meminfo").unwrap();
-    let free = info.lines().find_map(|line| line.strip_prefix("HugePages_Free:")?.trim().parse().ok());
-    free.unwrap_or(0)
 }

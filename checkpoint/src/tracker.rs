@@ -20,6 +20,9 @@ pub(crate) use inject::in_process;
 pub use maps::{FileIdentity, Mapping, mappings_of};
 pub use uffd::{AttachError, UffdTracker};
 
+#[cfg(test)]
+pub(crate) use {puppet::Puppet, tracked::Tracked, uffd::tests::writer::spawn_writer};
+
 use crate::pages::PageSet;
 use std::io;
 use std::time::Duration;

@@ -2,6 +2,7 @@
 
 mod ahead;
 mod allocations;
+mod huge;
 mod reduction;
 mod stream;
 
@@ -18,6 +19,7 @@ use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
 use crossbeam_channel::{Receiver, TrySendError, unbounded};
 use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
+use std::path::PathBuf;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -227,6 +229,14 @@ struct Bench {
     _dir: TempDir,
 }
 
+/// A guest's memory, and where its copy is.
+struct Guest {
+    facts: MemoryFacts,
+    source: Box<dyn GuestMemorySource>,
+    tracker: Box<dyn DirtyTracker>,
+    image: PathBuf,
+}
+
 /// How the hosts meet.
 struct Ways {
     transport: TcpTransport,
@@ -286,15 +296,30 @@ impl Bench {
 
     /// The same, with pages reduced so.
     fn with_reduction(pages: u64, tls: bool, chunks: usize, reduction: Reduction) -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
-        let len = pages * PAGE_SIZE as u64;
-        let (told, first) = (Told::new(), EpochId::FIRST);
         let memory = Memory::new(pages);
-        let capture = Capture::start(Box::new(memory.clone())).expect("a thread");
-        capture.attach(memory.facts(), Box::new(memory.clone()));
+        let (source, tracker) = (Box::new(memory.clone()), Box::new(memory.clone()));
+        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder");
+        let image = dir.path().join("image");
+        let guest = Guest { facts: memory.facts(), source, tracker, image };
+        Self::of(guest, memory, dir, tls, chunks, reduction)
+    }
+
+    /// The same of that guest; `memory` is what the test has of it.
+    fn of(
+        guest: Guest,
+        memory: Memory,
+        dir: TempDir,
+        tls: bool,
+        chunks: usize,
+        reduction: Reduction,
+    ) -> Self {
+        let MemoryFacts { len, page_size, .. } = guest.facts;
+        let (told, first) = (Told::new(), EpochId::FIRST);
+        let capture = Capture::start(guest.source).expect("a thread");
+        capture.attach(guest.facts, guest.tracker);
         let image = Image::create(ImageConfig {
             vm: "vm".into(),
-            memory: dir.path().join("image"),
+            memory: guest.image,
             record: dir.path().join("record"),
             len,
         })
@@ -302,7 +327,7 @@ impl Bench {
         let log = CommitLog::open(&dir.path().join("commits")).expect("a log");
         let ways = Ways::new(dir.path(), tls);
         let (link, backup) = ways.meet(len, WINDOW);
-        let cache_bytes = reduction.cache_bytes(len, PAGE_SIZE as u64);
+        let cache_bytes = reduction.cache_bytes(len, page_size);
         let settings = SessionSettings {
             in_flight: 3,
             chunks,

@@ -9,7 +9,7 @@ use std::fmt;
 pub const MAGIC: [u8; 8] = *b"HOLDFAST";
 
 /// Version of this protocol. Hosts of different versions refuse each other.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Digest of how the guest's devices are configured; both hosts must agree when both know it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

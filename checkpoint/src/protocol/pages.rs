@@ -5,10 +5,11 @@
 //!
 //! | form | number | data |
 //! |---|---|---|
-//! | 0 | length of the data | nothing: all zeroes; 4096 bytes: the page; fewer: an LZ4 block of it |
+//! | 0 | length of the data | 4096 bytes: the page; fewer: an LZ4 block of it |
 //! | 1 | how many pages in a row | none: each is as it was sent last |
 //! | 2 | 8 | the number of another page: this one is as that was sent last |
 //! | 3 | length of the data | an LZ4 block of what differs from the page as it was sent last |
+//! | 4 | how many pages in a row | none: each is all zeroes |
 //!
 //! What *was sent last* is said in [`reduction`](crate::reduction).
 
@@ -35,6 +36,7 @@ mod form {
     pub(super) const UNCHANGED: u64 = 1;
     pub(super) const SAME: u64 = 2;
     pub(super) const DELTA: u64 = 3;
+    pub(super) const ZEROES: u64 = 4;
 }
 
 /// Some records, still as they travel.
@@ -71,7 +73,7 @@ impl PageBatch {
     /// Walks the records of a file of `pages` pages.
     #[must_use]
     pub fn records(&self, pages: u64) -> PageBatchReader<'_> {
-        PageBatchReader { rest: &self.bytes, pages, unchanged: 0..0, left: BATCH_PAGES }
+        PageBatchReader { rest: &self.bytes, pages, run: 0..0, of_run: Reduced::Zero, left: BATCH_PAGES }
     }
 }
 
@@ -79,15 +81,16 @@ impl PageBatch {
 #[derive(Debug)]
 pub struct PageBatchWriter<'a> {
     out: &'a mut Vec<u8>,
-    /// Pages of the record that was written last, if they are unchanged.
-    unchanged: Range<u64>,
+    /// Pages of the record that was written last, if it takes more, and its form.
+    run: Range<u64>,
+    form: u64,
 }
 
 impl<'a> PageBatchWriter<'a> {
     /// Records come behind what `out` holds.
     #[must_use]
     pub const fn new(out: &'a mut Vec<u8>) -> Self {
-        Self { out, unchanged: 0..0 }
+        Self { out, run: 0..0, form: form::UNCHANGED }
     }
 
     /// Adds a page; says how many bytes it took.
@@ -99,11 +102,10 @@ impl<'a> PageBatchWriter<'a> {
         let before = self.out.len();
         let reference;
         let (form, data): (u64, &[u8]) = match reduced {
-            Reduced::Unchanged => {
-                self.add_unchanged(page);
+            Reduced::Unchanged | Reduced::Zero => {
+                self.add_to_run(page, if reduced == Reduced::Zero { form::ZEROES } else { form::UNCHANGED });
                 return self.out.len() - before;
             }
-            Reduced::Zero => (form::CONTENT, &[]),
             Reduced::Raw(bytes) | Reduced::Lz4(bytes) => (form::CONTENT, bytes),
             Reduced::Same(other) => {
                 reference = other.0.to_le_bytes();
@@ -111,23 +113,23 @@ impl<'a> PageBatchWriter<'a> {
             }
             Reduced::Delta(bytes) => (form::DELTA, bytes),
         };
-        self.unchanged = 0..0;
+        self.run = 0..0;
         put_head(self.out, page, form, data.len() as u64);
         self.out.extend_from_slice(data);
         self.out.len() - before
     }
 
     /// Pages in a row share a record.
-    fn add_unchanged(&mut self, page: PageIndex) {
-        let Range { start, end } = self.unchanged;
-        if start < end && end == page.0 && end - start < NUMBER_LIMIT {
-            self.unchanged.end += 1;
+    fn add_to_run(&mut self, page: PageIndex, form: u64) {
+        let Range { start, end } = self.run;
+        if self.form == form && start < end && end == page.0 && end - start < NUMBER_LIMIT {
+            self.run.end += 1;
             self.out.truncate(self.out.len() - RECORD_HEAD);
         } else {
-            self.unchanged = page.0..page.0 + 1;
+            (self.run, self.form) = (page.0..page.0 + 1, form);
         }
-        let Range { start, end } = self.unchanged;
-        put_head(self.out, PageIndex(start), form::UNCHANGED, end - start);
+        let Range { start, end } = self.run;
+        put_head(self.out, PageIndex(start), form, end - start);
     }
 }
 
@@ -186,8 +188,9 @@ pub enum PagesError {
 pub struct PageBatchReader<'a> {
     rest: &'a [u8],
     pages: u64,
-    /// Pages of the record that was read last that are still to be given.
-    unchanged: Range<u64>,
+    /// Pages of the record that was read last that are still to be given, and what each is.
+    run: Range<u64>,
+    of_run: Reduced<'a>,
     /// Pages that may still come.
     left: u64,
 }
@@ -196,15 +199,15 @@ impl<'a> Iterator for PageBatchReader<'a> {
     type Item = Result<(PageIndex, Reduced<'a>), PagesError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(page) = self.unchanged.next() {
-            return Some(Ok((PageIndex(page), Reduced::Unchanged)));
+        if let Some(page) = self.run.next() {
+            return Some(Ok((PageIndex(page), self.of_run)));
         }
         if self.rest.is_empty() {
             return None;
         }
         let record = self.take_record();
         if record.is_err() {
-            (self.rest, self.unchanged) = (&[], 0..0);
+            (self.rest, self.run) = (&[], 0..0);
         }
         Some(record)
     }
@@ -216,20 +219,22 @@ impl<'a> PageBatchReader<'a> {
         self.rest = &self.rest[RECORD_HEAD..];
         let (page, form) = (PageIndex(head >> 16), (head >> 13) & 7);
         let number = (head & NUMBER_LIMIT) as usize;
-        let pages = if form == form::UNCHANGED { number as u64 } else { 1 };
+        let pages = if matches!(form, form::UNCHANGED | form::ZEROES) { number as u64 } else { 1 };
         self.check_pages(page, pages)?;
         let wrong_number = PagesError::Number { page, form: form as u8, number };
         let reduced = match (form, number) {
-            (form::CONTENT, 0) => Reduced::Zero,
             (form::CONTENT, PAGE_SIZE) => Reduced::Raw(self.take(PAGE_SIZE)?),
             (form::CONTENT, 1..PAGE_SIZE) => Reduced::Lz4(self.take(number)?),
-            (form::UNCHANGED, 1..) => {
-                self.unchanged = page.0 + 1..page.0 + pages;
-                Reduced::Unchanged
+            (form::UNCHANGED | form::ZEROES, 1..) => {
+                self.run = page.0 + 1..page.0 + pages;
+                self.of_run = if form == form::ZEROES { Reduced::Zero } else { Reduced::Unchanged };
+                self.of_run
             }
             (form::SAME, REFERENCE) => Reduced::Same(self.take_reference()?),
             (form::DELTA, 1..PAGE_SIZE) => Reduced::Delta(self.take(number)?),
-            (form::UNCHANGED | form::SAME | form::DELTA, _) => return Err(wrong_number),
+            (form::CONTENT, 0) | (form::UNCHANGED | form::SAME | form::DELTA | form::ZEROES, _) => {
+                return Err(wrong_number);
+            }
             (form::CONTENT, len) => return Err(PagesError::TooLong { page, len }),
             (form, _) => return Err(PagesError::Form { page, form: form as u8 }),
         };
@@ -277,13 +282,16 @@ mod tests {
             (9, Reduced::Unchanged),
             (11, Reduced::Unchanged),
             (12, Reduced::Zero),
-            (13, Reduced::Unchanged),
+            (13, Reduced::Zero),
+            (14, Reduced::Unchanged),
+            (15, Reduced::Zero),
+            (17, Reduced::Zero),
         ]
         .map(|(page, reduced)| (PageIndex(page), reduced));
         let mut bytes = Vec::new();
         let mut writer = PageBatchWriter::new(&mut bytes);
         let lengths = records.map(|(page, reduced)| writer.add(page, reduced));
-        assert_eq!(lengths, [8, 8, 8 + PAGE_SIZE, 11, 16, 10, 8, 0, 8, 8, 8]);
+        assert_eq!(lengths, [8, 8, 8 + PAGE_SIZE, 11, 16, 10, 8, 0, 8, 8, 0, 8, 8, 8]);
         assert_eq!(bytes.len(), lengths.iter().sum::<usize>());
         let batch = PageBatch::from_bytes(bytes);
         let found: Vec<_> = batch.records(1 << 40).map(|record| record.expect("valid")).collect();
@@ -292,15 +300,19 @@ mod tests {
 
     /// Pages of huge pages that were not written to cost next to nothing, whatever the size of a batch.
     #[test]
-    fn pages_in_a_row_that_are_unchanged_share_a_record() {
-        let mut bytes = vec![9; 3];
-        let mut writer = PageBatchWriter::new(&mut bytes);
-        (0..BATCH_PAGES).for_each(|page| {
-            writer.add(PageIndex(page), Reduced::Unchanged);
-        });
-        assert_eq!(bytes.len(), 3 + RECORD_HEAD);
-        let batch = PageBatch::from_bytes(bytes.split_off(3));
-        assert_eq!(batch.records(BATCH_PAGES).filter(|record| record.is_ok()).count() as u64, BATCH_PAGES);
+    fn pages_in_a_row_that_are_unchanged_or_zero_share_a_record() {
+        for reduced in [Reduced::Unchanged, Reduced::Zero] {
+            let mut bytes = vec![9; 3];
+            let mut writer = PageBatchWriter::new(&mut bytes);
+            (0..BATCH_PAGES).for_each(|page| {
+                writer.add(PageIndex(page), reduced);
+            });
+            assert_eq!(bytes.len(), 3 + RECORD_HEAD);
+            let batch = PageBatch::from_bytes(bytes.split_off(3));
+            let records =
+                batch.records(BATCH_PAGES).filter(|record| matches!(record, Ok((_, one)) if *one == reduced));
+            assert_eq!(records.count() as u64, BATCH_PAGES);
+        }
     }
 
     /// RB-1: records that lie are refused, each with its reason, and nothing after them is read.
@@ -324,11 +336,15 @@ mod tests {
             (same(8), beyond(8)),
             (same(u64::MAX), beyond(u64::MAX)),
             (head(1, form::CONTENT, 4097), PagesError::TooLong { page: PageIndex(1), len: 4097 }),
+            (head(8, form::ZEROES, 1), beyond(8)),
+            (head(1, form::ZEROES, 8), beyond(8)),
+            (head(1, form::CONTENT, 0), number(form::CONTENT, 0)),
             (head(1, form::UNCHANGED, 0), number(form::UNCHANGED, 0)),
+            (head(1, form::ZEROES, 0), number(form::ZEROES, 0)),
             (head(1, form::SAME, 7), number(form::SAME, 7)),
             (head(1, form::DELTA, 0), number(form::DELTA, 0)),
             (head(1, form::DELTA, 4096), number(form::DELTA, 4096)),
-            (head(1, 4, 0), PagesError::Form { page: PageIndex(1), form: 4 }),
+            (head(1, 5, 0), PagesError::Form { page: PageIndex(1), form: 5 }),
             (head(1, 7, 8191), PagesError::Form { page: PageIndex(1), form: 7 }),
         ];
         for (bytes, fault) in cases {

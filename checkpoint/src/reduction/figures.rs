@@ -33,7 +33,7 @@ pub struct ReductionFigures {
     pub hash_ns: u64,
     /// Time that it waited for room in the link.
     pub send_wait_ns: u64,
-    /// Bytes of sent pages that are kept to refer to.
+    /// Bytes of sent pages that the session keeps to refer to.
     pub kept_bytes: u64,
 }
 
@@ -50,6 +50,13 @@ impl ReductionFigures {
         };
         figures.pages += 1;
         figures.wire_bytes += wire_bytes as u64;
+    }
+
+    /// Bytes handed to the link for all pages, the heads of their records included.
+    #[must_use]
+    pub fn wire_bytes(&self) -> u64 {
+        let ways = [self.unchanged, self.zero, self.equal, self.delta, self.compress, self.whole];
+        ways.iter().map(|way| way.wire_bytes).sum()
     }
 
     /// Adds what became of more pages.

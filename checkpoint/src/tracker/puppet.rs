@@ -8,15 +8,15 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 /// The process, as its test sees it.
-pub(super) struct Puppet {
-    pub(super) child: Child,
+pub(crate) struct Puppet {
+    pub(crate) child: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
 }
 
 impl Puppet {
     /// Starts the process with the test of that name, and waits until it is ready.
-    pub(super) fn spawn(test: &str, variables: &[(&str, &OsStr)]) -> Self {
+    pub(crate) fn spawn(test: &str, variables: &[(&str, &OsStr)]) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             // With one test at a time the test runs in the main thread, the one that is interrupted.
             .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -31,16 +31,16 @@ impl Puppet {
         puppet
     }
 
-    pub(super) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         i32::try_from(self.child.id()).unwrap()
     }
 
-    pub(super) fn say(&mut self, command: &str) {
+    pub(crate) fn say(&mut self, command: &str) {
         writeln!(self.input, "{command}").unwrap();
     }
 
     /// The next line that is an answer.
-    pub(super) fn answer(&mut self) -> String {
+    pub(crate) fn answer(&mut self) -> String {
         loop {
             let mut line = String::new();
             assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "the process ended");
@@ -50,12 +50,12 @@ impl Puppet {
         }
     }
 
-    pub(super) fn ask(&mut self, command: &str) -> String {
+    pub(crate) fn ask(&mut self, command: &str) -> String {
         self.say(command);
         self.answer()
     }
 
-    pub(super) fn descriptors(&self) -> BTreeSet<String> {
+    pub(crate) fn descriptors(&self) -> BTreeSet<String> {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
             .unwrap()
             .map(|entry| std::fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
@@ -71,6 +71,6 @@ impl Drop for Puppet {
 }
 
 /// What the process says.
-pub(super) fn answer(text: &str) {
+pub(crate) fn answer(text: &str) {
     println!("\n> {text}");
 }

@@ -10,19 +10,19 @@ use std::path::{Path, PathBuf};
 const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A file of `pages` pages on tmpfs, all holes.
-pub(super) struct Tracked {
+pub(crate) struct Tracked {
     _dir: tempfile::TempDir,
-    pub(super) path: PathBuf,
-    pub(super) file: File,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
     pages: u64,
 }
 
 impl Tracked {
-    pub(super) fn new(pages: u64) -> Self {
+    pub(crate) fn new(pages: u64) -> Self {
         Self::in_dir(Path::new("/dev/shm"), pages)
     }
 
-    pub(super) fn in_dir(dir: &Path, pages: u64) -> Self {
+    pub(crate) fn in_dir(dir: &Path, pages: u64) -> Self {
         let dir = tempfile::tempdir_in(dir).unwrap();
         let path = dir.path().join("memory");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
@@ -30,20 +30,20 @@ impl Tracked {
         Self { _dir: dir, path, file, pages }
     }
 
-    pub(super) fn identity(&self) -> FileIdentity {
+    pub(crate) fn identity(&self) -> FileIdentity {
         let meta = self.file.metadata().unwrap();
         FileIdentity { dev: meta.dev(), ino: meta.ino() }
     }
 
-    pub(super) fn attach(&self, process: &Puppet) -> Result<UffdTracker, AttachError> {
+    pub(crate) fn attach(&self, process: &Puppet) -> Result<UffdTracker, AttachError> {
         UffdTracker::attach(process.pid(), self.identity(), self.pages * PAGE)
     }
 
-    pub(super) fn whole(&self) -> [(u64, u64); 1] {
+    pub(crate) fn whole(&self) -> [(u64, u64); 1] {
         [(0, self.pages * PAGE)]
     }
 
-    pub(super) fn none(&self) -> PageSet {
+    pub(crate) fn none(&self) -> PageSet {
         PageSet::with_capacity(self.pages)
     }
 }

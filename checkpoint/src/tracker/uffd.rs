@@ -514,4 +514,4 @@ fn attach_fault(pid: i32, what: &'static str) -> impl Fn(io::Error) -> AttachErr
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

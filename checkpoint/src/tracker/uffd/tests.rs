@@ -1,4 +1,4 @@
-mod writer;
+pub(in crate::tracker) mod writer;
 
 use super::super::puppet::Puppet;
 use super::super::tracked::Tracked;
@@ -122,9 +122,9 @@ fn what_the_kernel_writes_for_the_process_is_found() {
     let mut writer = spawn_writer(&memory.path, &memory.whole());
     let mut tracker = memory.attach(&writer).unwrap();
     for page in [0, 9, 63] {
-        writer.ask(&format!("read-into {}", page * PAGE));
+        writer.ask(&format!("read-into {} 16", page * PAGE));
         assert_eq!(found(&mut tracker), [page], "on a page never touched");
-        writer.ask(&format!("read-into {}", page * PAGE + 99));
+        writer.ask(&format!("read-into {} 16", page * PAGE + 99));
         assert_eq!(found(&mut tracker), [page], "on a page that is there");
     }
 }
@@ -365,7 +365,7 @@ fn writes_to_huge_pages_mark_whole_huge_pages() {
     assert_eq!(found(&mut tracker), (512..1024).collect::<Vec<_>>(), "a page that was there");
     writer.ask(&format!("write 0 {}", 1536 * PAGE + 1));
     assert_eq!(found(&mut tracker), (1536..2048).collect::<Vec<_>>(), "a page never touched");
-    writer.ask(&format!("read-into {}", 5 * PAGE));
+    writer.ask(&format!("read-into {} 16", 5 * PAGE));
     assert_eq!(found(&mut tracker), (0..512).collect::<Vec<_>>(), "written by the kernel");
     assert_eq!(found(&mut tracker), NONE);
 }

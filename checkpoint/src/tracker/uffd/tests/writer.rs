@@ -20,7 +20,7 @@ const MAPS: &str = "HOLDFAST_TEST_TRACKED_MAPS";
 
 /// Starts a process that maps the file and writes to it as it is told; `maps` are the offset and length of each
 /// mapping.
-pub(super) fn spawn_writer(path: &Path, maps: &[(u64, u64)]) -> Puppet {
+pub(crate) fn spawn_writer(path: &Path, maps: &[(u64, u64)]) -> Puppet {
     let maps: Vec<_> = maps.iter().map(|(offset, len)| format!("{offset}:{len}")).collect();
     let maps = maps.join(",");
     let variables = [(FILE, path.as_os_str()), (MAPS, OsStr::new(&maps))];
@@ -56,9 +56,9 @@ fn writing_process() {
             ("write-many", &[map, from, count, step]) => {
                 (0..count).for_each(|n| write_at(address(map as usize, from + n * step)));
             }
-            ("read-into", &[offset]) => {
-                // SAFETY: the address lies in a mapping of at least a page from there.
-                let slice = unsafe { std::slice::from_raw_parts_mut(address(0, offset), 16) };
+            ("read-into", &[offset, len]) => {
+                // SAFETY: the address lies in a mapping of at least so many bytes from there.
+                let slice = unsafe { std::slice::from_raw_parts_mut(address(0, offset), len as usize) };
                 File::open("/dev/urandom").unwrap().read_exact(slice).unwrap();
             }
             ("look", &[offset]) => {
