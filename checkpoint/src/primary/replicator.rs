@@ -431,7 +431,9 @@ impl Replicator {
         };
         self.link.close();
         let unconfirmed: Vec<_> = self.in_flight.abort_all().map(|kept| kept.set).collect();
-        let Self { work, free, reports, feed, .. } = self;
+        self.stats().let_go();
+        let Self { work, free, reports, feed, reducer, .. } = self;
+        drop(reducer);
         // The capture thread may wait for a chunk: it learns that none will come.
         drop(free);
         // Once the end is known another session may take from the stream.

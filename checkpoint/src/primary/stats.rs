@@ -326,6 +326,11 @@ impl Stats {
         self.reduction.add(figures);
     }
 
+    /// Copies of sent pages went with their session.
+    pub(crate) const fn let_go(&mut self) {
+        self.reduction.kept_bytes = 0;
+    }
+
     pub(crate) fn streamed(&mut self, bytes: usize) {
         self.streamed_bytes += bytes as u64;
     }

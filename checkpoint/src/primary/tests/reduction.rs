@@ -41,10 +41,6 @@ fn ways_of(figures: &ReductionFigures) -> [WayFigures; 6] {
     [figures.unchanged, figures.zero, figures.equal, figures.delta, figures.compress, figures.whole]
 }
 
-fn wire_bytes(figures: &ReductionFigures) -> u64 {
-    ways_of(figures).iter().map(|way| way.wire_bytes).sum()
-}
-
 /// Numbers without a pattern, the same in every run.
 struct Random(u64);
 
@@ -141,9 +137,28 @@ fn of_a_huge_page_only_what_was_written_travels() {
         let after = bench.figures();
         assert_eq!(bench.captured[0], 512, "the epoch has them all");
         assert_eq!(after.unchanged.pages - before.unchanged.pages, 511);
-        let bytes = wire_bytes(&after) - wire_bytes(&before);
+        let bytes = after.wire_bytes() - before.wire_bytes();
         assert!(bytes < PAGE_SIZE as u64 + 100, "{bytes}");
     }
+}
+
+/// What is kept to refer to goes with its session, and is not shown beyond it.
+#[test]
+fn a_session_that_ended_keeps_no_copies() {
+    let mut bench = bench(PAGES, &Way::ALL, PAGES);
+    bench.memory.fill_with_noise(0..PAGES);
+    bench.synchronise();
+    let whole = bench.figures();
+    assert_eq!(whole.kept_bytes, PAGES * PAGE_SIZE as u64);
+    bench.backup.link.close();
+    let Report::Ended(_) = bench.report() else { panic!("the session ends") };
+    assert_eq!(bench.figures(), ReductionFigures { kept_bytes: 0, ..whole });
+    bench.go_on(2, WINDOW);
+    bench.memory.edit(1, |page| page[0] ^= 1);
+    bench.seal(|_| {});
+    bench.backup.gather(1);
+    assert_eq!(bench.committed(), 2);
+    assert_eq!(bench.figures().kept_bytes, PAGE_SIZE as u64);
 }
 
 /// Copies of what the guest has, as of files in its page cache, take less than a fifth of their bytes.
@@ -161,7 +176,7 @@ fn copies_of_pages_take_less_than_a_fifth_of_their_bytes() {
     bench.backup.gather(1);
     assert_eq!(bench.committed(), 2);
     assert_eq!(bench.backup.image.digest(), sealed);
-    let bytes = wire_bytes(&bench.figures()) - wire_bytes(&before);
+    let bytes = bench.figures().wire_bytes() - before.wire_bytes();
     println!("{:.2} % of the bytes", bytes as f64 * 100.0 / (PAGES * PAGE_SIZE as u64) as f64);
     assert!(bytes * 5 < PAGES * PAGE_SIZE as u64, "{bytes}");
 }
