@@ -104,7 +104,7 @@ bench-pps: build ## frames a second through the rings beside DPDK's own vhost; P
 	$(HOLDFAST) bench pps $(PPS)
 
 fuzz: ## SECONDS=600 for each fuzzing target, guided by coverage (fetches libfuzzer-sys)
-	@for target in parser engine ledger; do tests/fuzz/libfuzzer/fuzz $$target $(SECONDS); done
+	@for target in parser engine ledger pages; do tests/fuzz/libfuzzer/fuzz $$target $(SECONDS); done
 
 clean: ## remove what was built
 	$(CARGO) clean

@@ -25,22 +25,17 @@
 //! No thread and no socket here; the image and the commit log are the only I/O. The gate is held for a seal.
 
 mod log;
+mod staging;
 
 pub use log::CommitLog;
+pub use staging::Staging;
 
-use crate::delta;
-use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::{GateError, GateState};
-use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch, StagedPages};
-use crate::pages::{PAGE_SIZE, PageIndex};
+use crate::image::{GATE_STATE_LIMIT, Image, ImageError, STATE_LIMIT, StagedEpoch};
 use crate::primary::SharedGate;
 use crate::protocol::{Begin, ImageHeld, Message, PageBatch, Payload, Refusal, RefusalCode, Seal, StateKind};
-use crate::reduction::{Reduced, is_zero, restore};
 use holdfast_epoch::{EpochId, Term};
-use std::collections::HashMap;
-
-/// What a record costs beside its bytes.
-const RECORD_COST: u64 = 96;
+use staging::{RECORD_COST, devices_of};
 
 /// What a message came to, beside the answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,23 +71,6 @@ enum Phase {
     Welcomed,
     /// Pages of the running guest may come, or those of this epoch; `first` if it is the session's first.
     Open { next: EpochId, base: bool, first: bool },
-}
-
-/// The epoch on its way.
-#[derive(Debug, Default)]
-struct Staging {
-    pages: StagedPages,
-    /// Where the last version of each of these is: its place among those with bytes; none if it is all zeros.
-    places: HashMap<PageIndex, Option<usize>>,
-    devices: Vec<u8>,
-    /// What comes instead of it.
-    change: Option<Vec<u8>>,
-    gate: Vec<u8>,
-    /// Bytes that were acknowledged to the guest, as they came.
-    stream: Vec<Payload>,
-    hasher: EpochHasher,
-    base: Option<PageHasher>,
-    bytes: u64,
 }
 
 impl BackupSession {
@@ -177,7 +155,7 @@ impl BackupSession {
         }
         if begin.full {
             image.begin_sync(begin.term, begin.first).map_err(|fault| refusal(&fault))?;
-            self.staged.base = Some(PageHasher::default());
+            self.staged = Staging::of_full_sync();
         } else {
             image.resume_at(begin.term, begin.first).map_err(|fault| refusal(&fault))?;
         }
@@ -187,47 +165,11 @@ impl BackupSession {
     }
 
     fn base(&mut self, batch: &PageBatch, image: &mut Image) -> Result<Outcome, Refusal> {
-        let pages = image.len() / PAGE_SIZE as u64;
-        let mut bytes = [0; PAGE_SIZE];
-        for record in batch.records(pages) {
-            let (page, reduced) = record.map_err(malformed)?;
-            self.staged.restore(image, page, reduced, &mut bytes)?;
-            let content = (!is_zero(&bytes)).then_some(&bytes);
-            let hasher = self.staged.base.as_mut().expect("there from the Begin to the first seal");
-            hasher.add_index(page, content.is_none());
-            if let Some(bytes) = content {
-                hasher.add_bytes(bytes);
-            }
-            image.write_base(page, content).map_err(|fault| refusal(&fault))?;
-        }
-        Ok(Outcome::Taken)
+        self.staged.base(batch, image).map(|()| Outcome::Taken)
     }
 
     fn pages(&mut self, batch: &PageBatch, image: &Image) -> Result<Outcome, Refusal> {
-        let pages = image.len() / PAGE_SIZE as u64;
-        self.scratch.clear();
-        for record in batch.records(pages) {
-            let (page, reduced) = record.map_err(malformed)?;
-            let has_bytes = !matches!(reduced, Reduced::Unchanged | Reduced::Zero);
-            self.staged.bytes += RECORD_COST + if has_bytes { PAGE_SIZE as u64 } else { 0 };
-            self.check_room()?;
-            let from = self.scratch.len();
-            self.scratch.resize(from + PAGE_SIZE, 0);
-            let bytes: &mut [u8; PAGE_SIZE] =
-                (&mut self.scratch[from..]).try_into().expect("just made a page long");
-            self.staged.restore(image, page, reduced, bytes)?;
-            let content = (!is_zero(bytes)).then_some(&*bytes);
-            self.staged.hasher.pages.add_index(page, content.is_none());
-            if reduced != Reduced::Unchanged {
-                self.staged.push(page, content);
-            }
-            if content.is_none() {
-                self.scratch.truncate(from);
-            }
-        }
-        // All at once: hashing single pages is half as fast.
-        self.staged.hasher.pages.add_bytes(&self.scratch);
-        Ok(Outcome::Taken)
+        self.staged.pages(batch, image, self.limit, &mut self.scratch).map(|()| Outcome::Taken)
     }
 
     fn state_part(&mut self, kind: StateKind, bytes: &[u8]) -> Result<Outcome, Refusal> {
@@ -272,17 +214,7 @@ impl BackupSession {
     }
 
     fn check_room(&self) -> Result<(), Refusal> {
-        if self.staged.bytes <= self.limit {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            RefusalCode::NoRoom,
-            format!(
-                "an epoch needs more than the {} MiB that the backup keeps for one: raise its staging limit, \
-                 or shorten the epochs",
-                self.limit >> 20
-            ),
-        ))
+        self.staged.check_room(self.limit)
     }
 
     /// CK-1: nothing touches the image or the gate before the digest was computed anew and found equal.
@@ -324,55 +256,6 @@ impl BackupSession {
         })?;
         self.state = Phase::Open { next: epoch.next(), base: false, first: false };
         Ok(Outcome::Committed(Message::Committed { epoch, term, digest }, ImageHeld { term, epoch }))
-    }
-}
-
-/// State of the devices in the epoch before the one that comes; nothing before a session's first.
-fn devices_of(image: &Image) -> &[u8] {
-    image.last().map_or(&[], |checkpoint| &checkpoint.device_state)
-}
-
-impl Staging {
-    /// Writes a page as it was before it was reduced.
-    fn restore(
-        &self,
-        image: &Image,
-        page: PageIndex,
-        reduced: Reduced<'_>,
-        out: &mut [u8; PAGE_SIZE],
-    ) -> Result<(), Refusal> {
-        restore(page, reduced, |page, into| self.recall(image, page, into), out).map_err(malformed)
-    }
-
-    /// What was sent of a page last; says whether anything was.
-    fn recall(&self, image: &Image, page: PageIndex, into: &mut [u8; PAGE_SIZE]) -> bool {
-        match self.places.get(&page) {
-            Some(None) => into.fill(0),
-            Some(Some(place)) => into.copy_from_slice(self.pages.bytes_at(*place)),
-            None => return image.has_page(page) && image.read_page(page, into).is_ok(),
-        }
-        true
-    }
-
-    fn push(&mut self, page: PageIndex, content: Option<&[u8; PAGE_SIZE]>) {
-        self.places.insert(page, content.map(|_| self.pages.with_bytes()));
-        match content {
-            Some(bytes) => self.pages.push(page, bytes),
-            None => self.pages.push_zero(page),
-        }
-    }
-
-    /// Makes the state of the devices of the one before, where only what changed came.
-    fn complete_devices(&mut self, image: &Image) -> Result<(), Refusal> {
-        let Some(change) = self.change.take() else { return Ok(()) };
-        if !self.devices.is_empty() {
-            let text = "a state of the devices came both whole and as what changed";
-            return Err(Refusal::new(RefusalCode::Malformed, text));
-        }
-        self.devices.extend_from_slice(devices_of(image));
-        delta::apply(&mut self.devices, &change).map_err(malformed)?;
-        self.hasher.add_state(StateKind::Devices, &self.devices);
-        Ok(())
     }
 }
 

@@ -1,12 +1,14 @@
 //! Sessions against a real image, with messages made by hand.
 
 use super::*;
+use crate::delta;
+use crate::digest::{EpochHasher, PageHasher};
 use crate::gate::spoken::{Spoken, seeded};
 use crate::gate::{CutReport, OutputGate, PortLimits, Stream};
 use crate::image::{ImageConfig, ImageState};
-use crate::pages::PageIndex;
+use crate::pages::{PAGE_SIZE, PageIndex};
 use crate::protocol::{PageBatch, PageBatchWriter, encode};
-use crate::reduction::{Reducer, Reduction};
+use crate::reduction::{Reduced, Reducer, Reduction};
 use holdfast_epoch::{Digest, ReleaseToken};
 use std::fs;
 use std::path::PathBuf;

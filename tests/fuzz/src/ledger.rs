@@ -7,7 +7,7 @@ use crate::Features;
 use crate::engine::Play;
 use crate::input::Input;
 use holdfast_epoch::EpochId;
-use holdfast_speculation::{Engine, Ledger, LedgerError, LedgerLimits, Sink, Speculation, Time};
+use holdfast_speculation::{Engine, Ledger, LedgerLimits, Sink, Speculation, Time};
 use std::time::Duration;
 
 /// Plays, changes, applies, and lets an engine go live with what was taken.
@@ -38,7 +38,7 @@ pub fn run(data: &[u8]) -> Result<Features, String> {
     let limits = (play.config.held_bytes, play.config.max_flows);
     let mut features = play.features();
     if let Err(refusal) = ledger.apply(&state, &stream) {
-        features.push(0x2000 | kind(&refusal));
+        features.push(0x2000 | kind(&refusal.to_string()));
         if (ledger.held_bytes(), ledger.flows()) != before {
             return Err("a refusal has changed the ledger".to_owned());
         }
@@ -53,8 +53,7 @@ pub fn run(data: &[u8]) -> Result<Features, String> {
 }
 
 /// The words of a refusal, without its numbers.
-fn kind(refusal: &LedgerError) -> u16 {
-    let text = refusal.to_string();
+pub(crate) fn kind(text: &str) -> u16 {
     text.bytes()
         .filter(u8::is_ascii_alphabetic)
         .fold(7, |sum: u16, byte| sum.wrapping_mul(31) ^ u16::from(byte))

@@ -11,6 +11,7 @@
 pub mod engine;
 pub mod ledger;
 pub mod mutator;
+pub mod pages;
 pub mod parser;
 
 mod input;
@@ -34,10 +35,11 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 3] = [
+pub const TARGETS: [Target; 4] = [
     Target { name: "parser", max_len: 512, run: parser::run },
     Target { name: "engine", max_len: 1024, run: engine::run },
     Target { name: "ledger", max_len: 1024, run: ledger::run },
+    Target { name: "pages", max_len: 512, run: pages::run },
 ];
 
 /// The target of this name.

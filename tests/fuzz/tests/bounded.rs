@@ -36,3 +36,9 @@ fn the_engine_survives_any_behaviour() {
 fn the_ledger_survives_any_peer() {
     survives("ledger");
 }
+
+/// RB-1, CK-1: no records of pages break the backup, or make it another memory than they say.
+#[test]
+fn the_backup_survives_any_pages() {
+    survives("pages");
+}
