@@ -14,6 +14,7 @@ SEED ?=
 MODE ?=
 WIRE ?=
 TRANSPORT ?=
+BYPASS_WIRE ?=
 SECONDS ?= 600
 SEEDS ?= 10000
 FIRST ?= 1
@@ -83,8 +84,8 @@ test: packages ## everything: lints, unit and integration tests, whole guests wi
 demo: build guest ## the whole story on one machine; DEMO="--mode commit --kill host" passes options
 	$(HOLDFAST) demo $(DEMO)
 
-soak: build guest ## RUNS=20 kills at seeded random moments on a wire with losses, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%, TRANSPORT=bypass
-	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE)) $(if $(TRANSPORT),--transport $(TRANSPORT))
+soak: build guest ## RUNS=20 kills at seeded random moments on a wire with losses, a line a run; SEED=n replays; MODE=commit, WIRE=loss=1%, TRANSPORT=bypass, BYPASS_WIRE=loss=1%
+	$(HOLDFAST) soak --runs $(RUNS) $(if $(SEED),--seed $(SEED)) $(if $(MODE),--mode $(MODE)) $(if $(WIRE),--wire $(WIRE)) $(if $(TRANSPORT),--transport $(TRANSPORT)) $(if $(BYPASS_WIRE),--bypass-wire $(BYPASS_WIRE))
 
 bench-quick: build guest ## pause, commit latency and throughput, as ratios taken in one run
 	$(HOLDFAST) bench quick
