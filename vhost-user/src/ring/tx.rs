@@ -10,7 +10,7 @@ use crate::memory::{GuestMemory, Segment};
 pub const MAX_FRAME_BYTES: u64 = 68 * 1024;
 
 /// Bytes of a frame that is copied out with its burst, at most.
-pub const SMALL_FRAME_BYTES: usize = 256;
+pub const SMALL_FRAME_BYTES: usize = 512;
 
 /// Frames of a burst.
 const BURST: usize = LOOK / 2;
