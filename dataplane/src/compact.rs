@@ -1,9 +1,10 @@
-//! Small frames that wait for a commit, close together.
+//! Small frames that wait, close together: those of a guest for their commit, those of its neighbours for a guest.
 //!
 //! A frame of the wire lies in memory that holds the longest one: thousands of small ones that wait touch a page
 //! of memory each, which no cache holds. So a small frame that has to wait is copied to the end of one ring of
-//! bytes, and its memory is free for the next; when it is routed it gets memory of the wire again. Both ends of the
-//! ring are read and written in order, as processors like it.
+//! bytes. When it goes to a wire it gets memory of that; to a guest of the same host it goes from the ring, into
+//! the guest's buffers or to the end of the guest's own ring. Both ends of a ring are read and written in order, as
+//! processors like it.
 //!
 //! ```text
 //!   queue   [ Small ][ Frame ][ Small ][ Small ] ...       a frame, or where it is in the ring

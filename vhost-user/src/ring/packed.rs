@@ -161,22 +161,36 @@ impl PackedQueue {
         &self,
         memory: &GuestMemory,
         position: Position,
-        mut word: u64,
+        word: u64,
+        direction: Direction,
+        seen: &mut Seen,
+    ) -> Result<(u16, u16, u64), RingFault> {
+        let (first, id) = self.load(position.slot, word)?;
+        // Most frames have one buffer.
+        if first.is_indirect() || first.has_next() {
+            return self.walk_on(memory, position, (first, id), direction, seen);
+        }
+        let begin = seen.segment_count();
+        Ok((id, 1, add(memory, first, direction, begin, seen.begin())?))
+    }
+
+    /// The same, of a chain of any length, behind its first descriptor.
+    fn walk_on(
+        &self,
+        memory: &GuestMemory,
+        position: Position,
+        first: (Descriptor, u16),
         direction: Direction,
         seen: &mut Seen,
     ) -> Result<(u16, u16, u64), RingFault> {
         let begin = seen.segment_count();
         let segments = seen.begin();
         let mut bytes = 0;
-        for places in 0..self.size {
-            let slot = position.after(places, self.size).slot;
-            if places > 0 {
-                word = self.load_word(Position { slot, sense: false })?;
-            }
-            let (descriptor, id) = self.load(slot, word)?;
+        let (mut descriptor, mut id) = first;
+        for places in 1..=self.size {
             if descriptor.is_indirect() {
                 // A chain that has begun in the ring may not go on in a table.
-                if places > 0 {
+                if places > 1 {
                     return Err(RingFault::IndirectWithNext);
                 }
                 let entries = check_indirect(&descriptor, self.indirect)?;
@@ -191,7 +205,12 @@ impl PackedQueue {
             }
             bytes += add(memory, descriptor, direction, begin, segments)?;
             if !descriptor.has_next() {
-                return Ok((id, places + 1, bytes));
+                return Ok((id, places, bytes));
+            }
+            if places < self.size {
+                let slot = position.after(places, self.size).slot;
+                let word = self.load_word(Position { slot, sense: false })?;
+                (descriptor, id) = self.load(slot, word)?;
             }
         }
         Err(RingFault::ChainTooLong { limit: self.size })
