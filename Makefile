@@ -56,6 +56,7 @@ check: ## format, lints, unit tests: the quick one, before each commit
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(CARGO) test --workspace --lib --bins --quiet --locked
 	scripts/invariants
+	scripts/planning
 
 unit: guest
 	scripts/qemu-backports
