@@ -14,6 +14,9 @@ pub const FRAME_EXTRA: usize = ETHERNET_LEN;
 /// QUIC needs datagrams of 1200 bytes, and IPv6 takes no less than this.
 pub const MTU_MIN: u16 = 1280;
 
+/// The packets of a handshake are as long as any, and have 14 bits for their length.
+pub const MTU_MAX: u16 = 16_384;
+
 const IPV4: usize = 20;
 const IPV6: usize = 40;
 const UDP: usize = 8;

@@ -38,7 +38,7 @@ mod quic;
 mod record;
 
 pub use counters::{Counter, Counters};
-pub use frame::{FRAME_EXTRA, MTU_MIN};
+pub use frame::{FRAME_EXTRA, MTU_MAX, MTU_MIN};
 pub use path::{Class, Lost, Token};
 pub use port::{Event, PathId, Port, Settings, SettingsError};
 pub use record::{RECORD_HEAD, Record};

@@ -294,14 +294,16 @@ impl Path {
         }
     }
 
-    /// The next record of a class, if it is whole.
-    pub(crate) fn receive(&mut self, class: Class) -> Result<Option<Record>, Lost> {
+    /// The next record of a class, if it is whole; bodies of bulk are put into `spare` buffers while there are some.
+    pub(crate) fn receive(&mut self, class: Class, spare: &mut Vec<Vec<u8>>) -> Result<Option<Record>, Lost> {
         let Some(stream) = self.theirs[class as usize] else { return Ok(None) };
         let (assembler, urgent) = (&mut self.assemblers[class as usize], self.urgent_received);
-        if assembler.wants(urgent)? > 0 {
+        // Urgent records are small: a buffer of bulk would be wasted on them.
+        let mut buffer = || (class == Class::Bulk).then(|| spare.pop()).flatten();
+        if assembler.wants(urgent, &mut buffer)? > 0 {
             read(&mut self.connection, stream, |bytes| {
                 assembler.take(bytes);
-                assembler.wants(urgent)
+                assembler.wants(urgent, &mut buffer)
             })?;
         }
         let record = assembler.whole(urgent);

@@ -1,7 +1,7 @@
 //! One host's end of the link: the paths of all its sessions behind one station of the network.
 
 use crate::counters::{Counter, Counters};
-use crate::frame::{Addresses, MTU_MIN};
+use crate::frame::{Addresses, MTU_MAX, MTU_MIN};
 use crate::neighbour::Neighbour;
 use crate::path::{Class, Lost, News, Path, Token};
 use crate::quic;
@@ -19,6 +19,8 @@ use thiserror::Error;
 const BURST: usize = 8;
 /// Paths that may be at their handshake at a time.
 const HANDSHAKES: usize = 64;
+/// Buffers that are kept for records to come.
+const SPARE: usize = 16;
 /// Answers to strangers that may wait.
 const ANSWERS: usize = 16;
 /// Name in each certificate; nobody reads it.
@@ -52,8 +54,8 @@ pub enum SettingsError {
     /// Nothing can be sent there.
     #[error("0 is no UDP port")]
     UdpPort,
-    /// Packets are too small.
-    #[error("an MTU of {0} is less than {MTU_MIN}")]
+    /// Packets are too small or too large.
+    #[error("an MTU of {0} is not between {MTU_MIN} and {MTU_MAX}")]
     Mtu(u16),
     /// TLS lacks what QUIC begins with.
     #[error("TLS has no AES-128-GCM, with which QUIC begins")]
@@ -118,6 +120,8 @@ pub struct Port {
     /// Whose turn it was to make datagrams.
     turn: PathId,
     made: Made,
+    /// For bodies of bulk records to come.
+    spare: Vec<Vec<u8>>,
     answers: VecDeque<Vec<u8>>,
     /// A frame that is no datagram.
     plain: Option<Vec<u8>>,
@@ -150,7 +154,7 @@ impl Port {
         if udp_port == 0 {
             return Err(SettingsError::UdpPort);
         }
-        if mtu < MTU_MIN {
+        if !(MTU_MIN..=MTU_MAX).contains(&mtu) {
             return Err(SettingsError::Mtu(mtu));
         }
         let addresses = Addresses { own_mac: mac, own: address, peer, port: udp_port };
@@ -173,6 +177,7 @@ impl Port {
             next_id: 0,
             turn: PathId(0),
             made: Made::default(),
+            spare: Vec::with_capacity(SPARE),
             answers: VecDeque::new(),
             plain: None,
             events: VecDeque::new(),
@@ -243,12 +248,19 @@ impl Port {
     /// closes.
     pub fn receive(&mut self, id: PathId, class: Class, now: Instant) -> Option<Record> {
         let path = self.paths.get_mut(&id).filter(|path| path.is_up())?;
-        match path.receive(class) {
+        match path.receive(class, &mut self.spare) {
             Ok(record) => record,
             Err(lost) => {
                 self.lose(id, lost, now);
                 None
             }
+        }
+    }
+
+    /// Gives back the body of a record that was dealt with, to be filled again.
+    pub fn give_back(&mut self, body: Vec<u8>) {
+        if self.spare.len() < SPARE {
+            self.spare.push(body);
         }
     }
 

@@ -65,12 +65,20 @@ impl Assembler {
         Self { limit, head: [0; RECORD_HEAD], body: None, filled: 0 }
     }
 
-    /// Bytes that it takes next; none when a record is whole, or waits for urgent ones.
-    pub(crate) fn wants(&mut self, urgent: u64) -> Result<usize, Lost> {
+    /// Bytes that it takes next; none when a record is whole, or waits for urgent ones. A body is put into a buffer of
+    /// `spare` if that has one: fresh memory costs a fault a page.
+    pub(crate) fn wants(
+        &mut self,
+        urgent: u64,
+        spare: &mut impl FnMut() -> Option<Vec<u8>>,
+    ) -> Result<usize, Lost> {
         if self.body.is_none() && self.filled == RECORD_HEAD {
             let head = Head::parse(self.head, self.limit)?;
             self.filled = 0;
-            self.body = Some((head, Vec::with_capacity(head.len)));
+            let mut body = spare().unwrap_or_default();
+            body.clear();
+            body.reserve_exact(head.len);
+            self.body = Some((head, body));
         }
         Ok(match &self.body {
             None => RECORD_HEAD - self.filled,

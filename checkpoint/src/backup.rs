@@ -109,7 +109,11 @@ impl BackupSession {
     ) -> Result<Outcome, Refusal> {
         match (self.state, message) {
             (Phase::Welcomed, Message::Begin(begin)) => self.begin(begin, image),
-            (Phase::Open { base: true, .. }, Message::Base(batch)) => self.base(&batch, image),
+            (Phase::Open { base: true, .. }, Message::Base(batch)) => {
+                let taken = self.base(&batch, image);
+                self.spent.push(batch.into_buffer());
+                taken
+            }
             (Phase::Open { next, .. }, Message::Pages(epoch, batch)) if epoch == next => {
                 let taken = self.pages(&batch, image);
                 self.spent.push(batch.into_buffer());

@@ -26,6 +26,7 @@ use crate::pages::{PageIndex, PageSet};
 use crate::tracker::FileIdentity;
 use crossbeam_channel::{Receiver, Sender};
 use holdfast_epoch::{EpochId, ReleaseToken, StreamChunk, Term};
+use std::ops::Range;
 use std::time::Instant;
 use thiserror::Error;
 
@@ -251,6 +252,12 @@ pub trait GuestMemorySource: Send {
     /// # Errors
     /// When they cannot be read.
     fn read(&mut self, first: PageIndex, out: &mut [u8]) -> Result<(), MemoryError>;
+
+    /// The first pages at or after `from` that may be other than zeros: those before them never were. All that follow,
+    /// where that is not known. What is written meanwhile may be in it or not.
+    fn content_from(&mut self, from: PageIndex) -> Range<u64> {
+        from.0..u64::MAX
+    }
 
     /// Moves the pages that Holdfast wrote since the last call into `into` (CK-2).
     fn drain_dirty(&mut self, into: &mut PageSet);

@@ -13,9 +13,12 @@
 mod pinned;
 
 use pinned::PinnedPeer;
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion};
+use rustls::{
+    CipherSuite, ClientConfig, ClientConnection, ServerConfig, ServerConnection, SupportedProtocolVersion,
+};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -87,6 +90,14 @@ pub enum KeyError {
     /// Making a key failed.
     #[error("a key cannot be made: {0}")]
     Generation(String),
+}
+
+/// What TLS is made of, with AES-128-GCM before the others: all the guest's memory goes through it, and keys of 256 bits
+/// take a quarter longer.
+fn provider() -> CryptoProvider {
+    let mut provider = rustls::crypto::ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    provider
 }
 
 fn mend_of(fault: &io::Error) -> &'static str {
@@ -186,7 +197,7 @@ impl Identity {
         key: PrivateKeyDer<'static>,
         peer: CertificateDer<'static>,
     ) -> Result<Self, rustls::Error> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(provider());
         let pinned = Arc::new(PinnedPeer::new(peer, &provider));
         let client = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(VERSIONS)?

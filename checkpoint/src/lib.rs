@@ -7,6 +7,7 @@ mod counting;
 mod delta;
 mod digest;
 pub mod gate;
+pub mod heap;
 #[cfg(test)]
 mod host_needs;
 pub mod image;

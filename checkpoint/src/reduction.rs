@@ -17,6 +17,9 @@
 //! their order, so that it holds the same: what was staged of the page in the open epoch, or else what its image has.
 //! No epoch is given up but with its session, and the next session refers to nothing that was sent before it.
 //!
+//! Of a full synchronisation no copies are kept, unless there is room for one of every page, or as long as pages are found
+//! that equal others: most would be gone before their pages are written to.
+//!
 //! Beside the zeroes each way is tried only as long as it pays: see `worth`.
 //!
 //! A reference that is wrong all the same gives other bytes than those that the epoch's digest is made of, and the
@@ -148,6 +151,11 @@ impl Reduced<'_> {
             Self::Raw(_) => None,
         }
     }
+
+    /// Whether it counts on what was sent of a page before.
+    pub(crate) const fn refers(&self) -> bool {
+        matches!(self, Self::Unchanged | Self::Same(_) | Self::Delta(_))
+    }
 }
 
 /// Whether every byte is zero. About 15 ns for a page in the cache; a page that is not zero is mostly
@@ -173,6 +181,8 @@ pub struct Reducer {
     table: block::CompressTable,
     misses: u32,
     skip: u32,
+    /// Whether copies are kept only of pages that others may equal.
+    sparing: bool,
 }
 
 /// What a page came to; a block is in the reducer's buffer.
@@ -203,12 +213,18 @@ impl Reducer {
             table: block::CompressTable::default(),
             misses: 0,
             skip: 0,
+            sparing: false,
         }
     }
 
     /// What a byte on the way costs from now on.
     pub(crate) const fn set_price(&mut self, ns_per_byte: f64) {
         self.ns_per_byte = ns_per_byte;
+    }
+
+    /// Whether copies are kept from now on only of pages that others may equal: what is sent is a full synchronisation.
+    pub(crate) const fn set_sparing(&mut self, sparing: bool) {
+        self.sparing = sparing;
     }
 
     /// Bytes of sent pages that are kept.
@@ -256,7 +272,11 @@ impl Reducer {
         } else {
             Form::Raw
         };
-        self.sent.keep(page, bytes, fingerprint);
+        if !self.sparing || fingerprint.is_some() {
+            self.sent.keep(page, bytes, fingerprint);
+        } else if place.is_some() {
+            self.sent.forget(page);
+        }
         form
     }
 

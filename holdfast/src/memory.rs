@@ -1,9 +1,10 @@
 //! The guest's memory as a vhost-user device has it, for the checkpoint side.
 
 use holdfast_checkpoint::gate::{GuestMemorySource, MemoryError, MemoryFacts};
-use holdfast_checkpoint::pages::{PageIndex, PageSet};
+use holdfast_checkpoint::pages::{PAGE_SIZE, PageIndex, PageSet};
 use holdfast_checkpoint::tracker::FileIdentity;
 use holdfast_vhost_user::{Device, MemoryFile};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// The one memory file of a VM. All of its NICs share it; the first one that is connected names it.
@@ -43,6 +44,12 @@ impl GuestMemorySource for DeviceMemory {
     fn read(&mut self, first: PageIndex, out: &mut [u8]) -> Result<(), MemoryError> {
         let file = self.file.as_ref().ok_or(MemoryError::NotYet)?;
         file.read(first.offset(), out).map_err(|_| MemoryError::Beyond { page: first, len: file.len() })
+    }
+
+    fn content_from(&mut self, from: PageIndex) -> Range<u64> {
+        let Some(file) = &self.file else { return from.0..u64::MAX };
+        let bytes = file.data_from(from.offset());
+        PageIndex::of_offset(bytes.start).0..bytes.end.div_ceil(PAGE_SIZE as u64)
     }
 
     fn drain_dirty(&mut self, into: &mut PageSet) {

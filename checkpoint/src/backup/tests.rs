@@ -626,3 +626,27 @@ fn a_stream_beyond_the_staging_limit_is_refused() {
         assert!(bench.session.staged.stream.len() as u64 <= LIMIT);
     }
 }
+
+/// CK-1: pages of a synchronisation wait for one another; what refers to them, or overtakes them, comes after them all
+/// the same.
+#[test]
+fn pages_of_a_synchronisation_are_taken_in_the_order_in_which_they_came() {
+    let mut bench = bench();
+    bench.tell(Message::Begin(Begin { full: true, term: term(2), first: epoch(1) })).expect("begun");
+    let ([none, one, two], three) = ([0, 1, 2].map(|fill| [fill; PAGE_SIZE]), block_of(3));
+    let batch = records(&[
+        (5, Reduced::Raw(&one)),
+        (6, Reduced::Same(PageIndex(5))),
+        (5, Reduced::Zero),
+        (7, Reduced::Raw(&one)),
+        (7, Reduced::Raw(&two)),
+        (7, Reduced::Delta(&three)),
+        (8, Reduced::Lz4(&three)),
+        (9, Reduced::Same(PageIndex(8))),
+        (4, Reduced::Raw(&two)),
+        (4, Reduced::Raw(&none)),
+    ]);
+    bench.tell(Message::Base(batch)).expect("taken");
+    let found = [4, 5, 6, 7, 8, 9].map(|page| page_of(&bench.image, page));
+    assert_eq!(found, [0, 0, 1, 2 ^ 3, 3, 3]);
+}

@@ -6,7 +6,7 @@
 
 use super::{ImageError, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{Advice, MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
@@ -15,6 +15,14 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+
+/// Bytes whose pages are made ready at a time: some milliseconds of work.
+const READY_STEP: usize = 16 << 20;
+/// Words of a page that are looked at as one.
+const STRIDE_WORDS: usize = 8;
 
 /// Device and inode of a memory file.
 pub(super) type Identity = (u64, u64);
@@ -22,8 +30,9 @@ pub(super) type Identity = (u64, u64);
 /// The mapped and locked memory file.
 #[derive(Debug)]
 pub(super) struct Memory {
-    map: MmapRaw,
+    map: Arc<MmapRaw>,
     identity: Identity,
+    _ready: Ready,
     /// Holds the lock; the mapping alone would not.
     _file: Flock<File>,
 }
@@ -77,7 +86,13 @@ impl Memory {
         let bytes = usize::try_from(len).expect("64-bit hosts only");
         let map =
             MmapOptions::new().len(bytes).map_raw(&*file).map_err(|source| io_error("map", path, source))?;
-        Ok(Self { map, identity: (meta.dev(), meta.ino()), _file: file })
+        let map = Arc::new(map);
+        Ok(Self {
+            _ready: Ready::begin(Arc::clone(&map)),
+            map,
+            identity: (meta.dev(), meta.ino()),
+            _file: file,
+        })
     }
 
     pub(super) const fn identity(&self) -> Identity {
@@ -99,6 +114,8 @@ impl Memory {
             // SAFETY: `page` gives a pointer to PAGE_SIZE mapped, writable bytes; `bytes` is our own
             // memory and so does not overlap the mapping.
             Some(bytes) => unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, PAGE_SIZE) },
+            // Most of a guest's pages of zeros are so here as well: to look costs half of what a write does.
+            None if is_blank(to) => {}
             // SAFETY: as above.
             None => unsafe { ptr::write_bytes(to, 0, PAGE_SIZE) },
         }
@@ -124,6 +141,52 @@ impl Memory {
         );
         // SAFETY: the offset was just checked to lie within the mapping.
         unsafe { self.map.as_mut_ptr().add(offset) }
+    }
+}
+
+/// Whether a mapped page is all zeros.
+fn is_blank(page: *const u8) -> bool {
+    let strides = page.cast::<[u64; STRIDE_WORDS]>();
+    (0..PAGE_SIZE / size_of::<[u64; STRIDE_WORDS]>()).all(|stride| {
+        // SAFETY: the caller has the pointer from `Memory::page`: PAGE_SIZE mapped bytes. What is read is copied out
+        // first, and any bytes are valid numbers.
+        let words = unsafe { strides.add(stride).read_unaligned() };
+        words.iter().fold(0, |joined, word| joined | word) == 0
+    })
+}
+
+/// The thread that puts a memory's pages into the page tables before anybody writes to them: a first write costs several
+/// times as much as the copying of the page, and a synchronisation has enough to do. It has no part in what the
+/// memory holds, and ends with it.
+#[derive(Debug)]
+struct Ready {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Ready {
+    fn begin(map: Arc<MmapRaw>) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let spawned = thread::Builder::new().name("hf-ready".to_owned()).spawn(move || {
+            for from in (0..map.len()).step_by(READY_STEP) {
+                let len = READY_STEP.min(map.len() - from);
+                let made = map.advise_range(Advice::PopulateWrite, from, len);
+                if made.is_err() || stopped.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        // Without it everything is slower and nothing else.
+        Self { stop, thread: spawned.ok() }
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // A panic over there was reported when it happened.
+        drop(self.thread.take().map(JoinHandle::join));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
 use crate::transport::{Incoming, Link, LinkEvent, Listener, Security, TcpTransport, Transport, WINDOW};
 use crossbeam_channel::{Receiver, TrySendError, unbounded};
 use holdfast_epoch::{Digest, Epoch, ReleaseToken, Term};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -40,13 +41,17 @@ struct Memory {
     own: Arc<Mutex<PageSet>>,
     /// Whether the next scan fails, after it has found what it finds.
     blind: Arc<AtomicBool>,
+    /// Nobody has ever written to the pages from this one on.
+    blank_from: Arc<AtomicU64>,
 }
 
 impl Memory {
     fn new(pages: u64) -> Self {
         let set = || Arc::new(Mutex::new(PageSet::with_capacity(pages)));
         let len = usize::try_from(pages).expect("small") * PAGE_SIZE;
-        Self { bytes: Arc::new(Mutex::new(vec![0; len])), tracked: set(), own: set(), blind: Arc::default() }
+        let bytes = Arc::new(Mutex::new(vec![0; len]));
+        let blank_from = Arc::new(AtomicU64::new(u64::MAX));
+        Self { bytes, tracked: set(), own: set(), blind: Arc::default(), blank_from }
     }
 
     fn put(&self, page: u64, fill: u8) {
@@ -81,8 +86,17 @@ impl GuestMemorySource for Memory {
 
     fn read(&mut self, first: PageIndex, out: &mut [u8]) -> Result<(), MemoryError> {
         let from = usize::try_from(first.offset()).expect("small");
+        let end = first.0 + (out.len() / PAGE_SIZE) as u64;
+        assert!(end <= self.blank_from.load(Ordering::Relaxed), "to read it would be to allocate it");
         out.copy_from_slice(&self.bytes.lock().unwrap()[from..from + out.len()]);
         Ok(())
+    }
+
+    fn content_from(&mut self, from: PageIndex) -> Range<u64> {
+        match self.blank_from.load(Ordering::Relaxed) {
+            blank if from.0 < blank => from.0..blank,
+            _ => u64::MAX..u64::MAX,
+        }
     }
 
     fn drain_dirty(&mut self, into: &mut PageSet) {
@@ -329,6 +343,7 @@ impl Bench {
         let (link, backup) = ways.meet(len, WINDOW);
         let cache_bytes = reduction.cache_bytes(len, page_size);
         let settings = SessionSettings {
+            keeps_all: cache_bytes >= len,
             in_flight: 3,
             chunks,
             full: true,
@@ -364,6 +379,7 @@ impl Bench {
         (link, self.backup.link) = self.ways.meet(len, window);
         self.backup.session = BackupSession::new(TERM, 2 * len);
         let settings = SessionSettings {
+            keeps_all: false,
             in_flight: 3,
             chunks: CHUNKS,
             full: false,
@@ -464,6 +480,21 @@ fn the_image_is_the_memory_of_each_seal() {
         let devices = &bench.backup.image.last().expect("a checkpoint").device_state;
         assert!(*devices == bench.devices, "the state of the devices after epoch {epoch}");
     }
+}
+
+/// CK-1: pages to which nobody has written are in the image as zeros, and are not read.
+#[test]
+fn a_synchronisation_reads_no_page_that_was_never_written_to() {
+    let mut bench = Bench::begin(PAGES, true);
+    (0..PAGES / 3).for_each(|page| bench.memory.put(page, (page % 250) as u8));
+    bench.memory.blank_from.store(PAGES / 3, Ordering::Relaxed);
+    bench.synchronise();
+    bench.memory.blank_from.store(u64::MAX, Ordering::Relaxed);
+    bench.memory.write(PAGES - 1, 5);
+    let sealed = bench.seal(|_| {});
+    bench.backup.gather(1);
+    assert_eq!(bench.committed(), 2);
+    assert_eq!(bench.backup.image.digest(), sealed);
 }
 
 /// CK-2: what epochs in flight, a half-captured epoch and the queue carried is handed back when the

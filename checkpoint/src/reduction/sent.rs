@@ -99,7 +99,11 @@ impl SentPages {
         let known = self.place(page);
         let place = known.unwrap_or_else(|| self.make_room());
         self.leave(place);
-        self.bytes[span(place)].copy_from_slice(bytes);
+        if place * PAGE_SIZE == self.bytes.len() {
+            self.bytes.extend_from_slice(bytes);
+        } else {
+            self.bytes[span(place)].copy_from_slice(bytes);
+        }
         self.kept[place] = Kept { page, fingerprint, used: known.is_some() };
         if known.is_none() {
             self.places.insert(page, place);
@@ -126,14 +130,13 @@ impl SentPages {
         }
     }
 
-    /// A place for a page that has none.
+    /// A place for a page that has none; one behind all others has no bytes yet.
     fn make_room(&mut self) -> usize {
         if let Some(place) = self.free.pop() {
             return place;
         }
         let place = self.kept.len();
         if place < self.room {
-            self.bytes.resize(self.bytes.len() + PAGE_SIZE, 0);
             self.kept.push(Kept { page: PageIndex(0), fingerprint: None, used: false });
             return place;
         }

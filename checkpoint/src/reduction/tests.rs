@@ -193,3 +193,24 @@ fn references_to_nothing_are_refused() {
         assert_eq!(restored, Err(RestoreError::NotHeld { page: PageIndex(page) }));
     }
 }
+
+/// CK-1: a page that is sent anew in a synchronisation leaves no copy of what it was.
+#[test]
+fn a_synchronisation_keeps_no_copies_and_leaves_none_that_are_old() {
+    let mut ends = Ends::new(&[Way::Unchanged, Way::Delta]);
+    assert_eq!(ends.send(1, &noise(1)), None);
+    ends.reducer.set_sparing(true);
+    assert_eq!((ends.send(1, &noise(2)), ends.send(2, &noise(3))), (None, None));
+    assert_eq!(ends.reducer.kept_bytes(), 0);
+    ends.reducer.set_sparing(false);
+    assert_eq!(ends.send(1, &changed(&noise(1), &[7])), None, "what it was before is no page to differ from");
+    assert_eq!(ends.send(1, &changed(&noise(1), &[7])), Some(Way::Unchanged));
+}
+
+#[test]
+fn pages_that_equal_others_are_found_in_a_synchronisation_too() {
+    let mut ends = Ends::new(&[Way::Equal]);
+    ends.reducer.set_sparing(true);
+    let ways = [1, 2, 3].map(|page| ends.send(page, &noise(5)));
+    assert_eq!(ways, [None, Some(Way::Equal), Some(Way::Equal)]);
+}

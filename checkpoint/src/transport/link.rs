@@ -19,8 +19,10 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-/// Bulk frames that may wait for their turn; each has a megabyte at the most.
-const BULK_QUEUE: usize = 16;
+/// Bulk frames that may wait for their turn; each has a megabyte at the most. Few, so that they are still in the cache.
+const BULK_QUEUE: usize = 8;
+/// Buffers of frames that wait to be filled again: all that a bypass may have under way.
+const SPARE_QUEUE: usize = 32;
 /// Commands that may wait; the owner drains them at every turn.
 const CONTROL_QUEUE: usize = 1024;
 /// Events that may wait: the frames of a full window, and as many small messages again.
@@ -128,7 +130,7 @@ pub(super) fn link(wire: Wire, peer: String, bypass: Option<&Bypass>) -> io::Res
     let shown = Arc::new(Shown::default());
     let (control, controlled) = bounded(CONTROL_QUEUE);
     let (bulk, queued) = bounded(BULK_QUEUE);
-    let (spare, spares) = bounded(BULK_QUEUE);
+    let (spare, spares) = bounded(SPARE_QUEUE);
     let (spent, given_back) = bounded(SPENT);
     let (events, seen) = bounded(EVENT_QUEUE);
     let end = Arc::new(OnceLock::new());
@@ -394,6 +396,7 @@ impl Owner {
     fn listen_to_bypass(&mut self) -> Result<(), Stop> {
         for _ in 0..BURST {
             let Some(arrived) = self.ways.next() else { return Ok(()) };
+            self.spent.try_iter().take(1).for_each(|used| self.ways.give_back(used));
             let arrival = arrived
                 .open()
                 .map_err(|fault| Stop::peer(format!("the other host sent what is no message: {fault}")))?;

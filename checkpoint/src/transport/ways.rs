@@ -324,6 +324,13 @@ impl Ways {
         }
     }
 
+    /// Gives back a buffer in which something came.
+    pub(super) fn give_back(&self, buffer: Vec<u8>) {
+        if let Some(lane) = &self.lane {
+            lane.give_back(buffer);
+        }
+    }
+
     /// Whether [`Ways::next`] may have something.
     pub(super) fn has_records(&self) -> bool {
         self.early.is_none() && self.lane.as_ref().is_some_and(Lane::has_records)

@@ -168,8 +168,9 @@ impl Primary<'_> {
             .found
             .as_ref()
             .map_or(0, |found| config.reduction.cache_bytes(found.memory.len, found.memory.page_size));
+        let keeps_all = self.found.as_ref().is_some_and(|found| cache_bytes >= found.memory.len);
         let (in_flight, reduction) = (config.in_flight, config.reduction.clone());
-        let settings = SessionSettings { in_flight, chunks, full, first, reduction, cache_bytes };
+        let settings = SessionSettings { in_flight, chunks, full, first, reduction, cache_bytes, keeps_all };
         let (gate, stats) = (self.core.gate.clone(), Arc::clone(&self.core.stats));
         let session = match begin(Arc::clone(&link), gate, stats, &settings) {
             Ok(session) => session,

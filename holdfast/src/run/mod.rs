@@ -31,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Runs until SIGTERM or SIGINT.
 pub(crate) fn run(config: Config) -> Result<(), Failure> {
+    holdfast_checkpoint::heap::keep_buffers();
     let signals = blocked_signals()?;
     let Ready { server, mut link } = preflight::check(&config)?;
     let mut dataplane = Dataplane::start(&config)?;

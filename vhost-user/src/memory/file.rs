@@ -16,10 +16,14 @@
 
 use super::dirty::DirtyBitmap;
 use memmap2::{MmapOptions, MmapRaw};
+use nix::errno::Errno;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
+use nix::unistd::{Whence, lseek};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering, compiler_fence};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -66,6 +70,9 @@ pub struct MemoryFile {
     identity: FileIdentity,
     page_size: u64,
     map: MmapRaw,
+    /// To ask where the file has bytes, by a descriptor of its own: the frontend's has a position that is the
+    /// frontend's. None where the file cannot be opened again.
+    own: Option<File>,
     dirty: DirtyBitmap,
     #[cfg(all(test, loom))]
     modelled: super::modelled::Modelled,
@@ -92,6 +99,7 @@ impl MemoryFile {
             page_size,
             dirty: DirtyBitmap::new(map.len() as u64),
             map,
+            own: File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok(),
             #[cfg(all(test, loom))]
             modelled: super::modelled::Modelled::default(),
         })
@@ -126,6 +134,22 @@ impl MemoryFile {
     /// the file, lowest first (CK-2). One consumer a file.
     pub fn drain_dirty(&self, sink: &mut dyn FnMut(u64)) {
         self.dirty.drain(sink);
+    }
+
+    /// The first bytes at or after `from` that the file has: what lies before them was never written by anybody and is
+    /// zeros, and to read it would make the host allocate it. All the rest of the file where the host cannot tell.
+    #[must_use]
+    pub fn data_from(&self, from: u64) -> Range<u64> {
+        let ask = |offset: u64, whence| {
+            let file = self.own.as_ref().ok_or(Errno::ENOTSUP)?;
+            let offset = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+            lseek(file, offset, whence).map(|found| found.unsigned_abs())
+        };
+        match ask(from, Whence::SeekData) {
+            Ok(start) => start..ask(start, Whence::SeekHole).unwrap_or(self.len()).min(self.len()),
+            Err(Errno::ENXIO) => self.len()..self.len(),
+            Err(_) => from..self.len(),
+        }
     }
 
     #[inline]
@@ -422,6 +446,10 @@ mod tests {
     use super::*;
     use std::io::Write;
 
+    fn memfd(name: &std::ffi::CStr) -> std::os::fd::OwnedFd {
+        nix::sys::memfd::memfd_create(name, nix::sys::memfd::MFdFlags::MFD_CLOEXEC).expect("memory")
+    }
+
     fn file(bytes: u64) -> File {
         let file = tempfile::tempfile().expect("a temporary file");
         file.set_len(bytes).expect("room for the file");
@@ -464,6 +492,26 @@ mod tests {
         backing.set_len(8192).expect("grows");
         let grown = files.map(&backing).expect("maps");
         assert_eq!((first.len(), grown.len()), (4096, 8192));
+    }
+
+    #[test]
+    fn what_nobody_wrote_is_told_from_what_somebody_did() {
+        let backing = File::from(memfd(c"guest"));
+        backing.set_len(64 * 4096).expect("room for the file");
+        let mapped = MemoryFiles::default().map(&backing).expect("maps");
+        assert_eq!(mapped.data_from(0), 64 * 4096..64 * 4096);
+        mapped.write(3 * 4096 + 7, &[1; 4096]).expect("inside");
+        mapped.write(9 * 4096, &[0]).expect("inside");
+        let mut found = Vec::new();
+        let mut from = 0;
+        while from < mapped.len() {
+            let data = mapped.data_from(from);
+            from = data.end;
+            found.push(data.start / 4096..data.end / 4096);
+        }
+        assert_eq!(found, [3..5, 9..10, 64..64]);
+        assert_eq!(mapped.data_from(4 * 4096), 4 * 4096..5 * 4096, "from within");
+        assert_eq!(mapped.data_from(u64::MAX), u64::MAX..64 * 4096, "nothing");
     }
 
     #[test]

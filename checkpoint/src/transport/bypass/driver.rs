@@ -35,7 +35,7 @@ const RECENT: Duration = Duration::from_millis(10);
 /// Wait for a port that is full.
 const FULL: Duration = Duration::from_micros(100);
 /// Between two times that the counters are shown.
-const SHOW: Duration = Duration::from_millis(100);
+const SHOW: Duration = Duration::from_millis(5);
 
 /// The thread's end of a lane.
 pub(in crate::transport) struct LaneEnd {
@@ -45,6 +45,8 @@ pub(in crate::transport) struct LaneEnd {
     pub(super) bulk: Receiver<Outgoing>,
     pub(in crate::transport) news: Sender<News>,
     pub(in crate::transport) records: Sender<Arrived>,
+    /// Buffers of records that were dealt with.
+    pub(super) spare: Receiver<Vec<u8>>,
     /// Set when records had no room: the owner rings once it took one.
     pub(super) stalled: Arc<AtomicBool>,
     pub(super) owner: Arc<Waker>,
@@ -278,6 +280,7 @@ impl LaneEnd {
     /// Hands records to the owner, as many as it has room for; what stays closes the sender's window.
     fn deliver(&self, port: &mut Port, now: Instant) -> bool {
         let Some((id, path)) = self.path else { return false };
+        self.spare.try_iter().for_each(|buffer| port.give_back(buffer));
         let mut any = false;
         loop {
             if self.records.is_full() {

@@ -18,6 +18,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 const BULK_QUEUE: usize = 4;
 /// Records between the threads; each is a megabyte at the most.
 const RECORD_QUEUE: usize = 16;
+/// Buffers of records that go back to be filled again.
+const SPARE_QUEUE: usize = 16;
 
 /// What became of a path.
 #[derive(Debug)]
@@ -79,6 +81,7 @@ pub(crate) struct Lane {
     bulk: Sender<Outgoing>,
     pub(crate) news: Receiver<News>,
     records: Receiver<Arrived>,
+    spare: Sender<Vec<u8>>,
     stalled: Arc<AtomicBool>,
     driver: Arc<Waker>,
 }
@@ -87,9 +90,10 @@ pub(in crate::transport) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Wa
     // A dial or a leaving at a time, and news of them. Of urgent frames the owner keeps count and bound.
     let ((orders, ordered), (urgent, urged), (tell, news)) = (unbounded(), unbounded(), unbounded());
     let ((bulk, bulky), (deliver, records)) = (bounded(BULK_QUEUE), bounded(RECORD_QUEUE));
+    let (spare, given_back) = bounded(SPARE_QUEUE);
     let stalled = Arc::new(AtomicBool::new(false));
     let theirs = Arc::clone(&stalled);
-    let lane = Lane { orders, urgent, bulk, news, records, stalled, driver };
+    let lane = Lane { orders, urgent, bulk, news, records, spare, stalled, driver };
     let end = LaneEnd {
         token,
         orders: ordered,
@@ -97,6 +101,7 @@ pub(in crate::transport) fn pair(token: Token, owner: Arc<Waker>, driver: Arc<Wa
         bulk: bulky,
         news: tell,
         records: deliver,
+        spare: given_back,
         stalled: theirs,
         owner,
         path: None,
@@ -147,6 +152,12 @@ impl Lane {
             self.driver.ring();
         }
         Some(arrived)
+    }
+
+    /// Gives back a buffer that a record came in: fresh memory costs a fault a page.
+    pub(crate) fn give_back(&self, buffer: Vec<u8>) {
+        // One that finds no room is dropped.
+        drop(self.spare.try_send(buffer));
     }
 
     /// Whether records wait.
