@@ -137,6 +137,8 @@ const NAME_MAX: usize = 32;
 const MTU_MIN: u16 = 576;
 /// Most that common cards take.
 const MTU_MAX: u16 = 9216;
+/// Most of memif, which nothing but memory carries: what a bypass makes use of.
+const MTU_MAX_MEMIF: u16 = 16_384;
 /// Most of AF_XDP: a frame with what the kernel and DPDK keep before it must fit a page.
 const MTU_MAX_XDP: u16 = 3400;
 /// What the kernel keeps free before a frame of AF_XDP.
@@ -154,7 +156,13 @@ const OVERHEAD: u16 = 14 + 4;
 /// Bytes of a pool beside a frame: its descriptor, headroom, header and alignment.
 const FRAME_EXTRA: u64 = 128 + 128 + 128;
 /// Bytes of a packet socket's ring beside a frame.
-const RING_EXTRA: u32 = 128;
+const RING_EXTRA: u16 = 128;
+/// Frames in a packet socket's ring of longer ones come in whole pages: no block of it has a rest then.
+const RING_PAGE: u16 = 4096;
+/// Bytes of a memif's ring, about: what the one end wrote is still in the cache when the other reads it.
+const MEMIF_RING_BYTES: u32 = 4 << 20;
+/// Buffers of a memif's ring, as a power of two: as many as a burst at least, and as its driver takes at most.
+const MEMIF_RING_LOG2: std::ops::RangeInclusive<u32> = 6..=10;
 
 impl Wire {
     /// Checks every wire; what is wrong goes to `problems`, and the rest is answered.
@@ -217,9 +225,9 @@ impl Wire {
             }
             WireKind::Kernel { iface } => WireDevice::Kernel { interface: iface.clone() },
             WireKind::AfPacket { iface } => {
-                let frame = (u32::from(self.mtu + OVERHEAD) + RING_EXTRA).next_power_of_two().max(2048);
+                let frame = u32::from(self.frame_bytes());
                 let block = frame.max(4096);
-                let count = (4096 * 2048 / frame).max(256);
+                let count = (4096 * 2048 / frame).max(256).next_multiple_of(block / frame);
                 virtual_device(
                     "net_af_packet",
                     format!("iface={iface},blocksz={block},framesz={frame},framecnt={count}"),
@@ -234,10 +242,12 @@ impl Wire {
                     MemifRole::Client => "client",
                 };
                 let buffer = self.frame_bytes();
+                let ring = (MEMIF_RING_BYTES / u32::from(buffer)).ilog2();
+                let ring = ring.clamp(*MEMIF_RING_LOG2.start(), *MEMIF_RING_LOG2.end());
                 virtual_device(
                     "net_memif",
                     format!(
-                        "role={role},id={id},socket={socket},socket-abstract=no,bsize={buffer}{}",
+                        "role={role},id={id},socket={socket},socket-abstract=no,bsize={buffer},rsize={ring}{}",
                         mac_argument(*mac)
                     ),
                 )
@@ -250,8 +260,14 @@ impl Wire {
     /// the 2048 that drivers count on.
     #[must_use]
     pub fn frame_bytes(&self) -> u16 {
-        let headroom = if matches!(self.kind, WireKind::AfXdp { .. }) { XDP_HEADROOM } else { 0 };
-        (self.mtu + OVERHEAD + headroom).next_multiple_of(64).max(2048)
+        let frame = self.mtu + OVERHEAD;
+        match self.kind {
+            WireKind::AfXdp { .. } => (frame + XDP_HEADROOM).next_multiple_of(64).max(2048),
+            // As long as one of the packet socket's ring, which the driver insists on.
+            WireKind::AfPacket { .. } if frame + RING_EXTRA <= 2048 => 2048,
+            WireKind::AfPacket { .. } => (frame + RING_EXTRA).next_multiple_of(RING_PAGE),
+            _ => frame.next_multiple_of(64).max(2048),
+        }
     }
 
     /// Memory of this wire's pool, in MiB, rounded up.
@@ -295,7 +311,11 @@ impl Section<'_> {
         let kind = self.kind();
         let mtu = self.raw.mtu.unwrap_or(MTU_DEFAULT);
         let of_xdp = self.raw.kind.as_deref() == Some("af_xdp");
-        let most = if of_xdp { MTU_MAX_XDP } else { MTU_MAX };
+        let most = match self.raw.kind.as_deref() {
+            Some("af_xdp") => MTU_MAX_XDP,
+            Some("memif") => MTU_MAX_MEMIF,
+            _ => MTU_MAX,
+        };
         if !(MTU_MIN..=most).contains(&mtu) {
             self.fault("mtu", format!("{mtu} bytes are out of range"), format!("use {MTU_MIN} to {most}"));
         }

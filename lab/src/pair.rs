@@ -31,6 +31,8 @@ use thiserror::Error;
 pub const REPLICATION_PORT: u16 = 7400;
 /// A status request answers within this.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The kind of a wire that is memory of two processes.
+const MEMIF: &str = "memif";
 
 /// Why a pair could not be set up or asked.
 #[derive(Debug, Error)]
@@ -137,7 +139,7 @@ pub struct PairOptions {
     pub transport: Transport,
     /// The wire of the bypass; a plain one takes no emulator.
     pub bypass_wire: WireSpec,
-    /// The kind of its ports: `af_packet` or `kernel`.
+    /// The kind of its ports: `af_packet`, `kernel`, or `memif`, which needs no cable and takes no emulator.
     pub bypass_kind: &'static str,
     /// Lines added to the `[[vm]]` section of each VM.
     pub vm_lines: String,
@@ -238,7 +240,7 @@ impl Pair {
     pub fn start(mut options: PairOptions) -> Result<Self, PairError> {
         let scratch = Scratch::new("pair")?;
         options.topology.long_wire |= !options.wire.is_plain();
-        options.topology.bypass |= options.transport == Transport::Bypass;
+        options.topology.bypass |= options.transport == Transport::Bypass && options.bypass_kind != MEMIF;
         options.topology.long_bypass |= options.topology.bypass && !options.bypass_wire.is_plain();
         let topology = Topology::create(&options.topology)?;
         let wire = start_wire(&options, &topology, &scratch)?;
@@ -374,7 +376,7 @@ impl Appliance {
             let bypass = match options.transport {
                 Transport::Tcp => String::new(),
                 Transport::Bypass => {
-                    text += &bypass_wire_section(options);
+                    text += &bypass_wire_section(options, name, scratch);
                     bypass_section(own, peer)
                 }
             };
@@ -574,11 +576,17 @@ fn start_bypass_wire(
 }
 
 /// The `[[wire]]` of the bypass.
-fn bypass_wire_section(options: &PairOptions) -> String {
-    format!(
-        "\n[[wire]]\nname = \"bypass\"\nkind = {:?}\niface = {BYPASS:?}\nmtu = {}\nframes = 4096\n",
-        options.bypass_kind, options.topology.bypass_mtu
-    )
+fn bypass_wire_section(options: &PairOptions, host: &str, scratch: &Scratch) -> String {
+    let kind = options.bypass_kind;
+    let place = if kind == MEMIF {
+        // Host B is there first.
+        let role = if host == "host-b" { "server" } else { "client" };
+        format!("role = {role:?}\nsocket = {:?}\nframes = 1024", scratch.file("bypass.memif"))
+    } else {
+        format!("iface = {BYPASS:?}\nframes = 4096")
+    };
+    let mtu = options.topology.bypass_mtu;
+    format!("\n[[wire]]\nname = \"bypass\"\nkind = {kind:?}\nmtu = {mtu}\n{place}\n")
 }
 
 /// What `[replication]` says of the bypass; the hosts have the addresses there that they have on the link,

@@ -85,6 +85,13 @@ impl Device {
         }
     }
 
+    /// Whether its frames may be as long as its rings are made for: the longest frame that these drivers tell of is a
+    /// constant of 1518 bytes, to which they do not keep.
+    pub(crate) fn carries_what_its_rings_hold(&self) -> bool {
+        let drivers = ["net_memif", "net_af_packet"];
+        matches!(self, Self::Virtual { name, .. } if drivers.iter().any(|driver| name.starts_with(driver)))
+    }
+
     /// Plugs the device in unless it is, and answers the number of its port.
     pub(crate) fn plug(&self, _running: Eal) -> Result<Plugged, DeviceError> {
         let zero = |_| DeviceError::ZeroByte { device: self.clone() };

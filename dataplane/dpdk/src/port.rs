@@ -18,7 +18,9 @@ const FRAMING: u32 = 14 + 4;
 /// What is asked of a port.
 #[derive(Clone, Debug)]
 pub struct PortConfig {
-    /// Bytes of payload in a frame; `None` leaves it to the driver.
+    /// Bytes of payload in a frame; `None` leaves it to the driver. `net_memif` and `net_af_packet` do not know of
+    /// more than 1500: beyond, the rings that the device's arguments ask for must be made for it, and the interface
+    /// of a packet socket must carry it.
     pub mtu: Option<u16>,
     /// Receive queues, each for one core.
     pub rx_queues: u16,
@@ -227,10 +229,14 @@ impl Port {
         let plugged = device.plug(running)?;
         let mut open = OpenPort { plugged, name: device.name().to_owned(), started: false, frame_max: 0 };
         let info = open.info()?;
-        open.check(&info, pool, config)?;
-        open.set_up(pool, config)?;
+        let beyond = config.mtu.filter(|mtu| {
+            device.carries_what_its_rings_hold() && u32::from(*mtu) + FRAMING > info.max_rx_frame
+        });
+        let known = PortConfig { mtu: config.mtu.filter(|_| beyond.is_none()), ..config.clone() };
+        open.check(&info, pool, &known)?;
+        open.set_up(pool, &known)?;
         open.start(config)?;
-        let mtu = open.mtu()?;
+        let mtu = beyond.map_or_else(|| open.mtu(), Ok)?;
         open.frame_max = mtu.saturating_add(OVERHEAD);
         if usize::from(open.frame_max) > pool.frame_max() {
             return Err(open.config_fault(

@@ -39,7 +39,7 @@ fn each_kind_becomes_its_device() {
         (
             "kind = 'af_packet'\niface = 'veth'\nmtu = 9000",
             "net_af_packet0",
-            "iface=veth,blocksz=16384,framesz=16384,framecnt=512",
+            "iface=veth,blocksz=12288,framesz=12288,framecnt=682",
         ),
         ("kind = 'af_xdp'\niface = 'veth'", "net_af_xdp0", "iface=veth,start_queue=0,queue_count=1"),
         (
@@ -50,7 +50,12 @@ fn each_kind_becomes_its_device() {
         (
             "kind = 'memif'\nrole = 'client'\nsocket = '/run/hf/m.sock'\nid = 7",
             "net_memif0",
-            "role=client,id=7,socket=/run/hf/m.sock,socket-abstract=no,bsize=2048",
+            "role=client,id=7,socket=/run/hf/m.sock,socket-abstract=no,bsize=2048,rsize=10",
+        ),
+        (
+            "kind = 'memif'\nrole = 'server'\nsocket = '/m'\nmtu = 16384",
+            "net_memif0",
+            "role=server,id=0,socket=/m,socket-abstract=no,bsize=16448,rsize=7",
         ),
     ];
     for (body, name, arguments) in table {
@@ -97,6 +102,7 @@ fn each_fault_is_named_by_its_key() {
         ("kind = 'tap'\niface = 'a'\nmac = '02:00:00:00:+1:01'", vec!["wire[0].mac"]),
         ("kind = 'af_xdp'\niface = 'a'\nframes = 4096", vec!["wire[0].frames"]),
         ("kind = 'af_xdp'\niface = 'a'\nmtu = 9000", vec!["wire[0].mtu"]),
+        ("kind = 'memif'\nrole = 'client'\nsocket = '/m'\nmtu = 16385", vec!["wire[0].mtu"]),
         ("kind = 'tap'\niface = 'a'\nmtu = 100\nframes = 3", vec!["wire[0].mtu", "wire[0].frames"]),
     ];
     for (body, keys) in table {

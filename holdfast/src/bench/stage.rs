@@ -41,7 +41,9 @@ pub(super) struct Setting {
 #[value(rename_all = "snake_case")]
 #[serde(rename_all = "snake_case")]
 pub(super) enum BypassPort {
-    /// DPDK's, with packets of 1500 bytes.
+    /// DPDK's memif: memory that two processes of a machine share, with packets of 16,384 bytes.
+    Memif,
+    /// DPDK's af_packet, with packets of 9000 bytes.
     AfPacket,
     /// An interface as it is, with packets of 9000 bytes.
     Kernel,
@@ -51,9 +53,15 @@ impl BypassPort {
     /// The kind of its wire, and that one's MTU.
     const fn wire(self) -> (&'static str, u16) {
         match self {
-            Self::AfPacket => ("af_packet", 1500),
+            Self::Memif => ("memif", 16_384),
+            Self::AfPacket => ("af_packet", 9000),
             Self::Kernel => ("kernel", 9000),
         }
+    }
+
+    /// The kind of its wire.
+    pub(super) const fn name(self) -> &'static str {
+        self.wire().0
     }
 
     /// Bytes of a packet, at most.

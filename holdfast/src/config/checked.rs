@@ -204,6 +204,7 @@ impl Config {
             vms.push(check_vm(&key, vm, wires, &mut faults));
         }
         if let Some(dpdk) = &dpdk {
+            check_guests_wires(&dpdk.wires, &vms, &mut faults);
             let bypass = replication.as_ref().and_then(|replication| replication.bypass.as_ref());
             cores::check(dpdk, bypass, &vms, raw.host.frame_audit.is_some(), &mut faults);
         }
@@ -220,6 +221,23 @@ impl Config {
                 vms,
             }),
             _ => Err(faults.0),
+        }
+    }
+}
+
+/// Longest packets of a wire that guests' cards are on: what common cards take, and what their frames are cut to.
+const GUEST_MTU_MAX: u16 = 9216;
+
+fn check_guests_wires(wires: &[Wire], vms: &[Vm], faults: &mut Faults) {
+    let nics = vms.iter().enumerate().flat_map(|(vm, found)| found.nics.iter().map(move |nic| (vm, nic)));
+    for (vm, nic) in nics {
+        let too_long = |wire: &&Wire| wire.name == nic.wire && wire.mtu > GUEST_MTU_MAX;
+        if let Some(wire) = wires.iter().find(too_long) {
+            faults.add(
+                format!("vm[{vm}].nic"),
+                format!("packets of {} bytes on '{}' are longer than a guest's may be", wire.mtu, wire.name),
+                format!("mtu = {GUEST_MTU_MAX} at most in that [[wire]]: more is for a bypass alone"),
+            );
         }
     }
 }

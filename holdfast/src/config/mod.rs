@@ -206,6 +206,18 @@ mod tests {
     }
 
     #[test]
+    fn a_bypass_through_shared_memory_has_longer_packets_than_a_guest_may_have() {
+        let memif = "\n[[wire]]\n name = \"repl\"\n kind = \"memif\"\n role = \"client\"\n \
+                     socket = \"/run/holdfast/m\"\n mtu = 16384\n frames = 1024\n";
+        let good = format!("{GOOD}{memif}");
+        assert_eq!(parse("test", &good).expect("taken").wires[1].mtu, 16_384);
+        let guests = good.replacen("wire = \"wire0\"", "wire = \"repl\"", 1);
+        assert_ne!(guests, good);
+        let fault = parse("test", &guests).expect_err("refused").to_string();
+        assert!(fault.contains("vm[0].nic: packets of 16384 bytes on 'repl'"), "{fault}");
+    }
+
+    #[test]
     fn speculation_has_defaults_and_is_read_and_checked() {
         let config =
             parse("test", &GOOD.replace("role =", "mode = \"speculative\"\n role =")).expect("taken");

@@ -8,12 +8,16 @@ use crate::wire::{AnyWire, DpdkWire, KernelWire};
 use arrayvec::ArrayVec;
 use holdfast_dataplane::{Audit, Core, Handle, IdlePolicy};
 use holdfast_dpdk::{BURST, Device, Eal, Pool, Port, PortConfig, RegisteredThread};
-use holdfast_dpdk_config::{FreePages, IdlePolicy as Idle, MemoryPlan, Wire, WireDevice};
+use holdfast_dpdk_config::{
+    FreePages, IdlePolicy as Idle, MemifRole, MemoryPlan, Wire, WireDevice, WireKind,
+};
 use holdfast_hugepages_setup::{Root, huge_pages};
 use holdfast_packet_socket::Interface;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
+use std::io::ErrorKind;
+use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
 
@@ -157,6 +161,11 @@ pub(super) fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
         WireDevice::Virtual { name, arguments } => Device::Virtual { name, arguments },
         WireDevice::Pci { address } => Device::Pci { address },
     };
+    match &wire.kind {
+        WireKind::AfPacket { iface } => check_jumbo(iface, wire)?,
+        WireKind::Memif { role: MemifRole::Client, socket, .. } => check_server(socket, wire)?,
+        _ => {}
+    }
     let config = PortConfig { mtu: Some(wire.mtu), ..PortConfig::default() };
     let (port, mut rx, mut tx) =
         Port::open(eal, &device, pool, &config).map_err(|error| fault(error.to_string()))?;
@@ -168,7 +177,31 @@ pub(super) fn open(eal: Eal, wire: &Wire) -> Result<AnyWire, Failure> {
     Ok(Box::new(DpdkWire { rx, tx, pool, mtu: wire.mtu, mac, spare: ArrayVec::new(), outgoing }))
 }
 
-fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Failure> {
+/// A memif opens at its client's end once its server is there. The server's socket is of another type than the one that
+/// asks here, which is another error than that nobody listens.
+fn check_server(socket: &str, wire: &Wire) -> Result<(), Failure> {
+    match UnixStream::connect(socket).map_err(|fault| fault.kind()) {
+        Err(ErrorKind::NotFound | ErrorKind::ConnectionRefused) => Err(Failure::Failed(format!(
+            "wire {}: nobody serves the memif at {socket}\n  \
+             mend: start the Holdfast whose wire is its server first, and name the same socket on both",
+            wire.name
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Up to this many bytes DPDK's packet sockets set the MTU of their interface themselves.
+const MTU_SET_BY_DPDK: u16 = 1500;
+
+fn check_jumbo(interface: &str, wire: &Wire) -> Result<(), Failure> {
+    if wire.mtu <= MTU_SET_BY_DPDK {
+        return Ok(());
+    }
+    open_interface(interface, wire).map(drop)
+}
+
+/// An interface that carries what its wire is to carry.
+fn open_interface(interface: &str, wire: &Wire) -> Result<Interface, Failure> {
     let fault = |what: String| Failure::Failed(format!("wire {}: {what}", wire.name));
     let opened = Interface::open(interface).map_err(|error| fault(error.to_string()))?;
     if opened.mtu < wire.mtu {
@@ -178,6 +211,11 @@ fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Fail
             opened.mtu, wire.mtu, wire.mtu
         )));
     }
+    Ok(opened)
+}
+
+fn open_kernel(interface: &str, wire: &Wire, pool: Pool) -> Result<AnyWire, Failure> {
+    let opened = open_interface(interface, wire)?;
     let name = format!("wire {}: interface {interface}", wire.name);
     Ok(Box::new(KernelWire::new(name, opened, pool, wire.mtu)))
 }

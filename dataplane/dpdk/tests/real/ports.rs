@@ -95,18 +95,38 @@ fn net_af_xdp_carries_frames_both_ways_without_huge_pages() {
     });
 }
 
+/// DPDK's packet sockets tell of 1518 bytes at most, and carry what their rings hold.
+#[test]
+fn net_af_packet_carries_jumbo_frames() {
+    alone(Memory::Ordinary, || {
+        veth("hfours", "hftheirs");
+        for end in ["hfours", "hftheirs"] {
+            crate::support::run("ip", &format!("link set {end} mtu 9000"));
+        }
+        let checked = wire("af_packet", |raw| {
+            raw.iface = Some("hfours".to_owned());
+            raw.mtu = Some(9000);
+        });
+        let opened = open(&checked, Memory::Ordinary);
+        assert!(opened.tx.frame_max() >= 9014);
+        exchange(opened, "hftheirs");
+    });
+}
+
 /// The client process sends frames and checks each echo; the server process echoes.
-fn memif(memory: Memory) {
+fn memif(memory: Memory, mtu: u16) {
     let socket = crate::support::scratch("sock");
     let socket = socket.to_str().expect("plain letters");
     let end = |role: &str| {
         wire("memif", |raw| {
             raw.role = Some(role.to_owned());
             raw.socket = Some(socket.to_owned());
+            raw.mtu = Some(mtu);
+            raw.frames = Some(1024);
         })
     };
     if part().is_some() {
-        return memif_client(open(&end("client"), memory));
+        return memif_client(open(&end("client"), memory), mtu);
     }
     let mut opened = open(&end("server"), memory);
     assert!(!opened.port.link().expect("a link").up, "nobody is there yet");
@@ -118,7 +138,7 @@ fn memif(memory: Memory) {
     assert!(!std::path::Path::new(socket).exists());
 }
 
-fn memif_client(mut opened: Opened) {
+fn memif_client(mut opened: Opened, mtu: u16) {
     let deadline = Instant::now() + PATIENCE;
     while !opened.port.link().expect("a link").up {
         assert!(Instant::now() < deadline, "the server never came");
@@ -126,7 +146,11 @@ fn memif_client(mut opened: Opened) {
     }
     let mut received = arrayvec::ArrayVec::<Mbuf, BURST>::new();
     for number in 0..COUNT {
-        let sent = Station::frame(number, 60 + number * 97 % 1400);
+        let longest = usize::from(mtu) + 14;
+        let sent = Station::frame(
+            number,
+            if number % 7 == 6 { longest } else { 60 + number * 97 % longest.div_ceil(2) },
+        );
         let mut frame = opened.pool.alloc(sent.len()).expect("the pool has room");
         frame.bytes_mut().copy_from_slice(&sent);
         let mut frames = VecDeque::from([frame]);
@@ -144,12 +168,18 @@ fn memif_client(mut opened: Opened) {
 
 #[test]
 fn net_memif_joins_two_processes_on_huge_pages() {
-    alone(Memory::Huge, || memif(Memory::Huge));
+    alone(Memory::Huge, || memif(Memory::Huge, 1500));
 }
 
 #[test]
 fn net_memif_joins_two_processes_without_huge_pages() {
-    alone(Memory::Ordinary, || memif(Memory::Ordinary));
+    alone(Memory::Ordinary, || memif(Memory::Ordinary, 1500));
+}
+
+/// No cable bounds them, and DPDK's number for the driver is one that it does not keep to.
+#[test]
+fn net_memif_carries_the_longest_frames() {
+    alone(Memory::Ordinary, || memif(Memory::Ordinary, 16_384));
 }
 
 #[test]

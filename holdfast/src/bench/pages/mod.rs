@@ -59,9 +59,8 @@ pub(crate) struct PagesOptions {
     /// Pages that the guest writes in an epoch, of noise or of copies.
     #[arg(long, default_value_t = 2000)]
     pages: u32,
-    /// The bypass's ports: DPDK's af_packet with packets of 1500 bytes, or an interface of the kernel with 9000, as the
-    /// other paths have.
-    #[arg(long, value_enum, default_value = "af_packet")]
+    /// The bypass's ports. All but memif have the two namespaces' virtual cable between them.
+    #[arg(long, value_enum, default_value = "memif")]
     bypass_port: BypassPort,
     /// The QEMU to use.
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
@@ -183,7 +182,8 @@ struct Found {
 
 impl Found {
     fn take(&mut self, scene: &Scene<'_>, path: PagePath, workload: Workload, measured: &Measured) {
-        let what = What { round: scene.round, guest_mib: scene.guest_mib, path, workload };
+        let port = (path == PagePath::Bypass).then_some(scene.options.bypass_port);
+        let what = What { round: scene.round, guest_mib: scene.guest_mib, path, port, workload };
         let row = Row::new(what, measured);
         print!("{}", row::line(&[&row]));
         self.rows.push(row);

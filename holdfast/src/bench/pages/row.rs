@@ -1,6 +1,7 @@
 //! Rows of the benchmark, what the rows say together, and how that stands to what was aimed at.
 
 use super::{PagePath, Workload};
+use crate::bench::stage::BypassPort;
 use holdfast_lab::report::median;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,7 @@ use std::time::Duration;
 /// What the columns are, for `--help`.
 pub(super) const COLUMNS: &str = "\
 Columns:
-  path           tcp and bypass: Holdfast, from host to host by the one or the other; qemu: QEMU's own
+  path           tcp and bypass (with its ports): Holdfast, from host to host by the one or the other; qemu: QEMU's own
                  migration to another QEMU, without TLS, on the link that tcp has; memcpy: one core
   workload       sync: all memory at once, of which half is noise that the guest wrote; the others are
                  epochs: idle, bulk (the guest sends), redis (SET and GET), noise and copies (the guest
@@ -87,6 +88,8 @@ pub(super) struct What {
     pub(super) round: u32,
     pub(super) guest_mib: u32,
     pub(super) path: PagePath,
+    /// The bypass's, where it is one.
+    pub(super) port: Option<BypassPort>,
     pub(super) workload: Workload,
 }
 
@@ -97,6 +100,7 @@ pub(super) struct Row {
     round: u32,
     guest_mib: u32,
     path: PagePath,
+    bypass_port: Option<BypassPort>,
     workload: Workload,
     /// By the clock.
     seconds: f64,
@@ -133,6 +137,7 @@ impl Row {
             round: what.round,
             guest_mib: what.guest_mib,
             path: what.path,
+            bypass_port: what.port,
             workload: what.workload,
             seconds: took.as_secs_f64(),
             epochs,
@@ -144,6 +149,11 @@ impl Row {
             saved: over(payload_bytes).map(|part| 1.0 - part),
             stages,
         }
+    }
+
+    /// The path, and its ports where those may differ.
+    fn way(&self) -> String {
+        way(self.path, self.bypass_port)
     }
 
     /// What rounds have in common.
@@ -158,11 +168,15 @@ impl Row {
     }
 }
 
+fn way(path: PagePath, port: Option<BypassPort>) -> String {
+    port.map_or_else(|| path.name().to_owned(), |port| format!("{}:{}", path.name(), port.name()))
+}
+
 /// Above the lines.
 pub(super) fn heading() -> String {
     let stages: String = carrying().map(|stage| format!(" {:>7}", stage.name())).collect();
     format!(
-        "{:<7} {:<8} {:>9} | {:>13} {:>8} {:>11} {:>7} |{stages}  MiB/s of a core\n",
+        "{:<16} {:<8} {:>9} | {:>13} {:>8} {:>11} {:>7} |{stages}  MiB/s of a core\n",
         "path", "workload", "guest MiB", "payload MiB/s", "pages", "wire B/page", "saved"
     )
 }
@@ -185,8 +199,8 @@ pub(super) fn line(rows: &[&Row]) -> String {
         .map(|stage| format!(" {:>7}", mib(of(&|row: &Row| row.stages.get(&stage.rate_key()).copied()))))
         .collect();
     format!(
-        "{:<7} {:<8} {:>9} | {:>13} {:>8} {:>11} {:>7} |{stages}\n",
-        first.path.name(),
+        "{:<16} {:<8} {:>9} | {:>13} {:>8} {:>11} {:>7} |{stages}\n",
+        first.way(),
         first.workload.name(),
         first.guest_mib,
         shown(of(&|row| Some(row.payload_bytes_s / f64::from(1 << 20))), 1),
@@ -227,6 +241,7 @@ fn sorts(rows: &[Row]) -> Vec<(u32, PagePath, Workload)> {
 pub(super) struct Account {
     guest_mib: u32,
     path: PagePath,
+    bypass_port: Option<BypassPort>,
     /// Seconds of a core for each GiB, by stage: medians over the rounds.
     cpu_s_per_gib: BTreeMap<&'static str, f64>,
     /// Of all stages together.
@@ -247,9 +262,11 @@ pub(super) fn accounts(rows: &[Row]) -> Vec<Account> {
         }
         let whole = cpu_s_per_gib.values().sum();
         let (guest_mib, path, _) = sort;
+        let bypass_port = rows.iter().find(|row| row.sort() == sort).and_then(|row| row.bypass_port);
         found.push(Account {
             guest_mib,
             path,
+            bypass_port,
             cpu_s_per_gib,
             whole_cpu_s_per_gib: whole,
             times_memcpy: None,
@@ -273,7 +290,7 @@ fn account_table(accounts: &[Account]) -> String {
     }
     let stages: String = Stage::ALL.iter().map(|stage| format!(" {:>7}", stage.name())).collect();
     let mut out = format!(
-        "\nsync: seconds of a core for a GiB, stage by stage\n{:<7} {:>9} |{stages} | {:>7} {:>8}\n",
+        "\nsync: seconds of a core for a GiB, stage by stage\n{:<16} {:>9} |{stages} | {:>7} {:>8}\n",
         "path", "guest MiB", "all", "x memcpy"
     );
     let shown = |found: Option<f64>| found.map_or_else(|| "-".into(), |found| format!("{found:.2}"));
@@ -284,8 +301,8 @@ fn account_table(accounts: &[Account]) -> String {
             .collect();
         writeln!(
             out,
-            "{:<7} {:>9} |{stages} | {:>7.2} {:>8}",
-            account.path.name(),
+            "{:<16} {:>9} |{stages} | {:>7.2} {:>8}",
+            way(account.path, account.bypass_port),
             account.guest_mib,
             account.whole_cpu_s_per_gib,
             account.times_memcpy.map_or_else(|| "-".into(), |times| format!("{times:.1}")),
@@ -369,7 +386,8 @@ mod tests {
             epochs: (workload != Workload::Sync).then_some(40),
             cpu,
         };
-        Row::new(What { round, guest_mib: 512, path, workload }, &measured)
+        let port = (path == PagePath::Bypass).then_some(BypassPort::Memif);
+        Row::new(What { round, guest_mib: 512, path, port, workload }, &measured)
     }
 
     #[test]
@@ -379,6 +397,7 @@ mod tests {
         for (name, expected) in [
             ("kind", json!("pages")),
             ("path", json!("bypass")),
+            ("bypass_port", json!("memif")),
             ("workload", json!("copies")),
             ("guest_mib", json!(512)),
             ("epochs", json!(40)),
@@ -409,7 +428,8 @@ mod tests {
             epochs: Some(1),
             cpu: vec![(Stage::Send, Duration::from_millis(1))],
         };
-        let what = What { round: 1, guest_mib: 512, path: PagePath::Tcp, workload: Workload::Idle };
+        let what =
+            What { round: 1, guest_mib: 512, path: PagePath::Tcp, port: None, workload: Workload::Idle };
         let nothing = Row::new(what, &nothing);
         assert_eq!((nothing.wire_bytes_per_page, nothing.saved, nothing.payload_bytes_s), (None, None, 0.0));
         assert!(line(&[&nothing]).contains(" - "));
