@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 
-/// Bytes whose pages are made ready at a time: some milliseconds of work.
-const READY_STEP: usize = 16 << 20;
+/// Bytes whose pages are made ready at a time: less than a millisecond, for which nobody else can map anything.
+const READY_STEP: usize = 2 << 20;
 /// Words of a page that are looked at as one.
 const STRIDE_WORDS: usize = 8;
 

@@ -106,6 +106,7 @@ fn net_af_packet_carries_jumbo_frames() {
         let checked = wire("af_packet", |raw| {
             raw.iface = Some("hfours".to_owned());
             raw.mtu = Some(9000);
+            raw.frames = Some(1024);
         });
         let opened = open(&checked, Memory::Ordinary);
         assert!(opened.tx.frame_max() >= 9014);

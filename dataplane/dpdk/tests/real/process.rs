@@ -138,7 +138,6 @@ fn a_port_that_cannot_be_opened_says_why_and_how_to_mend_it() {
             PortConfig { rx_ring: 2048, ..PortConfig::default() },
             PortConfig { mtu: Some(2040), ..PortConfig::default() },
             PortConfig { mtu: Some(1), ..PortConfig::default() },
-            PortConfig { mtu: Some(1800), ..PortConfig::default() },
         ];
         for config in faults {
             let fault = Port::open(eal, &device(&fine), pool, &config).expect_err("it cannot be");
