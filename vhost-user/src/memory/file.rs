@@ -511,7 +511,7 @@ mod tests {
         }
         assert_eq!(found, [3..5, 9..10, 64..64]);
         assert_eq!(mapped.data_from(4 * 4096), 4 * 4096..5 * 4096, "from within");
-        assert_eq!(mapped.data_from(u64::MAX), u64::MAX..64 * 4096, "nothing");
+        assert_eq!(mapped.data_from(u64::MAX), Range { start: u64::MAX, end: 64 * 4096 }, "nothing");
     }
 
     #[test]
