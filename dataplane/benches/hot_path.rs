@@ -4,12 +4,16 @@
 //! so that drivers and rings are not in the numbers.
 
 use holdfast_dataplane::coalescing::Burst;
+use holdfast_dataplane::escrow::Escrow;
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
 use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::segmentation::Plan;
-use holdfast_dataplane::{Core, Frame, Handle, IdlePolicy, Mode, PortConfig, PortId, sample};
+use holdfast_dataplane::steering::{Pairs, Steering};
+use holdfast_dataplane::{Core, Frame, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
+use std::collections::VecDeque;
+use std::hint::black_box;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -160,11 +164,12 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    /// A guest that sends this frame.
+    fn new(frame: (VirtioNetHdr, HeapBytes)) -> Self {
         let (wire, peer) = HeapWire::new(1500, 16 * 1024, false).expect("a wire");
         let (core, handle) = Core::new(vec![wire], IdlePolicy::Poll, None).expect("a core");
         let allowance: Arc<AtomicUsize> = Arc::default();
-        let guest = Replaying { frame: large(), allowance: Arc::clone(&allowance), buffer: vec![0; 1 << 17] };
+        let guest = Replaying { frame, allowance: Arc::clone(&allowance), buffer: vec![0; 1 << 17] };
         let mut bench = Self { core, handle, peer, allowance };
         bench.command(|handle| {
             handle.add_port(PortId(1), Box::new(guest), PortConfig::default()).expect("a port");
@@ -198,7 +203,7 @@ fn token(epoch: u64) -> ReleaseToken {
 }
 
 fn native() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(large());
     measure("capture", "segment, native, with routing and transmission", SEGMENTS * 100, || {
         bench.send(100);
         assert_eq!(bench.peer.drop_sent(), SEGMENTS * 100);
@@ -215,25 +220,68 @@ fn native() {
     });
 }
 
-fn commit() {
-    let mut bench = Bench::new();
+/// Epochs of `frames` frames, which make `units` packets.
+fn commit(what: &str, frame: (VirtioNetHdr, HeapBytes), frames: usize, units: usize) {
+    let mut bench = Bench::new(frame);
     let first = EpochId::FIRST;
     bench.command(move |handle| handle.set_mode(&PORT, Mode::Commit { first }).expect("protected"));
     let mut epoch = 0;
-    measure("epoch", "segment, captured, held, cut, released, sent", SEGMENTS * 100, || {
+    measure("epoch", &format!("{what}, captured, held, cut, released, sent"), units, || {
         epoch += 1;
-        bench.send(100);
+        bench.send(frames);
         bench.command(move |handle| {
             handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
             handle.release(&PORT, token(epoch)).expect("released");
         });
         while bench.core.turn() > 0 {}
-        assert_eq!(bench.peer.drop_sent(), SEGMENTS * 100);
+        assert_eq!(bench.peer.drop_sent(), units);
     });
 }
 
+/// A frame of 60 bytes, which waits in the ring of small ones.
+fn small() -> (VirtioNetHdr, HeapBytes) {
+    (VirtioNetHdr::default(), HeapBytes(sample::Tcp::data(false, vec![5; 6]).bytes()))
+}
+
+/// Handles of frames, as long as a frame's own, without the frames.
+fn escrow() {
+    const HELD: usize = 10_000;
+    let mut escrow = Escrow::<(usize, u64)>::new(Limits::default());
+    escrow.protect(EpochId::FIRST).expect("nothing is sealed");
+    let mut out = VecDeque::with_capacity(HELD);
+    let mut epoch = 0;
+    measure("escrow", "frame, held, cut, released", HELD, || {
+        epoch += 1;
+        for nth in 0..HELD {
+            assert!(escrow.hold((nth, 0), 60).is_none());
+        }
+        escrow.cut(EpochId::new(epoch)).expect("in order");
+        escrow.release(&token(epoch), &mut out, &mut |_, _| {}).expect("sealed");
+        out.clear();
+    });
+}
+
+fn steering() {
+    const FRAMES: u32 = 10_000;
+    let mut steering = Steering::default();
+    let takes = (0..4).fold(Pairs::default(), Pairs::with);
+    for flows in [64, 4096] {
+        let flow = |nth: u32| (nth % flows).wrapping_mul(0x9e37_79b9);
+        measure("steering", &format!("frame sent, {flows} flows"), FRAMES as usize, || {
+            for nth in 0..FRAMES {
+                steering.sent(black_box(flow(nth)), 1);
+            }
+        });
+        measure("steering", &format!("frame received, {flows} flows"), FRAMES as usize, || {
+            for nth in 0..FRAMES {
+                black_box(steering.pair(black_box(flow(nth)), takes));
+            }
+        });
+    }
+}
+
 fn idle() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::new(large());
     measure("idle", "turn that finds nothing", 10_000, || {
         for _ in 0..10_000 {
             bench.core.turn();
@@ -245,6 +293,9 @@ fn main() {
     segment();
     coalesce();
     native();
-    commit();
+    commit("segment", large(), 100, SEGMENTS * 100);
+    commit("frame of 60 bytes", small(), 4000, 4000);
+    escrow();
+    steering();
     idle();
 }

@@ -116,7 +116,8 @@ impl Receiver {
     /// each. Returns how many buffers were used. A frame that is longer than any of IP is dropped and
     /// counted: its buffer is used and not told of.
     ///
-    /// Never waits; no allocation; one system call.
+    /// Never waits; no allocation; one system call. From one end of a veth pair, in full bursts: 0.52 us a frame of 60 bytes, 0.54 of
+    /// 1514, 1.0 of 9014 (`cargo bench -p holdfast-packet-socket`).
     pub fn burst<B: AsMut<[u8]>>(&mut self, buffers: &mut [B], mut done: impl FnMut(Received)) -> usize {
         let count = buffers.len().min(BURST);
         let Slots { messages, pieces, headers, controls } = &mut *self.slots;

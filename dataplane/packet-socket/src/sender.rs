@@ -61,7 +61,8 @@ impl Sender {
     /// kernel cuts into `frames`. It is copied before this returns.
     ///
     /// Never waits; no allocation; one system call. Most of its cost is the kernel's path to the other
-    /// end of the interface.
+    /// end of the interface: into a veth pair 1.5 us a frame of 60 bytes, 1.5 of 1514, 2.1 of 9014
+    /// (`cargo bench -p holdfast-packet-socket`).
     pub fn send(&mut self, header: &[u8; HEADER_LEN], parts: &[&[u8]], frames: usize) -> Sent {
         let mut pieces = ArrayVec::<IoSlice<'_>, { PARTS_MAX + 1 }>::new();
         pieces.push(IoSlice::new(header));
