@@ -5,6 +5,9 @@
 //! directions. The descriptors of a burst are returned from the second on and the first one last: until then
 //! the driver sees none of them. Every write to the ring marks the own dirty bitmap (CK-2) and, when asked for,
 //! QEMU's log.
+//!
+//! With the copy of the frame, in bursts of 32: 51 ns to take one of 60 bytes and 49 of 1514; 43 and 57 to put one
+//! (`cargo bench -p holdfast-vhost-user`; a split ring takes 42, 39, 33 and 43 in the same run). No allocation.
 
 use super::chain::{
     Chain, DESCRIPTOR_BYTES, Descriptor, Direction, Seen, add, check_indirect, load_indirect,

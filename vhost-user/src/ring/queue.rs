@@ -231,6 +231,9 @@ impl Queue {
     }
 
     /// Looks at more chains, up to `max` and a burst; their memory is fetched meanwhile.
+    ///
+    /// Bound: [`LOOK`] chains. Allocations: none. Its cost, and that of what follows until [`Queue::publish`], is in the figures of
+    /// [`TxRing::poll`](super::TxRing::poll) and [`RxRing::push`](super::RxRing::push), with the copy of the frame.
     #[inline]
     pub(super) fn look(&mut self, max: usize, direction: Direction) -> Result<(), RingFault> {
         let before = self.seen.len();
@@ -293,6 +296,8 @@ impl Queue {
     }
 
     /// Shows the guest everything completed since the last time, and notifies it once if it asked.
+    ///
+    /// Bound: what is pending, the ring's entries at most; one system call where the guest asked. Allocations: none.
     pub(crate) fn publish(&mut self) -> Result<(), RingFault> {
         self.mark();
         let asked = each!(&mut self.kind, queue => match queue.is_pending() {

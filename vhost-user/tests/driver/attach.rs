@@ -16,14 +16,22 @@ pub(crate) const RING: u16 = 256;
 /// Where the indices of both rings begin: near the wrap.
 pub(crate) const BASE: u16 = 65500;
 
+/// Where packed rings begin: at the first place, in the sense of the first round.
+const PACKED_BASE: u16 = 1 << 15;
+
 /// Starts both rings (0 receives, 1 sends) as a frontend does, without protocol features.
-fn start(frontend: &mut Frontend, ram: &GuestRam, queues: &[DriverQueue<'_>; 2], call: &EventFd) {
+fn start(
+    frontend: &mut Frontend,
+    ram: &GuestRam,
+    queues: &[DriverQueue<'_>; 2],
+    call: &EventFd,
+    packed: bool,
+) {
     frontend.set_owner().expect("owner");
     let offered = frontend.get_features().expect("features");
     frontend.get_protocol_features().expect("protocol features");
-    frontend
-        .set_features(offered & !(features::bits::LOG_ALL | features::bits::RING_PACKED))
-        .expect("features");
+    let (base, unwanted) = if packed { (PACKED_BASE, 0) } else { (BASE, features::bits::RING_PACKED) };
+    frontend.set_features(offered & !(features::bits::LOG_ALL | unwanted)).expect("features");
     let file = ram.descriptor();
     let table = REGIONS.map(|(gpa, bytes, offset)| VhostUserMemoryRegionInfo {
         guest_phys_addr: gpa,
@@ -44,7 +52,7 @@ fn start(frontend: &mut Frontend, ram: &GuestRam, queues: &[DriverQueue<'_>; 2],
             log_addr: None,
         };
         frontend.set_vring_num(ring, RING).expect("size");
-        frontend.set_vring_base(ring, BASE).expect("base");
+        frontend.set_vring_base(ring, base).expect("base");
         frontend.set_vring_addr(ring, &data).expect("addresses");
         frontend.set_vring_call(ring, call).expect("call");
         frontend.set_vring_kick(ring, call).expect("kick");
@@ -60,8 +68,13 @@ pub(crate) struct Attached {
     _call: EventFd,
 }
 
-/// Makes a device and runs its rings.
+/// Makes a device and runs its rings, which are split.
 pub(crate) fn attach(ram: &GuestRam, queues: &[DriverQueue<'_>; 2]) -> Attached {
+    attach_as(ram, queues, false)
+}
+
+/// Makes a device and runs its rings, split or packed.
+pub(crate) fn attach_as(ram: &GuestRam, queues: &[DriverQueue<'_>; 2], packed: bool) -> Attached {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("net0");
     let config = DeviceConfig {
@@ -76,7 +89,7 @@ pub(crate) fn attach(ram: &GuestRam, queues: &[DriverQueue<'_>; 2]) -> Attached 
     let (device, mut endpoint) = Device::spawn(config, Arc::new(|| {})).expect("a device");
     let call = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
     let mut frontend = Frontend::from_stream(UnixStream::connect(&path).expect("connects"), 2);
-    start(&mut frontend, ram, queues, &call);
+    start(&mut frontend, ram, queues, &call, packed);
     while !(endpoint.tx_rings()[0].is_running() && endpoint.rx_rings()[0].is_running()) {
         endpoint.poll_control();
         std::thread::yield_now();
