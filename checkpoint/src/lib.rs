@@ -16,6 +16,8 @@ pub mod lease;
 pub mod pages;
 pub mod primary;
 pub mod protocol;
+#[cfg(test)]
+mod proxy;
 pub mod qemu;
 pub mod qmp;
 pub mod reduction;

@@ -2,19 +2,18 @@
 
 mod lab;
 mod plugged;
-mod proxy;
 
 use super::*;
 use crate::gate::PortLimits;
 use crate::host_needs;
 use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, Refusal, RefusalCode, Welcome};
+use crate::proxy::Proxy;
 use crate::qemu::tests::{MEMORY, has_qemu};
 use crate::transport::{Incoming, LinkEvent, Listener, TcpTransport, Transport};
 use crate::urgent::is_ordinary;
 use holdfast_epoch::Term;
 use lab::*;
 use nix::sys::signal::Signal;
-use proxy::Proxy;
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

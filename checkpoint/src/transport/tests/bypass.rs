@@ -1,13 +1,14 @@
 //! Links over a bypass of two real threads; between their ports a cable in memory that can be cut.
 
 use super::*;
+use crate::proxy::Proxy;
 use crate::transport::{Bypass, BypassSettings, Nic};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
 const MTU: u16 = 9000;
 
@@ -29,6 +30,27 @@ struct Cable {
     /// Of so many frames one is lost; none of 0.
     loses_one_of: AtomicU64,
     frames: AtomicU64,
+    stalled: Mutex<bool>,
+    goes_on: Condvar,
+}
+
+impl Cable {
+    /// Holds the threads of both ports where they are: neither port moves a frame, and neither finds out that it
+    /// does not.
+    fn stall(self: &Arc<Self>) -> Stalled {
+        *self.stalled.lock().expect("no panic") = true;
+        Stalled(Arc::clone(self))
+    }
+}
+
+/// While it lives the ports stand still.
+struct Stalled(Arc<Cable>);
+
+impl Drop for Stalled {
+    fn drop(&mut self) {
+        *self.0.stalled.lock().expect("no panic") = false;
+        self.0.goes_on.notify_all();
+    }
 }
 
 impl Nic for Plug {
@@ -37,6 +59,8 @@ impl Nic for Plug {
     }
 
     fn receive(&mut self, take: &mut dyn FnMut(&[u8])) -> usize {
+        let stalled = self.cable.stalled.lock().expect("no panic");
+        drop(self.cable.goes_on.wait_while(stalled, |stalled| *stalled).expect("no panic"));
         let frames: Vec<Vec<u8>> = self.from.try_iter().take(32).collect();
         frames.iter().for_each(|frame| take(frame));
         frames.len()
@@ -222,6 +246,48 @@ fn last_words_come_by_the_connection_when_the_cable_is_cut() {
 /// Waits until the owner has taken up what was queued.
 fn settle_sent(link: &Link) {
     wait_until("taken up", || link.bulk().is_empty());
+}
+
+/// Leases of heartbeats that were all sent from now on.
+fn leases_from_now_on(primary: &Link, count: usize) {
+    let now = Instant::now();
+    let mut left = count;
+    while left > 0 {
+        match primary.events().recv_timeout(SOON) {
+            Ok(LinkEvent::Lease { until, .. }) => left -= usize::from(until > now + SOON),
+            other => panic!("a lease was due, not {other:?}; {:?}", primary.end()),
+        }
+    }
+}
+
+/// FO-1: heartbeats and their answers go both ways, and the first answer counts: a connection that stands still takes
+/// no lease away while the bypass lives.
+#[test]
+fn a_connection_that_stands_still_leaves_the_lease_to_the_bypass() {
+    let world = bypassed();
+    let proxy = Proxy::start(world.pair.listener.address());
+    let dialer = TcpTransport::new(proxy.address, world.pair.dialer.security().clone());
+    let dialer = dialer.over(Some(world.bypass[0].clone()));
+    let world = Bypassed { pair: Pair { dialer, ..world.pair }, ..world };
+    let (primary, backup) = session(&world);
+    over_bypass(&primary, &backup);
+    proxy.mute(true, true);
+    leases_from_now_on(&primary, 20);
+    assert_eq!((primary.bypass_returns(), backup.bypass_returns()), (0, 0));
+    proxy.heal();
+}
+
+/// FO-1: and a bypass that stands still takes none away while the connection lives, before anybody has found out.
+#[test]
+fn a_bypass_that_stands_still_leaves_the_lease_to_the_connection() {
+    let world = bypassed();
+    let (primary, backup) = session(&world);
+    over_bypass(&primary, &backup);
+    let stalled = world.cable.stall();
+    leases_from_now_on(&primary, 20);
+    assert!(primary.uses_bypass() && backup.uses_bypass(), "nobody has left the path");
+    drop(stalled);
+    stream(&primary, &backup, 100, |_| {});
 }
 
 #[test]

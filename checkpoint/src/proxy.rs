@@ -17,14 +17,14 @@ struct State {
 
 /// Passes TCP connections on to a host.
 #[derive(Clone)]
-pub(super) struct Proxy {
-    pub(super) address: SocketAddr,
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
     state: Arc<(Mutex<State>, Condvar)>,
 }
 
 impl Proxy {
     /// A proxy in front of `target`; its threads end with the process.
-    pub(super) fn start(target: SocketAddr) -> Self {
+    pub(crate) fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         let proxy = Self { address: listener.local_addr().expect("an address"), state: Arc::default() };
         let mine = proxy.clone();
@@ -42,14 +42,14 @@ impl Proxy {
     }
 
     /// Lets nothing pass towards the host, from it, or both.
-    pub(super) fn mute(&self, there: bool, back: bool) {
+    pub(crate) fn mute(&self, there: bool, back: bool) {
         let mut state = self.state.0.lock().expect("no panic");
         (state.mute_there, state.mute_back) = (there, back);
         self.state.1.notify_all();
     }
 
     /// Breaks all connections, and refuses new ones until [`Proxy::heal`].
-    pub(super) fn cut(&self) {
+    pub(crate) fn cut(&self) {
         let mut state = self.state.0.lock().expect("no panic");
         state.cut = true;
         for socket in state.open.drain(..) {
@@ -60,7 +60,7 @@ impl Proxy {
     }
 
     /// Everything passes again.
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         let mut state = self.state.0.lock().expect("no panic");
         (state.mute_there, state.mute_back, state.cut) = (false, false, false);
         self.state.1.notify_all();
