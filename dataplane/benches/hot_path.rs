@@ -264,7 +264,7 @@ fn escrow() {
 fn steering() {
     const FRAMES: u32 = 10_000;
     let mut steering = Steering::default();
-    let takes = (0..4).fold(Pairs::default(), Pairs::with);
+    let takes = Pairs::from_bits(0b1111);
     for flows in [64, 4096] {
         let flow = |nth: u32| (nth % flows).wrapping_mul(0x9e37_79b9);
         measure("steering", &format!("frame sent, {flows} flows"), FRAMES as usize, || {
