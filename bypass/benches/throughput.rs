@@ -17,6 +17,20 @@ struct Side {
     port: Port,
     path: Option<PathId>,
     cpu: Duration,
+    spent: Spent,
+}
+
+/// Where a side's time went.
+#[derive(Clone, Copy, Default)]
+struct Spent {
+    /// Frames that came, opened and put together.
+    handled: Duration,
+    /// Records taken.
+    received: Duration,
+    /// Datagrams made and sealed, and written as frames.
+    made: Duration,
+    frames_in: u64,
+    frames_out: u64,
 }
 
 fn side(last: u8, mtu: u16, identity: &Identity) -> Side {
@@ -31,15 +45,17 @@ fn side(last: u8, mtu: u16, identity: &Identity) -> Side {
     };
     let (client, server) = identity.configs();
     let port = Port::new(settings, client, server, Instant::now()).expect("it can be");
-    Side { port, path: None, cpu: Duration::ZERO }
+    Side { port, path: None, cpu: Duration::ZERO, spent: Spent::default() }
 }
 
 /// One turn of a side: what came is handled, what is due is made; gives bytes of the records that came.
 fn turn(side: &mut Side, frames: &mut Vec<Vec<u8>>, out: &mut Vec<Vec<u8>>) -> usize {
     let now = Instant::now();
+    side.spent.frames_in += frames.len() as u64;
     for frame in frames.drain(..) {
         side.port.handle_frame(&frame, now);
     }
+    side.spent.handled += now.elapsed();
     side.port.handle_timeout(now);
     while let Some(event) = side.port.poll_event() {
         match event {
@@ -47,18 +63,22 @@ fn turn(side: &mut Side, frames: &mut Vec<Vec<u8>>, out: &mut Vec<Vec<u8>>) -> u
             Event::Lost { why, .. } => panic!("{why}"),
         }
     }
-    let mut received = 0;
+    let (mut received, began) = (0, Instant::now());
     if let Some(path) = side.path {
         while let Some(record) = side.port.receive(path, Class::Bulk, now) {
             received += record.body.len();
         }
     }
+    side.spent.received += began.elapsed();
+    let began = Instant::now();
     for _ in 0..RING {
         let Some(len) = side.port.next_frame(now) else { break };
         let mut frame = vec![0; len];
         side.port.take_frame(&mut frame);
         out.push(frame);
     }
+    side.spent.frames_out += out.len() as u64;
+    side.spent.made += began.elapsed();
     side.cpu += now.elapsed();
     received
 }
@@ -77,7 +97,9 @@ fn main() {
             turn(&mut from, &mut back, &mut ahead);
             turn(&mut to, &mut ahead, &mut back);
         }
-        (from.cpu, to.cpu) = (Duration::ZERO, Duration::ZERO);
+        for side in [&mut from, &mut to] {
+            (side.cpu, side.spent) = (Duration::ZERO, Spent::default());
+        }
         let body = Bytes::from(vec![0x5a; RECORD]);
         let (mut received, started) = (0, Instant::now());
         while received < TOTAL {
@@ -94,6 +116,13 @@ fn main() {
             rate(started.elapsed()),
             rate(from.cpu),
             rate(to.cpu)
+        );
+        let each = |time: Duration, frames: u64| time.as_nanos() as f64 / frames as f64;
+        println!(
+            "mtu {mtu}: {:.0} ns a frame made, sealed and written; {:.0} a frame opened, {:.0} more until its record is taken",
+            each(from.spent.made, from.spent.frames_out),
+            each(to.spent.handled, to.spent.frames_in),
+            each(to.spent.received, to.spent.frames_in)
         );
     }
 }
