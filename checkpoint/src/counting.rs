@@ -5,6 +5,7 @@ use nix::unistd::gettid;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
 
 /// Threads that are told apart, at most; what others allocate is not counted.
@@ -74,6 +75,21 @@ fn own() -> usize {
             taken
         }
     })
+}
+
+/// Says that a process is one of its own.
+const ALONE: &str = "HOLDFAST_TEST_COUNTS_ALLOCATIONS";
+
+/// Whether this process has nothing but the calling test in it; if not, one is started for it, which must succeed.
+/// Threads are told apart by their names, and other tests have such threads too.
+pub(crate) fn in_process_of_its_own(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let tests = std::env::current_exe().expect("this program");
+    let status = Command::new(tests).args(["--exact", test, "--nocapture"]).env(ALONE, "1").status();
+    assert!(status.expect("it starts").success(), "the process of its own has the reason");
+    false
 }
 
 /// Allocations of this thread so far.

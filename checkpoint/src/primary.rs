@@ -21,19 +21,21 @@ mod ahead;
 mod capture;
 mod policy;
 mod replicator;
+mod staging;
 mod stats;
 mod stream;
 
 pub use policy::{EpochFacts, EpochPolicy, FixedLength, FollowOutput, OnOutput};
+pub use staging::StagingPages;
 pub use stats::{EpochRecord, PauseParts, SpreadUs, StatsSnapshot};
 
 pub(crate) use ahead::LEAST_OF_EPOCH;
 pub(crate) use capture::{Capture, CaptureError, Captured, Round, RoundEnd};
 pub(crate) use replicator::{Contents, Ending, Report, SealedEpoch, Session, SessionSettings, begin};
+pub(crate) use staging::{CHUNK_BYTES, Chunk, Staging};
 pub(crate) use stats::{SealTimes, Stats};
 
 use crate::gate::{CutReport, GateError, OutputGate, PortLimits, Stream, Traffic};
-use crate::pages::{PAGE_SIZE, PageIndex};
 use crate::protocol::BATCH_PAGES;
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -125,28 +127,6 @@ impl OutputGate for HoldingGate {
 
     fn announce(&mut self) {
         self.gate.announce();
-    }
-}
-
-/// Some captured pages; the buffers are used again and again.
-#[derive(Debug)]
-pub(crate) struct Chunk {
-    pages: Vec<PageIndex>,
-    bytes: Box<[u8]>,
-}
-
-impl Chunk {
-    fn new() -> Self {
-        let bytes = vec![0; CHUNK_PAGES * PAGE_SIZE].into_boxed_slice();
-        Self { pages: Vec::with_capacity(CHUNK_PAGES), bytes }
-    }
-
-    fn room(&self) -> usize {
-        CHUNK_PAGES - self.pages.len()
-    }
-
-    fn iter(&self) -> impl Iterator<Item = (PageIndex, &[u8])> {
-        self.pages.iter().copied().zip(self.bytes.chunks_exact(PAGE_SIZE))
     }
 }
 

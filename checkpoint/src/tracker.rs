@@ -37,6 +37,11 @@ pub trait DirtyTracker: Send {
     /// When the process or its memory is not there any more: nothing can be said of any page then, and
     /// only a new tracker and a full synchronisation help.
     fn collect(&mut self, into: &mut PageSet) -> Result<ScanStats, TrackError>;
+
+    /// Kernel ids of threads of its own that [`DirtyTracker::collect`] waits for.
+    fn thread_ids(&self) -> Vec<i32> {
+        Vec::new()
+    }
 }
 
 /// What a scan found.

@@ -19,7 +19,7 @@
 use crate::gate::{GuestMemorySource, MemoryError, MemoryFacts};
 use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::primary::ahead::{Ahead, Passed};
-use crate::primary::{Chunk, Work};
+use crate::primary::{Chunk, Staging, Work};
 use crate::tracker::{DirtyTracker, TrackError};
 use crate::urgent::own_thread;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -35,7 +35,7 @@ use thiserror::Error;
 /// processor's cache on their way. Only a pause, in which the guest stands still, takes more.
 const ROUND_CHUNKS: usize = 8;
 
-/// Sets that are kept to be used again.
+/// Sets for captures to come, which come back and are used again.
 const SPARE_SETS: usize = 8;
 
 /// Why pages could not be captured. None is forgotten: they stay pending (CK-2).
@@ -90,7 +90,7 @@ enum Order {
     Facts(Sender<Result<MemoryFacts, MemoryError>>),
     Attach(MemoryFacts, Box<dyn DirtyTracker>),
     Detach,
-    Open { work: Sender<Work>, free: Receiver<Chunk>, chunks: usize },
+    Open(Pipe),
     Round(Round, Sender<RoundEnd>),
     Ahead(EpochId, Instant),
     First(EpochId, Sender<Result<(), CaptureError>>),
@@ -155,9 +155,10 @@ impl Capture {
         self.order(Order::Detach);
     }
 
-    /// Captured pages go to this session, in chunks of which there are `chunks` at the most.
-    pub(crate) fn open(&self, work: Sender<Work>, free: Receiver<Chunk>, chunks: usize) {
-        self.order(Order::Open { work, free, chunks });
+    /// Captured pages go to this session, in chunks that were sent, or that wait in the staging memory.
+    pub(crate) fn open(&self, work: Sender<Work>, free: Receiver<Chunk>, staging: Staging) {
+        let kept = staging.chunks() / 2;
+        self.order(Order::Open(Pipe { work, free, staging, kept, taken: 0 }));
     }
 
     /// Sends pages of the running guest.
@@ -240,12 +241,11 @@ impl Drop for Capture {
 struct Pipe {
     work: Sender<Work>,
     free: Receiver<Chunk>,
-    /// Chunks that may still be made.
-    unmade: usize,
+    staging: Staging,
     /// Chunks that passes ahead leave to the pause.
     kept: usize,
-    /// Chunks that are left unmade by rounds.
-    unmade_by_rounds: usize,
+    /// Chunks that were taken of the staging memory.
+    taken: usize,
 }
 
 struct Watched {
@@ -311,18 +311,14 @@ impl Worker {
             Order::Detach => {
                 self.ahead.stop();
                 self.watched = None;
+                // Whoever is no primary any more needs no memory for captured pages.
+                (self.pipe, self.filling) = (None, None);
             }
-            Order::Open { work, free, chunks } => {
+            Order::Open(pipe) => {
                 self.give_up();
                 // The session that ended is told of; what a scan may have lost is not.
                 self.failed.take_if(|fault| matches!(fault, CaptureError::SessionEnded));
-                self.pipe = Some(Pipe {
-                    work,
-                    free,
-                    unmade: chunks,
-                    kept: chunks / 2,
-                    unmade_by_rounds: chunks.saturating_sub(ROUND_CHUNKS),
-                });
+                self.pipe = Some(pipe);
             }
             Order::Round(round, answer) => drop(answer.send(self.round(round))),
             Order::Ahead(epoch, until) => {
@@ -556,33 +552,31 @@ impl Chunk {
 impl Pipe {
     /// A chunk to fill ahead of the pause, if enough are left for the pause.
     fn spare_chunk(&mut self) -> Option<Chunk> {
-        if self.free.len() + self.unmade <= self.kept {
+        if self.free.len() + self.staging.waiting() <= self.kept {
             return None;
         }
         self.chunk().ok()
     }
 
-    /// A chunk to fill: a used one, a new one, or the next one that becomes free. While the guest
+    /// A chunk to fill: a used one, another one, or the next one that becomes free. While the guest
     /// stands still this is how a slow link makes the pause longer instead of the memory fuller.
     fn chunk(&mut self) -> Result<Chunk, CaptureError> {
-        if let Ok(mut used) = self.free.try_recv() {
-            used.pages.clear();
-            return Ok(used);
-        }
-        if self.unmade > 0 {
-            self.unmade -= 1;
-            return Ok(Chunk::new());
-        }
-        let mut used = self.free.recv().map_err(|_| CaptureError::SessionEnded)?;
-        used.pages.clear();
-        Ok(used)
+        let ready = self.free.try_recv().ok().or_else(|| {
+            let chunk = self.staging.take();
+            self.taken += usize::from(chunk.is_some());
+            chunk
+        });
+        let mut chunk = ready.or_else(|| self.staging.wait(&self.free)).ok_or(CaptureError::SessionEnded)?;
+        chunk.pages.clear();
+        Ok(chunk)
     }
 
     /// A chunk for a round.
     fn chunk_of_round(&mut self) -> Result<Chunk, CaptureError> {
-        if self.unmade > self.unmade_by_rounds {
+        if self.taken < ROUND_CHUNKS {
             return self.chunk();
         }
+        // All that were taken come back this way.
         let mut used = self.free.recv().map_err(|_| CaptureError::SessionEnded)?;
         used.pages.clear();
         Ok(used)
@@ -618,7 +612,8 @@ impl Watched {
             restless: set.clone(),
             found: 0,
             fresh: set,
-            spare: Vec::new(),
+            // A pause asks for no memory: what is not written is not taken.
+            spare: (0..SPARE_SETS).map(|_| PageSet::for_bytes(len)).collect(),
             copies: 0,
             scan: Duration::ZERO,
             scans: 0,

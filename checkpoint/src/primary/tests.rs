@@ -12,7 +12,7 @@ use crate::gate::spoken::{Speaker, Spoken};
 use crate::gate::{CutReport, GateError, GateState, GuestMemorySource, MemoryError, MemoryFacts, PortLimits};
 use crate::image::{Image, ImageConfig};
 use crate::keys::{Identity, make_pair};
-use crate::pages::PageSet;
+use crate::pages::{PAGE_SIZE, PageIndex, PageSet};
 use crate::protocol::{Begin, DeviceDigest, Hello, Message, PROTOCOL_VERSION};
 use crate::reduction::Reduction;
 use crate::tracker::{DirtyTracker, FileIdentity, ScanStats, TrackError};
@@ -216,12 +216,16 @@ impl Backup {
     }
 }
 
+fn staging(chunks: usize) -> Staging {
+    Staging::map(chunks).expect("memory")
+}
+
 /// Begins a session on the primary.
 fn session(link: Link, capture: &Capture, told: &Told, settings: &SessionSettings) -> Session {
     link.send(&Message::Begin(Begin { full: settings.full, term: TERM, first: settings.first }));
     let stats = Arc::clone(&told.stats);
     let session = begin(Arc::new(link), told.gate(), stats, settings).expect("a thread");
-    capture.open(session.work.clone(), session.free.clone(), settings.chunks);
+    capture.open(session.work.clone(), session.free.clone(), staging(settings.chunks));
     session
 }
 
@@ -520,7 +524,7 @@ fn nothing_that_was_not_confirmed_is_forgotten() {
     // Another session takes what comes now.
     let (work, taken) = unbounded();
     let (_free, freed) = unbounded();
-    bench.capture.open(work, freed, 4);
+    bench.capture.open(work, freed, staging(4));
     bench.capture.first(half.next()).recv().expect("an answer").expect("captured");
     let captured = bench.capture.last(half.next()).recv().expect("an answer").expect("captured");
     assert_eq!(captured.set.iter().map(|page| page.0).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
@@ -612,7 +616,7 @@ fn a_round_that_is_called_off_forgets_nothing() {
     assert!(end.outcome.is_err());
     let (work, _taken) = unbounded();
     let (_free, freed) = unbounded();
-    bench.capture.open(work, freed, 200);
+    bench.capture.open(work, freed, staging(200));
     let epoch = EpochId::new(9);
     bench.capture.first(epoch).recv().expect("an answer").expect("captured");
     assert_eq!(bench.capture.last(epoch).recv().expect("an answer").expect("captured").set.len(), 12_000);

@@ -15,7 +15,9 @@
 //! all protection and QEMU runs as before.
 //!
 //! Offsets are those of the file, in 64 bits. Needs Linux 6.7.
-#![expect(unsafe_code, reason = "ioctl requests on userfaultfd and pagemap")]
+#![expect(unsafe_code, reason = "ioctl requests on userfaultfd")]
+
+mod scan;
 
 use super::inject::{InjectError, Stopped, in_process, permission_mend};
 use super::maps::{FileIdentity, Mapping};
@@ -24,25 +26,12 @@ use super::{DirtyTracker, ScanStats, TrackError};
 use crate::pages::{PAGE_SIZE, PageSet};
 use nix::errno::Errno;
 use nix::libc;
-use std::fs::File;
+use scan::{PageMap, Scanners};
 use std::io;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::thread;
 use std::time::Instant;
 use thiserror::Error;
-
-/// Runs of pages that one step of a scan can report.
-const RUNS: usize = 4096;
-
-/// Memory of a mapping that one thread scans at a time: a scan of it takes about half a millisecond.
-const PART_BYTES: usize = 1 << 30;
-
-/// Threads that scan, at the most.
-const SCANNERS: usize = 8;
-
-/// Written pages that are no farther apart are protected in one step.
-const NEAR_BYTES: u64 = 2 << 20;
 
 const UFFD_USER_MODE_ONLY: u64 = 1;
 const UFFD_API: u64 = 0xaa;
@@ -52,10 +41,6 @@ const FEATURE_WP_UNPOPULATED: u64 = 1 << 13;
 const FEATURE_WP_ASYNC: u64 = 1 << 15;
 const REGISTER_MODE_WP: u64 = 1 << 1;
 const WRITEPROTECT_MODE_WP: u64 = 1 << 0;
-const PAGE_IS_WRITTEN: u64 = 1 << 1;
-const SCAN_WP_MATCHING: u64 = 1 << 0;
-const SCAN_CHECK_WPASYNC: u64 = 1 << 1;
-
 #[repr(C)]
 struct UffdApi {
     api: u64,
@@ -84,35 +69,10 @@ struct UffdWriteProtect {
     mode: u64,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default)]
-struct PageRegion {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
-#[repr(C)]
-struct PagemapScan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    vec: u64,
-    vec_len: u64,
-    max_pages: u64,
-    category_inverted: u64,
-    category_mask: u64,
-    category_anyof_mask: u64,
-    return_mask: u64,
-}
-
 nix::ioctl_readwrite!(uffd_api, 0xaa, 0x3f, UffdApi);
 nix::ioctl_read!(uffd_unregister, 0xaa, 0x01, UffdRange);
 nix::ioctl_readwrite!(uffd_register, 0xaa, 0x00, UffdRegister);
 nix::ioctl_readwrite!(uffd_write_protect, 0xaa, 0x06, UffdWriteProtect);
-nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PagemapScan);
 
 /// Why a process's memory cannot be tracked.
 #[derive(Debug, Error)]
@@ -176,32 +136,7 @@ pub struct UffdTracker {
     watch: Watch,
     /// Holds the protection; closing it lifts it.
     uffd: OwnedFd,
-    pagemap: File,
-    /// All mappings, cut to what one thread scans at a time.
-    parts: Vec<Part>,
-    /// Room for what each thread finds.
-    found: Vec<Vec<PageRegion>>,
-}
-
-/// A part of a mapping: addresses of the process, and the offset in the file of the first.
-#[derive(Clone, Copy, Debug)]
-struct Part {
-    start: u64,
-    end: u64,
-    offset: u64,
-}
-
-/// Cuts mappings into parts.
-fn cut(mappings: &[Mapping]) -> Vec<Part> {
-    let parts = |mapping: &Mapping| {
-        let (start, end, offset) = (mapping.start, mapping.end, mapping.offset);
-        (start..end).step_by(PART_BYTES).map(move |from| Part {
-            start: from,
-            end: end.min(from + PART_BYTES as u64),
-            offset: offset + (from - start),
-        })
-    };
-    mappings.iter().flat_map(parts).collect()
+    scanners: Scanners,
 }
 
 impl UffdTracker {
@@ -211,6 +146,12 @@ impl UffdTracker {
     /// # Errors
     /// When the process cannot be traced, does not map the file, or the kernel is too old.
     pub fn attach(pid: i32, file: FileIdentity, len: u64) -> Result<Self, AttachError> {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        Self::attach_with(processors, pid, file, len)
+    }
+
+    /// The same, where there are so many processors.
+    fn attach_with(processors: usize, pid: i32, file: FileIdentity, len: u64) -> Result<Self, AttachError> {
         let watch = Watch::begin(pid, file).map_err(|source| match source.kind() {
             io::ErrorKind::NotFound => AttachError::Inject(InjectError::Gone { pid }),
             _ => attach_fault(pid, "read its mappings")(source),
@@ -223,16 +164,12 @@ impl UffdTracker {
         for mapping in watch.mappings() {
             protect(&uffd, pid, mapping)?;
         }
-        let pagemap =
-            File::open(format!("/proc/{pid}/pagemap")).map_err(attach_fault(pid, "open its page map"))?;
-        let parts = cut(watch.mappings());
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        let scanners = parts.len().min(processors).clamp(1, SCANNERS);
-        let found = vec![vec![PageRegion::default(); RUNS]; scanners];
-        let mut tracker = Self { pid, len, watch, uffd, pagemap, parts, found };
+        let map = PageMap::open(pid).map_err(attach_fault(pid, "open its page map"))?;
+        let scanners = Scanners::start(processors, map, watch.mappings());
+        let mut tracker = Self { pid, len, watch, uffd, scanners };
         // Whether the kernel can scan at all must come out now, and a mapping made meanwhile too.
         tracker.watch.check().map_err(|fault| first_scan_fault(pid, fault))?;
-        tracker.probe().map_err(|fault| first_scan_fault(pid, fault))?;
+        tracker.scanners.probe(tracker.mappings()[0].start).map_err(|fault| first_scan_fault(pid, fault))?;
         Ok(tracker)
     }
 
@@ -241,127 +178,6 @@ impl UffdTracker {
     pub fn mappings(&self) -> &[Mapping] {
         self.watch.mappings()
     }
-
-    /// Tries a scan of one page without protecting anything.
-    fn probe(&self) -> Result<(), TrackError> {
-        let start = self.mappings()[0].start;
-        let mut found = [PageRegion::default()];
-        self.walk(start..start + PAGE_SIZE as u64, SCAN_CHECK_WPASYNC, &mut found, &mut |_| {})
-    }
-
-    /// Scans some parts of the memory; gives the runs of pages that were written, which are protected now.
-    ///
-    /// Protecting takes the whole range that it is asked for away from a guest under KVM for a moment, written or
-    /// not. So the written pages are looked for first, and only their neighbourhoods are protected.
-    fn scan(&self, parts: &[Part], found: &mut [PageRegion]) -> Result<Vec<Range<u64>>, TrackError> {
-        let mut runs = Vec::new();
-        for part in parts {
-            let mut near: Vec<Range<u64>> = Vec::new();
-            self.walk(part.start..part.end, SCAN_CHECK_WPASYNC, found, &mut |run| match near.last_mut() {
-                // A look that goes on where there was no more room may show a run twice.
-                Some(last) if run.start <= last.end + NEAR_BYTES => last.end = last.end.max(run.end),
-                _ => near.push(run.start..run.end),
-            })?;
-            for range in near {
-                self.walk(range, SCAN_WP_MATCHING | SCAN_CHECK_WPASYNC, found, &mut |run| {
-                    let first = (part.offset + (run.start - part.start)) / PAGE_SIZE as u64;
-                    runs.push(first..first + (run.end - run.start) / PAGE_SIZE as u64);
-                })?;
-            }
-        }
-        Ok(runs)
-    }
-
-    /// Shows every run of written pages of a range of the process's addresses.
-    fn walk(
-        &self,
-        range: Range<u64>,
-        flags: u64,
-        found: &mut [PageRegion],
-        each: &mut dyn FnMut(&PageRegion),
-    ) -> Result<(), TrackError> {
-        let mut at = range.start;
-        while at < range.end {
-            let mut request = PagemapScan {
-                size: size_of::<PagemapScan>() as u64,
-                flags,
-                start: at,
-                end: range.end,
-                walk_end: 0,
-                vec: found.as_mut_ptr() as u64,
-                vec_len: found.len() as u64,
-                max_pages: 0,
-                category_inverted: 0,
-                // Exactly this category, and nothing else to report, makes the kernel count a page that left
-                // the page tables as written.
-                category_mask: PAGE_IS_WRITTEN,
-                category_anyof_mask: 0,
-                return_mask: PAGE_IS_WRITTEN,
-            };
-            // SAFETY: the request has the size that it names; `vec` points to `vec_len` regions, which outlive the
-            // call and are not otherwise borrowed during it.
-            let result = unsafe { pagemap_scan(self.pagemap.as_raw_fd(), &raw mut request) };
-            let runs = match result {
-                Ok(runs) => usize::try_from(runs).unwrap_or(0),
-                Err(Errno::EINTR) => continue,
-                Err(Errno::ESRCH) => return Err(TrackError::Gone { pid: self.pid }),
-                Err(Errno::EPERM) => {
-                    let change = "a part of it is not watched any more".to_owned();
-                    return Err(TrackError::Remapped { pid: self.pid, change });
-                }
-                Err(errno) => return Err(self.kernel("scan its page map", errno.into())),
-            };
-            found[..runs].iter().for_each(&mut *each);
-            if request.walk_end <= at {
-                return Err(self.kernel("scan its page map", io::ErrorKind::InvalidData.into()));
-            }
-            at = request.walk_end;
-        }
-        Ok(())
-    }
-
-    /// Scans all parts, on several processors where there is much memory.
-    fn scan_all(&self, found: &mut [Vec<PageRegion>]) -> Result<Vec<Range<u64>>, TrackError> {
-        let [own, others @ ..] = found else { unreachable!("one thread scans at least") };
-        let share = self.parts.len().div_ceil(others.len() + 1).max(1);
-        let mut shares = self.parts.chunks(share);
-        let mine = shares.next().unwrap_or_default();
-        thread::scope(|scope| {
-            // Those that a pause starts go first in it, as the thread does that starts them. Where the host has no room
-            // for a thread its share is scanned here.
-            let mut left = Vec::new();
-            let mut scanning = Vec::new();
-            for (parts, found) in shares.zip(others) {
-                match thread::Builder::new().spawn_scoped(scope, move || self.scan(parts, found)) {
-                    Ok(thread) => scanning.push(thread),
-                    Err(_) => left.push(parts),
-                }
-            }
-            let mut outcome = self.scan(mine, own);
-            for parts in left {
-                outcome = joined(outcome, self.scan(parts, own));
-            }
-            for thread in scanning {
-                let theirs = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                outcome = joined(outcome, theirs);
-            }
-            outcome
-        })
-    }
-
-    const fn kernel(&self, what: &'static str, source: io::Error) -> TrackError {
-        TrackError::Kernel { pid: self.pid, what, source }
-    }
-}
-
-/// What two shares found; the fault of one is that of both.
-fn joined(
-    one: Result<Vec<Range<u64>>, TrackError>,
-    other: Result<Vec<Range<u64>>, TrackError>,
-) -> Result<Vec<Range<u64>>, TrackError> {
-    let (mut runs, more) = (one?, other?);
-    runs.extend(more);
-    Ok(runs)
 }
 
 impl Drop for UffdTracker {
@@ -391,20 +207,21 @@ impl DirtyTracker for UffdTracker {
             "the set is over another file than the tracker"
         );
         let start = Instant::now();
-        let mut found = std::mem::take(&mut self.found);
-        let runs = self.scan_all(&mut found);
-        self.found = found;
         let mut stats = ScanStats::default();
-        for run in runs? {
+        self.scanners.scan(&mut |run| {
             stats.pages += run.end - run.start;
             stats.runs += 1;
             // A mapping may be longer than the memory; nobody can write there.
             into.insert_range(run.start.min(into.capacity())..run.end.min(into.capacity()));
-        }
+        })?;
         // After the scan: a mapping that was there before and after was there meanwhile.
         self.watch.check()?;
         stats.took = start.elapsed();
         Ok(stats)
+    }
+
+    fn thread_ids(&self) -> Vec<i32> {
+        self.scanners.thread_ids()
     }
 }
 

@@ -16,6 +16,7 @@
 
 use crate::gate::{MemoryError, MemoryFacts};
 use crate::pages::PAGE_SIZE;
+use crate::primary::Staging;
 use crate::protocol::{DeviceDigest, Hello, Message, PROTOCOL_VERSION, RefusalCode, Welcome};
 use crate::qemu::Machine;
 use crate::transport::{Incoming, Link, LinkEvent, Transport};
@@ -50,6 +51,8 @@ pub(super) struct Found {
     machine: Option<Machine>,
     /// Whether the capture thread watches its memory without a gap.
     pub(super) tracked: bool,
+    /// Threads of the one who watches.
+    pub(super) watchers: Vec<i32>,
 }
 
 /// A link whose Hello was answered with a Welcome.
@@ -72,6 +75,8 @@ pub(super) struct Primary<'a> {
     /// A guest that came to life here, whose memory is not connected yet.
     revived: Option<Box<dyn Guest>>,
     pub(super) way: Way,
+    /// Where captured pages wait, from the first session on.
+    pub(super) staging: Option<Staging>,
     /// Whether the arbiter's record says that this host runs alone.
     pub(super) solo: bool,
     /// Whether the gate holds output: from the first seal of a term on.
@@ -109,6 +114,7 @@ pub(super) fn run_primary(core: &mut Core, start: PrimaryStart) -> Next {
         found: None,
         revived: start.guest,
         way: Way::None,
+        staging: None,
         solo: true,
         holding: false,
         open: None,
@@ -286,7 +292,8 @@ impl Primary<'_> {
             Ok(guest) => {
                 let ended = guest.ended();
                 self.mute_since = None;
-                self.found = Some(Found { guest, memory, ended, machine: None, tracked: false });
+                self.found =
+                    Some(Found { guest, memory, ended, machine: None, tracked: false, watchers: Vec::new() });
                 if self.idle == State::Down {
                     self.idle = State::Native;
                 }

@@ -2,8 +2,8 @@
 
 use crate::gate::CutReport;
 use crate::primary::{
-    CaptureError, Captured, Contents, Ending, EpochFacts, LEAST_OF_EPOCH, OnOutput, Report, Round, RoundEnd,
-    SealTimes, Session, SessionSettings, Work, begin,
+    CHUNK_BYTES, CaptureError, Captured, Contents, Ending, EpochFacts, LEAST_OF_EPOCH, OnOutput, Report,
+    Round, RoundEnd, SealTimes, Session, SessionSettings, Staging, Work, begin,
 };
 use crate::protocol::{Begin, ImageHeld, Message, RefusalCode, Welcome};
 use crate::transport::Link;
@@ -17,9 +17,6 @@ use holdfast_epoch::{Epoch, EpochId};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use thiserror::Error;
-
-/// Memory of a chunk of pages.
-const CHUNK_BYTES: u64 = 1 << 20;
 
 /// What the primary can lose on the way.
 #[derive(Debug, Error)]
@@ -139,6 +136,7 @@ impl Primary<'_> {
         }
         match found.guest.track(&found.memory) {
             Ok(tracker) => {
+                found.watchers = tracker.thread_ids();
                 self.core.capture.attach(found.memory, tracker);
                 found.tracked = true;
                 Ok(true)
@@ -158,18 +156,26 @@ impl Primary<'_> {
         goes_on: bool,
         first: EpochId,
     ) -> Result<(), Lost> {
+        let staging = match self.staging() {
+            Ok(staging) => staging,
+            Err(error) => {
+                self.core.board.trouble(Fault::Host, format!("no memory to capture pages in: {error}"));
+                self.redial_later();
+                return Ok(());
+            }
+        };
         let config = &self.core.config;
         let full = !goes_on;
         link.set_window(welcome.window);
         link.start_heartbeats(config.heartbeat, config.lease);
         link.send(&Message::Begin(Begin { full, term: self.core.term, first }));
-        let chunks = usize::try_from(config.capture_limit / CHUNK_BYTES).unwrap_or(usize::MAX).max(4);
         let cache_bytes = self
             .found
             .as_ref()
             .map_or(0, |found| config.reduction.cache_bytes(found.memory.len, found.memory.page_size));
         let keeps_all = self.found.as_ref().is_some_and(|found| cache_bytes >= found.memory.len);
         let (in_flight, reduction) = (config.in_flight, config.reduction.clone());
+        let chunks = staging.chunks();
         let settings = SessionSettings { in_flight, chunks, full, first, reduction, cache_bytes, keeps_all };
         let (gate, stats) = (self.core.gate.clone(), Arc::clone(&self.core.stats));
         let session = match begin(Arc::clone(&link), gate, stats, &settings) {
@@ -180,7 +186,7 @@ impl Primary<'_> {
                 return Ok(());
             }
         };
-        self.core.capture.open(session.work.clone(), session.free.clone(), chunks);
+        self.core.capture.open(session.work.clone(), session.free.clone(), staging);
         let mut status = self.core.board.edit();
         status.link.connected = true;
         status.link.peer_host = Some(welcome.host.clone());
@@ -206,6 +212,19 @@ impl Primary<'_> {
             committed: goes_on,
         }));
         Ok(())
+    }
+
+    /// Memory for captured pages: mapped before the first session, for all of them.
+    fn staging(&mut self) -> std::io::Result<Staging> {
+        if let Some(staging) = &self.staging {
+            return Ok(staging.clone());
+        }
+        let limit = usize::try_from(self.core.config.capture_limit).unwrap_or(usize::MAX);
+        let staging = Staging::map((limit / CHUNK_BYTES).max(4))?;
+        let (vm, pages) = (&self.core.config.name, staging.pages());
+        tracing::info!(%vm, ?pages, mib = (staging.chunks() * CHUNK_BYTES) >> 20, "memory for captured pages");
+        self.core.board.edit().staging_pages = Some(pages);
+        Ok(self.staging.insert(staging).clone())
     }
 
     /// A round of pages of the running guest is done: another one, or the first seal.
@@ -481,6 +500,7 @@ impl Primary<'_> {
     fn threads_of_pause(&mut self) -> Vec<i32> {
         let mut threads = self.found.as_mut().map_or_else(Vec::new, |found| found.guest.threads_of_pause());
         threads.extend([own_thread(), self.core.capture.thread_id()]);
+        threads.extend(self.found.iter().filter(|found| found.tracked).flat_map(|found| &found.watchers));
         threads
     }
 

@@ -1,6 +1,6 @@
 //! What a supervisor shows of itself. Every number carries its unit in its name.
 
-use crate::primary::StatsSnapshot;
+use crate::primary::{StagingPages, StatsSnapshot};
 use crate::transport::Link;
 use crate::vm::config::EpochRule;
 use crate::vm::hypervisor::Fault;
@@ -130,6 +130,8 @@ pub struct VmStatus {
     pub epoch_rule: EpochRule,
     /// The link to the peer.
     pub link: LinkStatus,
+    /// What captured pages wait on, once this host has been a primary with a backup.
+    pub staging_pages: Option<StagingPages>,
     /// Figures of the primary's epochs, or of the backup's.
     pub stats: StatsSnapshot,
     /// How the machine came here.

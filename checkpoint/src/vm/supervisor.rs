@@ -86,6 +86,7 @@ fn first_status(config: &VmConfig) -> VmStatus {
         epoch_ms: config.epoch.as_secs_f64() * 1e3,
         epoch_rule: config.epoch_rule,
         link: LinkStatus::default(),
+        staging_pages: None,
         stats: crate::primary::StatsSnapshot::default(),
         failover: None,
         trouble: None,

@@ -147,7 +147,7 @@ fn a_session_that_ends_amid_a_pass_does_not_stand_in_the_way_of_the_next() {
     // As of a session whose end nobody has told the capture of yet.
     let (work, gone) = unbounded();
     let (spare, free) = unbounded();
-    bench.capture.open(work, free, CHUNKS);
+    bench.capture.open(work, free, staging(CHUNKS));
     drop((gone, spare));
     bench.capture.ahead(epoch, Instant::now());
     // Orders are obeyed one after the other, and a pass that is due comes before the next one.
@@ -158,7 +158,7 @@ fn a_session_that_ends_amid_a_pass_does_not_stand_in_the_way_of_the_next() {
     }
     let (work, taken) = unbounded();
     let (_spare, free) = unbounded();
-    bench.capture.open(work, free, CHUNKS);
+    bench.capture.open(work, free, staging(CHUNKS));
     let round = bench.capture.round(Round { whole: false, ahead_of: Some(epoch) }).recv().expect("an answer");
     round.outcome.expect("the session is a new one");
     assert_eq!(round.pages, 2 * CHUNK_PAGES as u64);

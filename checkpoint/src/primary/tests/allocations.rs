@@ -4,11 +4,7 @@
 //! their names.
 
 use super::*;
-use crate::counting::{allocations_here, allocations_of};
-use std::process::Command;
-
-/// Says that a process is one of its own.
-const ALONE: &str = "HOLDFAST_TEST_COUNTS_ALLOCATIONS";
+use crate::counting::{allocations_here, allocations_of, in_process_of_its_own};
 
 /// Below what makes the next epoch copy ahead, which has a time of its own.
 const MANY: u64 = LEAST_OF_EPOCH - 1;
@@ -102,22 +98,16 @@ fn few_and_many(tls: bool) -> [Spent; 2] {
     let mut bench = Bench::with_chunks(4096, tls, 8);
     bench.synchronise();
     let mut next = 2;
-    // What is kept for later is made by the first ones.
+    // What is kept for later is made by the first ones; nothing by a pause, be it the first.
     for pages in [MANY, FEW, MANY] {
-        bench.spend(&mut next, pages);
+        assert_eq!(bench.spend(&mut next, pages).capture, 0, "capture of the first epochs");
     }
     [FEW, MANY].map(|pages| bench.spend(&mut next, pages))
 }
 
 #[test]
 fn pages_cost_no_allocation_each() {
-    if std::env::var_os(ALONE).is_none() {
-        let status = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "primary::tests::allocations::pages_cost_no_allocation_each", "--nocapture"])
-            .env(ALONE, "1")
-            .status()
-            .unwrap();
-        assert!(status.success(), "the process of its own has the reason");
+    if !in_process_of_its_own("primary::tests::allocations::pages_cost_no_allocation_each") {
         return;
     }
     for tls in [false, true] {

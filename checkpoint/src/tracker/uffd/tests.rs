@@ -1,7 +1,9 @@
+mod allocations;
 pub(in crate::tracker) mod writer;
 
 use super::super::puppet::Puppet;
 use super::super::tracked::Tracked;
+use super::scan::{NEAR_BYTES, PART_BYTES, RUNS};
 use super::*;
 use crate::host_needs;
 use crate::pages::PageIndex;
@@ -90,8 +92,7 @@ fn memory_of_several_parts_is_scanned_whole() {
     let near = NEAR_BYTES / PAGE;
     let memory = Tracked::new(2 * part + 300);
     let mut writer = spawn_writer(&memory.path, &memory.whole());
-    let mut tracker = memory.attach(&writer).unwrap();
-    assert_eq!(tracker.parts.len(), 3);
+    let (pid, len) = (writer.pid(), (2 * part + 300) * PAGE);
     let pages = [
         0,
         1,
@@ -105,10 +106,14 @@ fn memory_of_several_parts_is_scanned_whole() {
         2 * part,
         2 * part + 299,
     ];
-    for _ in 0..2 {
-        pages.iter().for_each(|page| drop(writer.ask(&format!("write 0 {}", page * PAGE))));
-        assert_eq!(found(&mut tracker), pages);
-        assert_eq!(found(&mut tracker), NONE);
+    for processors in [1, 2, 3, 100] {
+        let mut tracker = UffdTracker::attach_with(processors, pid, memory.identity(), len).unwrap();
+        assert_eq!(tracker.thread_ids().len(), processors.min(3) - 1, "beside the one that asks");
+        for _ in 0..2 {
+            pages.iter().for_each(|page| drop(writer.ask(&format!("write 0 {}", page * PAGE))));
+            assert_eq!(found(&mut tracker), pages);
+            assert_eq!(found(&mut tracker), NONE);
+        }
     }
 }
 

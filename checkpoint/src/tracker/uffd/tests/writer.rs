@@ -8,6 +8,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{Read, stdin};
 use std::os::fd::AsFd;
 use std::path::Path;
