@@ -16,6 +16,7 @@
 //! guest's memory, the tracker and the set of pages that some epoch still has to carry (CK-2): what an
 //! aborted epoch carried goes back there. The replication thread owns the epochs in flight and is the
 //! only one to turn a confirmation into a token.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod ahead;
 mod capture;
@@ -53,6 +54,7 @@ impl SharedGate {
         Self(Arc::new(Mutex::new(Box::new(HoldingGate { gate, holds_nothing: false }))))
     }
 
+    #[expect(clippy::disallowed_methods, reason = "of an epoch or a heartbeat, not of pages")]
     pub(crate) fn lock(&self) -> MutexGuard<'_, Box<dyn OutputGate>> {
         // A panic of the gate's own code leaves the gate as it is: to be fenced, if anything.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)

@@ -24,6 +24,7 @@
 //!
 //! A reference that is wrong all the same gives other bytes than those that the epoch's digest is made of, and the
 //! epoch is refused (CK-1). Decoding is bounded: whatever arrives, exactly one page comes out or an error (RB-1).
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod figures;
 mod sent;

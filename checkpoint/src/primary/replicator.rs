@@ -108,6 +108,7 @@ pub(crate) struct Session {
 
 impl Session {
     /// Until when the backup has given time; when the session began, at first.
+    #[expect(clippy::disallowed_methods, reason = "of the supervisor")]
     pub(crate) fn lease_until(&self) -> Instant {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -235,6 +236,7 @@ impl Replicator {
         }
     }
 
+    #[expect(clippy::disallowed_methods, reason = "of a heartbeat")]
     fn heed(&mut self, event: LinkEvent) -> Result<(), Stop> {
         match event {
             LinkEvent::Lease { until, round_trip } => {
@@ -460,6 +462,8 @@ impl Replicator {
         drop(self.reports.send(report));
     }
 
+    /// Taken once for a chunk of pages or of the stream, for some sums; others look at them now and then.
+    #[expect(clippy::disallowed_methods, reason = "of a chunk, not of a page")]
     fn stats(&self) -> std::sync::MutexGuard<'_, Stats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,4 +1,5 @@
 //! Frames put together from a stream of bytes.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use crate::protocol::{DecodeError, FRAME_HEAD, FrameHead, MESSAGE_LIMIT, Message, decode};
 use crate::transport::charge;

@@ -1,4 +1,5 @@
 //! The handle to a link, held by whoever runs the session.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use crate::lease::LeaseGrants;
 use crate::protocol::{Hello, Message, encode};

@@ -1,4 +1,5 @@
 //! The thread that owns a link.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use crate::lease::LeaseGrants;
 use crate::protocol::{DecodeError, MESSAGE_LIMIT, Message, Taken, encode};

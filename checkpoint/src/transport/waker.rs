@@ -1,4 +1,5 @@
 //! Wakes a thread that waits for a descriptor: at most one write per sleep.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 #[cfg(all(test, loom))]
 use loom::sync::atomic::{AtomicBool, Ordering};

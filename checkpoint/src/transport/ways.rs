@@ -10,6 +10,7 @@
 //! and takes nothing from it any more; the other answers in kind, and sends again on the connection, in order,
 //! what was not taken. Until then it keeps what it sent, and the peer says *Taken* now and then so that this is
 //! little. Only the host that dialled the session dials paths, the next when both have left the one before.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use crate::protocol::{Message, Taken, encode};
 use crate::transport::bypass::{Arrived, Lane, News};

@@ -1,4 +1,5 @@
 //! A nonblocking socket, in the clear or under TLS, with its unsent bytes.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use holdfast_bypass::Token;
 use rustls::Connection;

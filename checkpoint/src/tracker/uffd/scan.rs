@@ -2,6 +2,7 @@
 //!
 //! A scan is a part of the pause. So all that it needs is there beforehand: threads that wait for the next one, and room
 //! for what they find, as much as can be found. Memory that nothing was found for is not taken.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 #![expect(unsafe_code, reason = "ioctl requests on a page map")]
 
 use super::super::TrackError;

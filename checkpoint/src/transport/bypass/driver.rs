@@ -114,11 +114,17 @@ impl Driver {
         busy |= self.send(now);
         if now >= self.shown + SHOW {
             self.shown = now;
-            if let Ok(mut counters) = self.counters.try_lock() {
-                *counters = self.port.counters();
-            }
+            self.show();
         }
         busy
+    }
+
+    /// Shows the counters, unless somebody looks at them just now.
+    #[expect(clippy::disallowed_methods, reason = "a few times a second, and it waits for nobody")]
+    fn show(&self) {
+        if let Ok(mut counters) = self.counters.try_lock() {
+            *counters = self.port.counters();
+        }
     }
 
     fn receive(&mut self, now: Instant) -> bool {
