@@ -102,7 +102,7 @@ bench-pages: build guest ## memory from host to host, stage by stage, beside QEM
 	scripts/guest-apps >/dev/null
 	$(HOLDFAST) bench pages $(PAGES)
 
-bench-pps: build ## frames a second through the rings beside DPDK's own vhost; PPS="--rings split,packed" passes options
+bench-pps: build ## frames a second through the rings beside DPDK's own vhost; PPS="--rings packed" passes options
 	$(HOLDFAST) bench pps $(PPS)
 
 fuzz: ## SECONDS=600 for each fuzzing target, guided by coverage (fetches libfuzzer-sys)

@@ -16,13 +16,15 @@ use holdfast_lab::artifacts::{Artifacts, Qemu};
 use holdfast_lab::client::{Content, Dirty, Pace};
 use holdfast_lab::emulator::WireSpec;
 use holdfast_lab::topology::guest_ip;
-use row::{Row, heading, line, ratios, table};
+use row::{Row, aims, heading, line, ratios, table};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// Epochs after a change that are not looked at.
 const SETTLING: u64 = 4;
+/// Sizes of the guest, where none are named.
+const GUESTS_MIB: [u32; 4] = [256, 1024, 4096, 8192];
 /// Of the epochs that Holdfast remembers, some are not committed yet.
 const MOST_EPOCHS: u64 = 400;
 
@@ -31,9 +33,10 @@ pub(crate) struct PauseOptions {
     /// Pages that the guest writes in an epoch.
     #[arg(long, value_delimiter = ',', default_value = "100,200,1000,5000,20000,50000")]
     pages: Vec<u32>,
-    /// Sizes of the guest, in MiB. Each takes that much memory twice.
-    #[arg(long, value_delimiter = ',', default_value = "256,1024,4096")]
-    guest_mib: Vec<u32>,
+    /// Sizes of the guest, in MiB. Each takes that much memory twice [default: 256, 1024, 4096 and 8192, as far as the
+    /// host has memory for them].
+    #[arg(long, value_delimiter = ',')]
+    guest_mib: Option<Vec<u32>>,
     /// How the pages are written.
     #[arg(long, value_enum, default_value = "once")]
     writes: Writes,
@@ -79,11 +82,24 @@ enum Fill {
 #[derive(Default)]
 struct Found {
     rows: Vec<Row>,
+    /// Guests that nobody asked for by name, and for which there is no room.
+    skipped: Vec<String>,
     /// Rows that could not be taken, and why.
     refused: Vec<String>,
 }
 
+impl PauseOptions {
+    fn guests_mib(&self) -> &[u32] {
+        self.guest_mib.as_deref().unwrap_or(&GUESTS_MIB)
+    }
+}
+
 impl Found {
+    fn skip(&mut self, text: String) {
+        println!("{text}");
+        self.skipped.push(text);
+    }
+
     fn refuse(&mut self, text: String) {
         println!("{text}");
         self.refused.push(text);
@@ -100,7 +116,7 @@ pub(super) fn run(options: &PauseOptions) -> Result<(), Failure> {
     let mut found = Found::default();
     print!("{}", heading());
     let rounds =
-        (1..=options.rounds).flat_map(|round| options.guest_mib.iter().map(move |mib| (round, *mib)));
+        (1..=options.rounds).flat_map(|round| options.guests_mib().iter().map(move |mib| (round, *mib)));
     let ended = rounds.into_iter().try_for_each(|(round, mib)| guest(options, &qemu, round, mib, &mut found));
     println!();
     // What was measured before a failure is worth its while.
@@ -117,6 +133,8 @@ pub(super) fn run(options: &PauseOptions) -> Result<(), Failure> {
             },
             "rows": found.rows,
             "ratios": ratios(&found.rows),
+            "aims": aims(&found.rows),
+            "skipped": found.skipped,
             "refused": found.refused,
         });
         write_json(path, &document)?;
@@ -139,7 +157,7 @@ fn check(options: &PauseOptions) -> Result<(), Failure> {
     if let Some(pages) = options.pages.iter().find(|pages| !(1..=Dirty::MAX_PAGES).contains(*pages)) {
         return usage(format!("--pages: {pages} is not between 1 and {}", Dirty::MAX_PAGES));
     }
-    if let Some(mib) = options.guest_mib.iter().find(|mib| !(128..=1 << 20).contains(*mib)) {
+    if let Some(mib) = options.guests_mib().iter().find(|mib| !(128..=1 << 20).contains(*mib)) {
         return usage(format!("--guest-mib: {mib} is not between 128 and 1048576"));
     }
     if options.mib_per_second == 0 {
@@ -157,7 +175,10 @@ fn guest(
     found: &mut Found,
 ) -> Result<(), Failure> {
     if let Err(lack) = super::machine::check_memory(guest_mib) {
-        found.refuse(lack);
+        match options.guest_mib {
+            Some(_) => found.refuse(lack),
+            None => found.skip(format!("skipped: {lack}")),
+        }
         return Ok(());
     }
     // What the guest's own system needs is not the benchmark's to write.

@@ -20,6 +20,7 @@ const PARTS: [(&str, &str); 6] = [
 /// Some epochs of one guest with one dirty set.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(super) struct Row {
+    kind: &'static str,
     pub(super) round: u32,
     pub(super) guest_mib: u32,
     /// Pages that the guest was asked to write in an epoch.
@@ -61,6 +62,7 @@ impl Row {
             .filter_map(|one| Some(one["committed_us"].as_f64()? - one["stopped_us"].as_f64()?))
             .collect();
         Some(Self {
+            kind: "pause",
             round,
             guest_mib,
             dirty_pages,
@@ -127,7 +129,49 @@ fn ratio(
     Some(Ratio { what, pause_p50: over(|row| row.pause_p50_us)?, pause_p99: over(|row| row.pause_p99_us)? })
 }
 
-/// Medians over the rounds, a line for each guest and set, and the ratios.
+/// What was aimed at, and what was found.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub(super) struct Aim {
+    aim: String,
+    at_most: f64,
+    found: f64,
+}
+
+/// Sets up to this size have aims.
+const AIMED_PAGES: u32 = 20_000;
+
+/// The aims for which there are rows, for each size of the guest.
+pub(super) fn aims(rows: &[Row]) -> Vec<Aim> {
+    let mut found = Vec::new();
+    let ratios = ratios(rows);
+    for guest_mib in distinct(rows.iter().map(|row| row.guest_mib)) {
+        found.extend(longest(rows, guest_mib).map(|found| Aim {
+            aim: format!("pause of {guest_mib} MiB, p99 of the worst set of {AIMED_PAGES} pages at most, ms"),
+            at_most: 10.0,
+            found,
+        }));
+        let what = format!("{AIMED_PAGES} pages over 200, {guest_mib} MiB");
+        for ratio in ratios.iter().filter(|ratio| ratio.what == what) {
+            for (word, found_ratio) in [("p50", ratio.pause_p50), ("p99", ratio.pause_p99)] {
+                found.push(Aim { aim: format!("pause at {what}, {word}"), at_most: 1.5, found: found_ratio });
+            }
+        }
+    }
+    found
+}
+
+/// The longest p99 of a guest's sets, each the median of its rounds, in ms.
+fn longest(rows: &[Row], guest_mib: u32) -> Option<f64> {
+    let aimed = |row: &&Row| row.guest_mib == guest_mib && row.dirty_pages <= AIMED_PAGES;
+    let sets = distinct(rows.iter().filter(aimed).map(|row| row.dirty_pages));
+    let of_set = |pages: u32| {
+        let of = rows.iter().filter(aimed).filter(|row| row.dirty_pages == pages);
+        median(&of.map(|row| row.pause_p99_us / 1e3).collect::<Vec<_>>())
+    };
+    sets.into_iter().filter_map(of_set).reduce(f64::max)
+}
+
+/// Medians over the rounds, a line for each guest and set, the ratios, and the aims.
 pub(super) fn table(rows: &[Row]) -> String {
     let mut out = heading();
     let mut kinds: Vec<(u32, u32)> = rows.iter().map(|row| (row.guest_mib, row.dirty_pages)).collect();
@@ -139,6 +183,11 @@ pub(super) fn table(rows: &[Row]) -> String {
     }
     for ratio in ratios(rows) {
         writeln!(out, "{:<40} p50 {:.2}  p99 {:.2}", ratio.what, ratio.pause_p50, ratio.pause_p99)
+            .expect("a string takes all text");
+    }
+    for Aim { aim, at_most, found } in aims(rows) {
+        let reached = if found <= at_most { "reached" } else { "MISSED" };
+        writeln!(out, "{aim}: {found:.2}, aim {at_most} at most: {reached}")
             .expect("a string takes all text");
     }
     out
@@ -211,6 +260,7 @@ mod tests {
         assert_eq!((row.ahead_pages_p50, row.pause_pages_p50), (200.0, 9.0));
         let written = serde_json::to_value(&row).expect("a document");
         assert_eq!((&written["pause_stop_p99_us"], &written["guest_mib"]), (&json!(400.0), &json!(256)));
+        assert_eq!(written["kind"], "pause");
         assert_eq!(Row::of((1, 256, 200, 50), &[]), None);
     }
 
@@ -227,8 +277,33 @@ mod tests {
         let told: Vec<_> = found.iter().map(|ratio| (&*ratio.what, ratio.pause_p99)).collect();
         assert_eq!(told, [("20000 pages over 200, 256 MiB", 2.5), ("1024 MiB over 256, 200 pages", 1.5)]);
         let text = table(&rows);
-        assert_eq!(text.lines().count(), 1 + 3 + 2, "{text}");
+        assert_eq!(text.lines().count(), 1 + 3 + 2 + 2 + 2, "{text}");
         let wide = text.lines().take(4).map(str::len).collect::<Vec<_>>();
         assert!(wide.iter().all(|len| *len == wide[0]), "{wide:?}\n{text}");
+    }
+
+    #[test]
+    fn the_aims_are_a_short_pause_and_one_that_does_not_grow() {
+        let rows = [
+            row(1, 256, 200, &[2000]),
+            row(1, 256, 5000, &[9000]),
+            row(1, 256, 20_000, &[3000]),
+            row(2, 256, 5000, &[11_000]),
+            row(3, 256, 5000, &[30_000]),
+            // Beyond the sets that have an aim, and a guest with nothing to compare.
+            row(1, 256, 50_000, &[40_000]),
+            row(1, 1024, 20_000, &[10_000]),
+        ];
+        let told: Vec<_> = aims(&rows).into_iter().map(|aim| (aim.at_most, aim.found)).collect();
+        assert_eq!(told, [(10.0, 11.0), (1.5, 1.5), (1.5, 1.5), (10.0, 10.0)]);
+        let text = table(&rows);
+        for part in [
+            "11.00, aim 10 at most: MISSED",
+            "1.50, aim 1.5 at most: reached",
+            "10.00, aim 10 at most: reached",
+        ] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(aims(&rows[5..6]).is_empty(), "no aim for such a set");
     }
 }

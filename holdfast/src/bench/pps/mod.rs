@@ -110,7 +110,7 @@ pub(crate) struct PpsOptions {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "native,commit,speculative")]
     modes: Vec<PpsMode>,
     /// Layouts of the rings.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "split")]
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "split,packed")]
     rings: Vec<RingKind>,
     /// Pairs of queues of each port; the drivers and the backend have a core each all the same.
     #[arg(long, value_delimiter = ',', default_value = "1")]

@@ -35,6 +35,7 @@ impl Taken {
 /// A row as it is in the document.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Row {
+    kind: &'static str,
     pub(super) round: u32,
     /// `testpmd` or `holdfast`.
     pub(super) backend: &'static str,
@@ -56,6 +57,7 @@ pub(super) struct Row {
 impl Row {
     pub(super) fn new(round: u32, case: Case, reference: &str, taken: Taken) -> Self {
         Self {
+            kind: "pps",
             round,
             backend: if case.mode.is_some() { "holdfast" } else { REFERENCE },
             mode: case.mode.map_or(reference, |mode| mode.name()).to_owned(),
@@ -189,6 +191,7 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].least, found[0].greatest, found[0].to_reference), (0.5, 3.0, 1.75));
         assert_eq!((found[0].mpps, found[0].reference_mpps), (2.5, 2.5));
+        assert_eq!(serde_json::to_value(&rows[0]).expect("a document")["kind"], "pps");
     }
 
     #[test]
