@@ -60,11 +60,12 @@ impl Staging {
     /// When no full synchronisation is under way: the session checks.
     pub fn base(&mut self, batch: &PageBatch, image: &mut Image) -> Result<(), Refusal> {
         let pages = image.len() / PAGE_SIZE as u64;
-        for record in batch.records(pages) {
+        let taken = batch.records(pages).try_for_each(|record| {
             let (page, reduced) = record.map_err(malformed)?;
-            self.take_base(page, reduced, image)?;
-        }
-        self.write_group(image)
+            self.take_base(page, reduced, image)
+        });
+        let written = self.write_group(image);
+        taken.and(written)
     }
 
     /// Takes a page of the synchronisation, whose bytes may wait for those that follow.
@@ -85,8 +86,12 @@ impl Staging {
                 group.bytes.resize(from + PAGE_SIZE, 0);
                 let bytes: &mut [u8; PAGE_SIZE] =
                     (&mut group.bytes[from..]).try_into().expect("just made a page long");
-                self.restore(image, page, reduced, bytes)?;
-                !is_zero(bytes)
+                if let Err(refusal) = self.restore(image, page, reduced, bytes) {
+                    group.bytes.truncate(from);
+                    self.group = group;
+                    return Err(refusal);
+                }
+                !is_zero(&group.bytes[from..])
             }
         };
         self.base.as_mut().expect("there from the Begin to the first seal").add_index(page, !is_content);
