@@ -14,6 +14,7 @@ use holdfast_packet::headers::flag;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Mark {
     end: u32,
+    ahead: usize,
     top: u32,
     got: u32,
     ack: u32,
@@ -32,6 +33,8 @@ pub struct Witness {
     pub scale: (Option<u8>, Option<u8>),
     /// Next in-order byte that the guest has sent, with a right checksum.
     pub guest_end: u32,
+    /// Segments that the guest sent beyond a gap: their first byte, and the one behind the last.
+    guest_ahead: Vec<(u32, u32)>,
     /// The highest byte that the guest has sent, beyond gaps.
     guest_top: u32,
     /// How it stood at the last commit.
@@ -75,6 +78,7 @@ impl Witness {
             start,
             scale: (None, None),
             guest_end: 0,
+            guest_ahead: Vec::new(),
             guest_top: 0,
             committed: Mark::default(),
             fin: None,
@@ -100,6 +104,7 @@ impl Witness {
     pub fn mark(&self) -> Mark {
         Mark {
             end: self.guest_end,
+            ahead: self.guest_ahead.len(),
             top: self.guest_top,
             got: self.guest_got,
             ack: self.guest_ack,
@@ -121,10 +126,11 @@ impl Witness {
 
     /// The guest goes back to the last commit.
     pub fn roll_back(&mut self) {
-        let Mark { end, top, got, ack, recent, stamps } = self.committed;
+        let Mark { end, ahead, top, got, ack, recent, stamps } = self.committed;
         (self.guest_end, self.guest_top, self.guest_got, self.guest_ack) = (end, top, got, ack);
         self.shown_to_guest = recent;
         self.guest_stamps.truncate(stamps);
+        self.guest_ahead.truncate(ahead);
         // The new primary cannot know what the lost one showed the guest that has gone with it.
         (self.acked, self.edge) = (None, None);
     }
@@ -144,6 +150,10 @@ impl Witness {
         if from == Side::Guest {
             if segment.flags & flag::FIN != 0 {
                 self.fin = Some(end);
+            }
+            let first = segment.sequence.wrapping_sub(start);
+            if before(self.guest_end, first) {
+                self.guest_ahead.push((first, end));
             }
             self.guest_end = advanced(self.guest_end, start, segment);
             if segment.flags & flag::ACK != 0 {
@@ -187,6 +197,16 @@ impl Witness {
         }
     }
 
+    /// Where the first gap begins in what the guest has sent, in whatever order.
+    fn guest_whole(&self) -> u32 {
+        let mut whole = self.guest_end;
+        let reaches = |whole| move |&&(first, end): &&(u32, u32)| !before(whole, first) && before(whole, end);
+        while let Some(&(_, end)) = self.guest_ahead.iter().find(reaches(whole)) {
+            whole = end;
+        }
+        whole
+    }
+
     fn arrives_at_guest(&mut self, segment: &SeenTcp) -> Result<(), String> {
         if segment.flags & flag::SYN != 0 {
             self.scale.1 = segment.options.iter().find_map(|option| match option {
@@ -212,8 +232,8 @@ impl Witness {
             if before(self.guest_top, ack) {
                 return Err(format!("SP-4: ACK {ack} is beyond {}, all that the guest sent", self.guest_top));
             }
-            let known =
-                if before(self.guest_end, self.client_ack) { self.client_ack } else { self.guest_end };
+            let whole = self.guest_whole();
+            let known = if before(whole, self.client_ack) { self.client_ack } else { whole };
             if before(known, ack) {
                 return Err(format!("SP-1: ACK {ack} covers more than {known}, where a gap begins"));
             }
