@@ -5,7 +5,7 @@
 //! for frames runs low: the guest waits, nothing is lost.
 
 use super::egress::Egress;
-use super::forwarding::destination;
+use super::forwarding::{Keeps, destination};
 use super::guest_channel;
 use super::port::{Others, Port, is_datagram, one_and_others};
 use super::record;
@@ -286,7 +286,8 @@ fn take_copy<W: Wire>(
         _ => None,
     };
     match neighbour.filter(|other| other.takes_small() && !other.engine_sees(bytes)) {
-        Some(neighbour) => neighbour.pass(bytes),
+        // There is memory: it was asked for.
+        Some(neighbour) => neighbour.pass(bytes, wire, Keeps(true)),
         None if egress.accept_copy(bytes, wire) => {}
         None => return Simple::No,
     }

@@ -151,7 +151,7 @@ impl<W: Wire> Core<W> {
                 else {
                     return false;
                 };
-                other.pass(bytes);
+                other.pass(bytes, wire, keeps);
                 true
             });
             if given {

@@ -67,14 +67,14 @@ impl<F: Frame> Inbound<F> {
         }
     }
 
-    /// As [`Self::push`], of a copy of a small frame.
-    pub(super) fn push_copy(&mut self, bytes: &[u8]) -> Result<(), DropReason> {
-        if let Some(reason) = self.refuses() {
-            return Err(reason);
+    /// As [`Self::push`], of a copy of a small frame; false, and nothing happened, if it cannot be kept so.
+    pub(super) fn push_copy(&mut self, bytes: &[u8]) -> bool {
+        if self.refuses().is_some() {
+            return false;
         }
-        let small = self.compact.copy(bytes).ok_or(DropReason::InboundFull)?;
+        let Some(small) = self.compact.copy(bytes) else { return false };
         self.queue.push_back(Waiting::Small(small));
-        Ok(())
+        true
     }
 
     fn refuses(&self) -> Option<DropReason> {
@@ -129,7 +129,7 @@ mod tests {
     fn no_small_frame_stays_behind_in_the_ring() {
         let mut inbound = Inbound::<Vec<u8>>::new(Limits { inbound: 8, ..Limits::default() });
         for _ in 0..3 {
-            inbound.push_copy(&[1; 60]).expect("room");
+            assert!(inbound.push_copy(&[1; 60]));
             inbound.push(vec![2; 60]).expect("room");
         }
         assert_eq!(inbound.skip(), 1);
