@@ -127,8 +127,7 @@ impl Compact {
     /// Bound and cost: as [`Compact::put`]. Allocations: the wire's frame alone.
     #[inline]
     pub(crate) fn take<W: Wire>(&mut self, small: &Small, wire: &mut W) -> Option<W::Frame> {
-        let mut frame = wire.alloc(usize::from(small.len))?;
-        frame.bytes_mut().copy_from_slice(&self.ring[small.range()]);
+        let mut frame = wire.copy(self.small(small))?;
         if small.is_sound {
             frame.set_sound();
         }

@@ -53,6 +53,14 @@ pub trait Wire {
     /// longer one there is none. Must not allocate otherwise.
     fn alloc(&mut self, len: usize) -> Option<Self::Frame>;
 
+    /// A frame of these bytes, as [`Wire::alloc`] has it.
+    #[inline]
+    fn copy(&mut self, bytes: &[u8]) -> Option<Self::Frame> {
+        let mut frame = self.alloc(bytes.len())?;
+        frame.bytes_mut().copy_from_slice(bytes);
+        Some(frame)
+    }
+
     /// Appends up to `max` received frames to `out`, which has room for them; returns how many.
     fn rx_burst(&mut self, out: &mut Vec<Self::Frame>, max: usize) -> usize;
 

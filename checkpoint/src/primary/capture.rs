@@ -461,33 +461,17 @@ impl Worker {
         watched.scans += 1;
         tracked?;
         let started = Instant::now();
-        let copied = if may_stop { self.copy_round(epoch, whole) } else { self.copy(epoch) };
+        let copied = self.copy(epoch, may_stop, whole);
         if let Some(watched) = &mut self.watched {
             watched.copy += started.elapsed();
         }
         copied
     }
 
-    fn copy(&mut self, epoch: Option<EpochId>) -> Result<(), CaptureError> {
-        let Self { memory, watched, pipe, filling, .. } = self;
-        let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
-        let pipe = pipe.as_mut().ok_or(CaptureError::SessionEnded)?;
-        for run in watched.fresh.runs() {
-            let mut at = run.start;
-            while at < run.end {
-                let mut chunk = filling.take().map_or_else(|| pipe.chunk(), Ok)?;
-                let end = chunk.fill(&mut **memory, at..run.end)?;
-                watched.copies += end - at;
-                at = end;
-                pipe.pass_on(epoch, chunk, filling)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Copies pages of the running guest, unless it is called off; of a whole round those that somebody has written to.
+    /// Copies what the scan found: of the running guest unless it is called off, and of a whole round those pages that
+    /// somebody has written to.
     /// 0.5 us a page with the scan, a third of them zeros (`holdfast bench pages --workloads sync`).
-    fn copy_round(&mut self, epoch: Option<EpochId>, whole: bool) -> Result<(), CaptureError> {
+    fn copy(&mut self, epoch: Option<EpochId>, may_stop: bool, whole: bool) -> Result<(), CaptureError> {
         let Self { memory, watched, pipe, filling, called_off, .. } = self;
         let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
         let pipe = pipe.as_mut().ok_or(CaptureError::SessionEnded)?;
@@ -497,6 +481,7 @@ impl Worker {
             while at < run.end {
                 let mut chunk = match filling.take() {
                     Some(chunk) => chunk,
+                    None if !may_stop => pipe.chunk()?,
                     None if called_off.load(Ordering::Acquire) => return Err(CaptureError::SessionEnded),
                     None => pipe.chunk_of_round()?,
                 };

@@ -261,7 +261,7 @@ impl Judge<'_> {
             return Simple::No;
         }
         let Some(link) = Link::parse(bytes) else { return Simple::No };
-        if self.speculates && !is_datagram(bytes) {
+        if self.speculates && !is_datagram(&link, bytes) {
             return Simple::No;
         }
         match self.source.admit(&link, bytes, self.mtu) {

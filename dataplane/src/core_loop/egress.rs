@@ -87,10 +87,7 @@ impl<F: Frame> Egress<F> {
                 return true;
             }
         }
-        let Some(mut frame) = wire.alloc(bytes.len()) else { return false };
-        frame.bytes_mut().copy_from_slice(bytes);
-        self.accept(frame);
-        true
+        wire.copy(bytes).map(|frame| self.accept(frame)).is_some()
     }
 
     /// Puts a frame that may go behind all others that may go.

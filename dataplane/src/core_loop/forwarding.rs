@@ -209,8 +209,7 @@ impl<W: Wire> Core<W> {
             let wire = &mut wires[port.wire].wire;
             for bytes in announcement::announcements(&port.identity) {
                 // One that finds no memory is said again the next time.
-                let Some(mut frame) = wire.alloc(bytes.len()) else { continue };
-                frame.bytes_mut().copy_from_slice(&bytes);
+                let Some(frame) = wire.copy(&bytes) else { continue };
                 port.egress.send(frame);
                 port.counters.events.add(PortCounter::Announced, 1);
                 said += 1;
@@ -261,11 +260,8 @@ fn flood<W: Wire>(
 
 /// Gives a port a copy of a frame, if there is memory for it.
 fn give_copy<W: Wire>(now: Time, wire: &mut W, port: &mut Port<W::Frame>, bytes: &[u8], keeps: Keeps) {
-    match wire.alloc(bytes.len()) {
-        Some(mut copy) => {
-            copy.bytes_mut().copy_from_slice(bytes);
-            port.receive(now, copy, keeps);
-        }
+    match wire.copy(bytes) {
+        Some(copy) => port.receive(now, copy, keeps),
         None => port.counters.drops.add(DropReason::NoFrames, 1),
     }
 }

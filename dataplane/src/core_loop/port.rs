@@ -192,11 +192,8 @@ impl<F: Frame> Port<F> {
         if self.inbound.is_empty() && self.give(bytes) || self.inbound.push_copy(bytes) {
             return;
         }
-        match wire.alloc(bytes.len()) {
-            Some(mut frame) => {
-                frame.bytes_mut().copy_from_slice(bytes);
-                self.keep(frame, keeps);
-            }
+        match wire.copy(bytes) {
+            Some(frame) => self.keep(frame, keeps),
             None => self.lose(DropReason::NoFrames, bytes),
         }
     }
@@ -211,7 +208,7 @@ impl<F: Frame> Port<F> {
     #[inline]
     pub(super) fn engine_sees(&self, bytes: &[u8]) -> bool {
         let speculates = self.speculating.as_ref().is_some_and(|speculating| !speculating.is_dormant());
-        speculates && !is_datagram(bytes)
+        speculates && !Link::parse(bytes).is_some_and(|link| is_datagram(&link, bytes))
     }
 
     /// Gives the guest a frame past its queue, if it has room now; whether it has.
@@ -377,8 +374,7 @@ impl<F: Frame> Port<F> {
 
 /// Whether the frame is ARP or UDP, which no engine takes, at a glance.
 #[inline]
-pub(super) fn is_datagram(bytes: &[u8]) -> bool {
-    let Some(link) = Link::parse(bytes) else { return false };
+pub(super) fn is_datagram(link: &Link, bytes: &[u8]) -> bool {
     let protocol_at = match link.ethertype {
         ethertype::ARP => return true,
         ethertype::IPV4 => 9,
