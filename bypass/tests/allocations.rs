@@ -1,12 +1,10 @@
 //! What a frame of the bypass allocates: two times at its receiver, for the datagram type of the QUIC library. An allocator
 //! that counts watches both ends, apart for each step; the bounds are what it counted, with some room.
-#![expect(unsafe_code, reason = "an allocator that counts")]
 
 use bytes::Bytes;
 use holdfast_bypass::{Class, Counter, Event, PathId, Port, Settings, Token};
 use holdfast_checkpoint::keys::{Identity, make_pair};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
+use holdfast_counting::allocations_here;
 use std::time::Instant;
 
 const TOKEN: Token = Token([7; 32]);
@@ -16,51 +14,11 @@ const RECORDS: u64 = 128;
 /// Frames that a side sends before the other's turn, as a ring holds them.
 const RING: usize = 256;
 
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches only a thread-local number
-// without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-fn count() {
-    ALLOCATIONS.with(|count| count.set(count.get() + 1));
-}
-
 /// Allocations of some work.
 fn spent<T>(total: &mut u64, work: impl FnOnce() -> T) -> T {
-    let before = ALLOCATIONS.with(Cell::get);
+    let before = allocations_here();
     let done = work();
-    *total += ALLOCATIONS.with(Cell::get) - before;
+    *total += allocations_here() - before;
     done
 }
 

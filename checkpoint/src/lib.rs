@@ -2,8 +2,6 @@
 
 pub mod arbiter;
 pub mod backup;
-#[cfg(test)]
-mod counting;
 mod delta;
 mod digest;
 pub mod gate;

@@ -1,8 +1,5 @@
 //! The hot path allocates nothing: a counting allocator watches the turns of a core.
 
-#[path = "hot_path/counting.rs"]
-mod counting;
-
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
 use holdfast_dataplane::sample::Offloaded;
@@ -15,9 +12,9 @@ use std::time::{Duration, Instant};
 
 /// Allocations of this thread while `work` runs.
 fn allocations(work: impl FnOnce()) -> u64 {
-    let before = counting::allocations();
+    let before = holdfast_counting::allocations_here();
     work();
-    counting::allocations() - before
+    holdfast_counting::allocations_here() - before
 }
 
 /// A guest that sends the same frames again and again while it has an allowance, and counts what it

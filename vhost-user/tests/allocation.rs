@@ -1,7 +1,5 @@
 //! The hot path allocates nothing: a counting allocator watches the polling core's thread.
 
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
-
 #[path = "driver/attach.rs"]
 mod attach;
 #[expect(dead_code, reason = "shared with the unit tests of the rings, which use all of it")]
@@ -9,33 +7,8 @@ mod driver;
 
 use attach::{BASE, RING, attach};
 use driver::{DriverQueue, GuestRam, WRITE, descriptor};
+use holdfast_counting::allocations_here;
 use holdfast_vhost_user::{Endpoint, Verdict, VirtioNetHdr};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
-thread_local! {
-    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged; the counter is a plain number
-// of the thread and allocates nothing itself.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// One turn of a core that echoes: the whole hot path, with copies into buffers made beforehand.
 fn turn(endpoint: &mut Endpoint, buffer: &mut [u8]) -> u32 {
@@ -77,9 +50,9 @@ fn the_hot_path_allocates_nothing() {
         for slot in 0..20 {
             queues[1].offer((round * 20 + slot) % RING);
         }
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations_here();
         frames += turn(&mut attached.endpoint, &mut buffer);
-        assert_eq!(ALLOCATIONS.with(Cell::get), before, "round {round} allocated");
+        assert_eq!(allocations_here(), before, "round {round} allocated");
         queues[1].take_used();
         for (head, _) in queues[0].take_used() {
             queues[0].offer(head as u16);

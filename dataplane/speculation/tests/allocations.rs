@@ -1,58 +1,14 @@
 //! The engine allocates nothing after its construction, and that is bounded: an allocator that counts
 //! watches it.
-#![expect(unsafe_code, reason = "an allocator that counts")]
 
 mod ends;
 
 use ends::{Ends, Wire};
+use holdfast_counting::{allocations_here, bytes_here};
 use holdfast_epoch::EpochId;
 use holdfast_packet::headers::flag;
 use holdfast_speculation::{Engine, EngineConfig, FlowState, FromGuest, FromWire, Speculation, Time};
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
-
-thread_local! {
-    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
-    static BYTES: Cell<usize> = const { Cell::new(0) };
-}
-
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged; counting touches only
-// thread-local numbers without a destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count(layout.size());
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.dealloc(memory, layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count(size);
-        // SAFETY: the caller's promises are passed on.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-}
-
-fn count(bytes: usize) {
-    ALLOCATIONS.with(|count| count.set(count.get() + 1));
-    BYTES.with(|count| count.set(count.get() + bytes));
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 /// An engine, and how much it has allocated since it was made. Frames are made outside of what is
 /// counted.
@@ -63,7 +19,7 @@ struct Watched {
     wire: Wire,
     chunk: Vec<u8>,
     state: Vec<u8>,
-    allocations: usize,
+    allocations: u64,
     emitted: usize,
     taken: usize,
 }
@@ -86,9 +42,9 @@ impl Watched {
     }
 
     fn watch<R>(&mut self, work: impl FnOnce(&mut Self) -> R) -> R {
-        let before = ALLOCATIONS.with(Cell::get);
+        let before = allocations_here();
         let result = work(self);
-        self.allocations += ALLOCATIONS.with(Cell::get) - before;
+        self.allocations += allocations_here() - before;
         result
     }
 
@@ -240,11 +196,11 @@ fn flows_come_and_go_without_an_allocation() {
 fn the_memory_of_65536_flows_is_bounded_and_allocated_once() {
     const FLOWS: usize = 65_536;
     const HELD: usize = 512 << 20;
-    let before = BYTES.with(Cell::get);
+    let before = bytes_here();
     let config = EngineConfig { max_flows: FLOWS, held_bytes: HELD, ..EngineConfig::default() };
     let footprint = Engine::footprint(&config);
     let mut engine = Engine::new(config);
-    let all = BYTES.with(Cell::get) - before;
+    let all = (bytes_here() - before) as usize;
     assert!(all <= footprint, "{all} bytes were allocated, {footprint} announced");
     let beside = all - HELD;
     println!(

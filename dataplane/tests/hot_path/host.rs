@@ -1,7 +1,7 @@
 //! A host whose polling core is watched: its thread turns when it is told to, and says what that has cost.
 
 use crate::calls::Calls;
-use crate::counting::allocations;
+use holdfast_counting::allocations_here;
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
 use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, Limits, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
@@ -137,7 +137,7 @@ impl Drop for Host {
 fn turn_when_told(mut core: Core<HeapWire>, orders: &Receiver<Order>, answers: &Sender<Spent>) {
     let calls = Calls::of_this_thread();
     for order in orders {
-        let before = (allocations(), calls.count());
+        let before = (allocations_here(), calls.count());
         match order {
             Order::UntilIdle => while core.turn() > 0 {},
             Order::Until(done) => {
@@ -146,7 +146,7 @@ fn turn_when_told(mut core: Core<HeapWire>, orders: &Receiver<Order>, answers: &
                 }
             }
         }
-        let (allocations, calls_made) = (allocations() - before.0, calls.count() - before.1);
+        let (allocations, calls_made) = (allocations_here() - before.0, calls.count() - before.1);
         let last_call = (calls_made > 0).then(|| calls.last());
         // A test that failed does not wait for it.
         answers.send(Spent { allocations, calls: calls_made, last_call }).unwrap_or_default();

@@ -6,7 +6,6 @@
 //! contends for make no system call: that the core's crates take none is what `clippy.toml` beside them sees to.
 
 mod calls;
-mod counting;
 #[expect(dead_code, reason = "shared with the tests of the rings, which use all of it")]
 #[path = "../../../vhost-user/tests/driver/mod.rs"]
 mod driver;

@@ -4,7 +4,7 @@
 //! their names.
 
 use super::*;
-use crate::counting::{allocations_here, allocations_of, in_process_of_its_own};
+use holdfast_counting::{allocations_here, allocations_of, in_process_of_its_own};
 
 /// Below what makes the next epoch copy ahead, which has a time of its own.
 const MANY: u64 = LEAST_OF_EPOCH - 1;

@@ -2,42 +2,19 @@
 //! only this layer and the pool are measured.
 //!
 //! `cargo test --release -p holdfast-dpdk --test cost -- --nocapture` prints the figures.
-#![expect(unsafe_code, reason = "a counting allocator")]
 
 #[path = "../real/support/mod.rs"]
 #[expect(dead_code, reason = "made for the tests of real ports, which use all of it")]
 mod support;
 
+use holdfast_counting::allocations;
 use holdfast_dpdk::{BURST, Device, Mbuf, Pool, Port, PortConfig, RegisteredThread, RxQueue, TxQueue};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use support::{Memory, alone, start, wire};
 
 /// Bursts measured.
 const BURSTS: u32 = 20_000;
-
-struct Counting;
-
-static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
-
-// SAFETY: everything is passed on to the system's allocator as it came.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the caller's promises are those of the system's allocator.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above; `alloc` gave this memory.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
 
 fn null_port() -> (Pool, RxQueue, TxQueue, RegisteredThread) {
     let checked = wire("tap", |raw| raw.iface = Some("unused".to_owned()));
@@ -54,11 +31,11 @@ fn cost(mut burst: impl FnMut() -> usize) -> (u64, f64) {
     for _ in 0..100 {
         burst();
     }
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed);
+    let before = allocations();
     let start = Instant::now();
     let frames: usize = (0..BURSTS).map(|_| burst()).sum();
     let elapsed = start.elapsed();
-    let allocations = ALLOCATIONS.load(Ordering::Relaxed) - allocations;
+    let allocations = allocations() - before;
     assert!(frames > 0);
     (allocations, elapsed.as_secs_f64() * 1e9 / frames as f64)
 }

@@ -1,7 +1,7 @@
 //! What a scan costs in a pause: no memory, whatever it finds, and no thread.
 
 use super::*;
-use crate::counting::{allocations_here, allocations_of, in_process_of_its_own};
+use holdfast_counting::{allocations_here, allocations_of, in_process_of_its_own};
 
 const SCANS: usize = 60;
 /// The thread itself, and what all its waits use, which the first that does not end at once makes.

@@ -1,4 +1,4 @@
-//! An allocator that counts by thread, for tests of what a steady state costs.
+//! An allocator that counts by thread, for tests of what a steady state costs. A program that asks for a count has it.
 #![expect(unsafe_code, reason = "an allocator that counts")]
 
 use nix::unistd::gettid;
@@ -14,10 +14,12 @@ const THREADS: usize = 1024;
 struct Place {
     thread: AtomicI32,
     count: AtomicU64,
+    bytes: AtomicU64,
 }
 
 static PLACES: [Place; THREADS] =
-    [const { Place { thread: AtomicI32::new(0), count: AtomicU64::new(0) } }; THREADS];
+    [const { Place { thread: AtomicI32::new(0), count: AtomicU64::new(0), bytes: AtomicU64::new(0) } };
+        THREADS];
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
@@ -30,13 +32,13 @@ struct Counting;
 // nothing itself.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size());
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc_zeroed(layout) }
     }
@@ -47,7 +49,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
+        count(size);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.realloc(memory, layout, size) }
     }
@@ -56,9 +58,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static COUNTING: Counting = Counting;
 
-fn count() {
+fn count(bytes: usize) {
     if let Some(place) = PLACES.get(own()) {
         place.count.fetch_add(1, Ordering::Relaxed);
+        place.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -82,7 +85,11 @@ const ALONE: &str = "HOLDFAST_TEST_COUNTS_ALLOCATIONS";
 
 /// Whether this process has nothing but the calling test in it; if not, one is started for it, which must succeed.
 /// Threads are told apart by their names, and other tests have such threads too.
-pub(crate) fn in_process_of_its_own(test: &str) -> bool {
+///
+/// # Panics
+/// When that process fails.
+#[must_use]
+pub fn in_process_of_its_own(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
@@ -92,13 +99,27 @@ pub(crate) fn in_process_of_its_own(test: &str) -> bool {
     false
 }
 
-/// Allocations of this thread so far.
-pub(crate) fn allocations_here() -> u64 {
+/// Allocations of this thread so far; one that grows counts as well.
+#[must_use]
+pub fn allocations_here() -> u64 {
     PLACES.get(own()).map_or(0, |place| place.count.load(Ordering::Relaxed))
 }
 
+/// Bytes of those.
+#[must_use]
+pub fn bytes_here() -> u64 {
+    PLACES.get(own()).map_or(0, |place| place.bytes.load(Ordering::Relaxed))
+}
+
+/// Allocations of all threads so far.
+#[must_use]
+pub fn allocations() -> u64 {
+    PLACES.iter().map(|place| place.count.load(Ordering::Relaxed)).sum()
+}
+
 /// Allocations so far of all threads of this process that have this name.
-pub(crate) fn allocations_of(name: &str) -> u64 {
+#[must_use]
+pub fn allocations_of(name: &str) -> u64 {
     let is_named = |thread: i32| {
         fs::read_to_string(format!("/proc/self/task/{thread}/comm")).is_ok_and(|comm| comm.trim() == name)
     };
