@@ -1,9 +1,13 @@
 //! Two ports in one thread with nothing between them: what a core carries, records, QUIC, AEAD and frames
 //! included. `cargo bench -p holdfast-bypass`.
 
+#[path = "../tests/pair/mod.rs"]
+mod pair;
+
 use bytes::Bytes;
-use holdfast_bypass::{Class, Event, PathId, Port, Settings, Token};
-use holdfast_checkpoint::keys::{Identity, make_pair};
+use holdfast_bypass::{Class, Event, PathId, Port, Token};
+use holdfast_checkpoint::keys::Identity;
+use pair::{identities, port};
 use std::time::{Duration, Instant};
 
 const TOKEN: Token = Token([7; 32]);
@@ -34,17 +38,7 @@ struct Spent {
 }
 
 fn side(last: u8, mtu: u16, identity: &Identity) -> Side {
-    let settings = Settings {
-        mac: [2, 0, 0, 0, 0, last],
-        address: [10, 0, 0, last].into(),
-        peer: [10, 0, 0, 3 - last].into(),
-        peer_mac: None,
-        udp_port: 7401,
-        mtu,
-        record_limit: RECORD,
-    };
-    let (client, server) = identity.configs();
-    let port = Port::new(settings, client, server, Instant::now()).expect("it can be");
+    let port = port(last, mtu, RECORD, identity);
     Side { port, path: None, cpu: Duration::ZERO, spent: Spent::default() }
 }
 
@@ -84,10 +78,7 @@ fn turn(side: &mut Side, frames: &mut Vec<Vec<u8>>, out: &mut Vec<Vec<u8>>) -> u
 }
 
 fn main() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-    make_pair(&a, &b).expect("keys");
-    let [a, b] = [a, b].map(|dir| Identity::load(&dir).expect("keys load"));
+    let [a, b] = identities();
     for mtu in [1500, 9000] {
         let (mut from, mut to) = (side(1, mtu, &a), side(2, mtu, &b));
         to.port.await_peer(TOKEN);

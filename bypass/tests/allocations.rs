@@ -1,10 +1,13 @@
 //! What a frame of the bypass allocates: two times at its receiver, for the datagram type of the QUIC library. An allocator
 //! that counts watches both ends, apart for each step; the bounds are what it counted, with some room.
 
+mod pair;
+
 use bytes::Bytes;
-use holdfast_bypass::{Class, Counter, Event, PathId, Port, Settings, Token};
-use holdfast_checkpoint::keys::{Identity, make_pair};
+use holdfast_bypass::{Class, Counter, Event, PathId, Port, Token};
+use holdfast_checkpoint::keys::Identity;
 use holdfast_counting::allocations_here;
+use pair::{identities, port};
 use std::time::Instant;
 
 const TOKEN: Token = Token([7; 32]);
@@ -40,17 +43,7 @@ struct Side {
 
 impl Side {
     fn new(last: u8, mtu: u16, identity: &Identity) -> Self {
-        let settings = Settings {
-            mac: [2, 0, 0, 0, 0, last],
-            address: [10, 0, 0, last].into(),
-            peer: [10, 0, 0, 3 - last].into(),
-            peer_mac: None,
-            udp_port: 7401,
-            mtu,
-            record_limit: RECORD,
-        };
-        let (client, server) = identity.configs();
-        let port = Port::new(settings, client, server, Instant::now()).expect("it can be");
+        let port = port(last, mtu, RECORD, identity);
         Self { port, path: None, spent: Spent::default(), received: 0 }
     }
 
@@ -106,10 +99,7 @@ fn carry(from: &mut Side, to: &mut Side, records: u64) {
 
 #[test]
 fn a_frame_costs_the_librarys_datagram_and_a_record_its_body() {
-    let dir = tempfile::tempdir().expect("a folder");
-    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-    make_pair(&a, &b).expect("keys");
-    let [a, b] = [a, b].map(|dir| Identity::load(&dir).expect("keys load"));
+    let [a, b] = identities();
     for mtu in [1500, 9000] {
         let (mut from, mut to) = (Side::new(1, mtu, &a), Side::new(2, mtu, &b));
         to.port.await_peer(TOKEN);

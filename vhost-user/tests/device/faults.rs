@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::driver::{GuestRam, NEXT, descriptor};
-use crate::machine::{Machine, TX, device, wait_event, wait_signal};
+use crate::machine::{Machine, Served, TX, device, served, wait_event, wait_signal};
 use holdfast_vhost_user::{DeviceEvent, MemoryFiles, RingFault, SocketRole};
 
 /// RB-1: one device stops with a counted fault; the other, on the same core, does not notice.
@@ -58,13 +58,10 @@ fn a_broken_ring_stops_its_device_alone_until_the_guest_resets_it() {
 /// once, and again when the driver has reset the device and breaks it anew, at the same place even.
 #[test]
 fn a_ring_that_stays_broken_over_stops_is_logged_once() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, core, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     let fault = DeviceEvent::Fault(RingFault::ChainTooLong { limit: 32 });
     for broken in 1..=2 {
         machine.start();
@@ -73,12 +70,12 @@ fn a_ring_that_stays_broken_over_stops_is_logged_once() {
         machine.queues[TX].offer(20);
         machine.kick();
         for _ in 0..5 {
-            wait_event(&device, |event| *event == fault);
+            wait_event(device, |event| *event == fault);
             assert_eq!(machine.stop()[TX], 1, "the loop was not taken");
             assert_eq!(core.errors(), broken);
             machine.start();
         }
-        wait_event(&device, |event| *event == fault);
+        wait_event(device, |event| *event == fault);
         machine.stop();
         machine.reset();
     }
@@ -90,18 +87,15 @@ fn a_ring_that_stays_broken_over_stops_is_logged_once() {
 /// RB-1: fault after fault, none of them more than a stop.
 #[test]
 fn a_guest_that_never_learns_is_stopped_each_time() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     for round in 1..=20_u64 {
         machine.start();
         machine.ram.write_u16(machine.queues[TX].available_gpa() + 2, machine.queues[TX].available + 33);
         machine.kick();
-        wait_event(&device, |event| matches!(event, DeviceEvent::Fault(RingFault::AvailableJump { .. })));
+        wait_event(device, |event| matches!(event, DeviceEvent::Fault(RingFault::AvailableJump { .. })));
         assert_eq!(device.snapshot().faults, [("available_jump", round)]);
         machine.stop();
         machine.ram.write_u16(machine.queues[TX].available_gpa() + 2, machine.queues[TX].available);

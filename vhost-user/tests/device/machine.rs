@@ -10,8 +10,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tempfile::TempDir;
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserProtocolFeatures};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
@@ -49,6 +50,24 @@ pub(crate) fn device_of_pairs(
         files: files.clone(),
     };
     Device::spawn(config, core.waker()).expect("a device")
+}
+
+/// A device behind a socket, whose core runs.
+pub(crate) struct Served {
+    pub(crate) device: Device,
+    pub(crate) core: Core,
+    pub(crate) path: PathBuf,
+    _dir: TempDir,
+}
+
+/// A device with a socket of its own that a frontend may connect to.
+pub(crate) fn served() -> Served {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net0");
+    let mut core = Core::new();
+    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
+    core.run(vec![endpoint]);
+    Served { device, core, path, _dir: dir }
 }
 
 /// Waits for an event that `wanted` recognises; those before it are returned too.

@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::driver::GuestRam;
-use crate::machine::{Machine, RX, device, region, wait_event};
+use crate::machine::{Machine, RX, Served, device, region, served, wait_event};
 use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -28,13 +28,10 @@ fn ask(stream: &mut UnixStream, request: u32, body: u64) -> u64 {
 
 #[test]
 fn an_mtu_is_checked_and_an_announcement_is_passed_on() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut stream = UnixStream::connect(&path).expect("connects");
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut stream = UnixStream::connect(path).expect("connects");
     let mut machine = Machine::boot(stream.try_clone().expect("a second descriptor"), &ram);
     assert_eq!(ask(&mut stream, NET_SET_MTU, 1400), 0);
     assert_eq!(device.snapshot().mtu, Some(1400));
@@ -43,10 +40,10 @@ fn an_mtu_is_checked_and_an_announcement_is_passed_on() {
     let mac = [0x52, 0x54, 0, 0x12, 0x34, 0x56];
     let body = u64::from_ne_bytes([mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], 0, 0]);
     assert_eq!(ask(&mut stream, SEND_RARP, body), 0);
-    wait_event(&device, |event| *event == DeviceEvent::AnnounceRequested { mac });
+    wait_event(device, |event| *event == DeviceEvent::AnnounceRequested { mac });
     // The device is configured for 1500.
     assert_eq!(ask(&mut stream, NET_SET_MTU, 9000), 1);
-    let seen = wait_event(&device, |event| matches!(event, DeviceEvent::PeerFault(_)));
+    let seen = wait_event(device, |event| matches!(event, DeviceEvent::PeerFault(_)));
     let Some(DeviceEvent::PeerFault(text)) = seen.last() else { unreachable!() };
     assert!(text.contains("9000") && text.contains("host_mtu"), "{text}");
 }
@@ -54,12 +51,9 @@ fn an_mtu_is_checked_and_an_announcement_is_passed_on() {
 /// RB-1: whatever bytes come, the connection ends, it is counted, and the next frontend is served.
 #[test]
 fn broken_messages_end_their_connection_alone() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
+    let served = served();
+    let Served { device, path, .. } = &served;
     let broken: &[(&str, Vec<u8>)] = &[
         ("noise", vec![0xff; 300]),
         ("zeroes", vec![0; 64]),
@@ -79,22 +73,22 @@ fn broken_messages_end_their_connection_alone() {
         ("a reply out of the blue", message(1, 1 | 4, &[0; 8])),
     ];
     for (count, (name, bytes)) in (1..).zip(broken) {
-        let mut stream = UnixStream::connect(&path).expect("connects");
+        let mut stream = UnixStream::connect(path).expect("connects");
         stream.write_all(bytes).expect("sends");
         let mut rest = Vec::new();
         // Closed by the device, with bytes of ours unread or not.
         drop(stream.read_to_end(&mut rest));
-        wait_event(&device, |event| *event == DeviceEvent::Disconnected);
+        wait_event(device, |event| *event == DeviceEvent::Disconnected);
         assert_eq!(device.snapshot().peer_faults, count, "{name}");
     }
     // A frontend that dies amid a header or a body is no fault.
     for cut in [1, 11, 15] {
-        let mut stream = UnixStream::connect(&path).expect("connects");
+        let mut stream = UnixStream::connect(path).expect("connects");
         stream.write_all(&message(NET_SET_MTU, 1, &[0; 8])[..cut]).expect("sends");
         drop(stream);
-        wait_event(&device, |event| *event == DeviceEvent::Disconnected);
+        wait_event(device, |event| *event == DeviceEvent::Disconnected);
     }
-    let mut machine = Machine::connect(&path, &ram);
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
     assert_eq!(device.snapshot().peer_faults, broken.len() as u64);
@@ -103,12 +97,9 @@ fn broken_messages_end_their_connection_alone() {
 /// RB-1: tables and rings that contradict themselves are refused with a reason.
 #[test]
 fn impossible_tables_and_rings_are_refused_with_a_reason() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
+    let served = served();
+    let Served { device, path, .. } = &served;
     let file = ram.descriptor();
     let null = std::fs::File::open("/dev/null").expect("opens");
     let tables = [
@@ -118,17 +109,17 @@ fn impossible_tables_and_rings_are_refused_with_a_reason() {
         (vec![region(0, 0x1000, 0, &null)], "not a regular file"),
     ];
     let refused = |reason: &str| {
-        let seen = wait_event(&device, |event| *event == DeviceEvent::Disconnected);
+        let seen = wait_event(device, |event| *event == DeviceEvent::Disconnected);
         let told =
             seen.iter().any(|event| matches!(event, DeviceEvent::PeerFault(text) if text.contains(reason)));
         assert!(told, "{reason}: {seen:?}");
     };
     for (table, reason) in &tables {
-        let machine = Machine::connect(&path, &ram);
+        let machine = Machine::connect(path, &ram);
         assert!(machine.frontend.set_mem_table(table).is_err(), "{reason}");
         refused(reason);
     }
-    let machine = Machine::connect(&path, &ram);
+    let machine = Machine::connect(path, &ram);
     machine.frontend.set_features(machine.features).expect("features");
     machine.set_memory(&crate::driver::REGIONS);
     machine.frontend.set_vring_num(RX, 32).expect("size");

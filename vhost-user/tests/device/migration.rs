@@ -1,10 +1,8 @@
 //! A live migration by the frontend: LOG_ALL with LOG_SHMFD, switched on and off under traffic.
 
-use crate::core::Core;
 use crate::driver::{END, GuestRam, REGIONS};
-use crate::machine::{Machine, RX, TX, device};
+use crate::machine::{Machine, RX, Served, TX, served};
 use holdfast_vhost_user::features::bits;
-use holdfast_vhost_user::{MemoryFiles, SocketRole};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -53,13 +51,10 @@ fn set_log(machine: &Machine<'_>, log: &File) {
 
 #[test]
 fn a_migration_of_the_frontend_learns_of_every_page_the_device_writes() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, core: _, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
 
@@ -107,14 +102,11 @@ fn a_migration_of_the_frontend_learns_of_every_page_the_device_writes() {
 /// RB-1: a log that cannot hold guest memory is refused before anything is written to it.
 #[test]
 fn a_log_that_does_not_cover_guest_memory_is_refused() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (_device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
+    let served = served();
+    let Served { path, .. } = &served;
     for size in [1, LOG_BYTES - 2, LOG_BYTES + 1] {
-        let mut machine = Machine::connect(&path, &ram);
+        let mut machine = Machine::connect(path, &ram);
         machine.start();
         let file = log();
         let region =

@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::driver::GuestRam;
-use crate::machine::{Machine, RX, TX, device, wait_event};
+use crate::machine::{Machine, RX, Served, TX, device, served, wait_event};
 use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketAccess, SocketRole, SpawnError};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,13 +16,10 @@ fn is_gone(event: &DeviceEvent) -> bool {
 /// Fault 13: indices stay consistent, no frame is taken twice, no dirty page is forgotten (CK-2).
 #[test]
 fn a_frontend_that_comes_back_goes_on_where_it_was() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     let mut number = 0;
     let mut first = None;
     for round in 1..=10 {
@@ -39,7 +36,7 @@ fn a_frontend_that_comes_back_goes_on_where_it_was() {
         number += 1;
         // Closed amid everything, as when the frontend is killed.
         machine.frontend = vhost::vhost_user::Frontend::from_stream(UnixStream::pair().expect("a pair").0, 2);
-        wait_event(&device, is_gone);
+        wait_event(device, is_gone);
         let snapshot = device.snapshot();
         assert!(!snapshot.connected && snapshot.rings_running == [false, false], "{snapshot:?}");
         assert_eq!(snapshot.connections, round);
@@ -47,7 +44,7 @@ fn a_frontend_that_comes_back_goes_on_where_it_was() {
         let mut dirty = 0;
         memory.files()[0].drain_dirty(&mut |_| dirty += 1);
         assert!(dirty > 0, "what was written before the loss is still marked after it");
-        machine = machine.reconnect(UnixStream::connect(&path).expect("connects"));
+        machine = machine.reconnect(UnixStream::connect(path).expect("connects"));
     }
 }
 
@@ -55,20 +52,17 @@ fn a_frontend_that_comes_back_goes_on_where_it_was() {
 /// before comes out.
 #[test]
 fn a_ring_that_was_disabled_is_emptied_after_a_reconnection() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
     machine.frontend.set_vring_enable(TX, false).expect("disable");
     machine.frontend = vhost::vhost_user::Frontend::from_stream(UnixStream::pair().expect("a pair").0, 2);
-    wait_event(&device, is_gone);
+    wait_event(device, is_gone);
     machine.queue_frame(&[6; 80]);
-    machine = machine.reconnect(UnixStream::connect(&path).expect("connects"));
+    machine = machine.reconnect(UnixStream::connect(path).expect("connects"));
     machine.start_with(&[RX]);
     assert_eq!(machine.receive(), [6; 80]);
     assert_eq!(device.snapshot().rings_enabled, [true, false]);

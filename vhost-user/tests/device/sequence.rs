@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use crate::driver::GuestRam;
-use crate::machine::{Machine, RX, TX, device, wait_event, wait_signal};
+use crate::machine::{Machine, RX, Served, TX, device, served, wait_event, wait_signal};
 use holdfast_vhost_user::{DeviceEvent, MemoryFiles, SocketRole, Verdict};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,10 @@ use vhost::vhost_user::VhostUserFrontend;
 
 #[test]
 fn frames_flow_both_ways_and_wake_both_sides() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     (0..200).for_each(|number| machine.echo(number));
     let snapshot = device.snapshot();
@@ -30,16 +27,13 @@ fn frames_flow_both_ways_and_wake_both_sides() {
 /// written is marked, and nothing is written until the start.
 #[test]
 fn a_stop_is_answered_when_the_core_has_left_the_rings() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
-    wait_event(&device, |event| *event == DeviceEvent::Started);
+    wait_event(device, |event| *event == DeviceEvent::Started);
     let memory = device.memory().expect("memory is known");
     let mut sent = 1;
     for _ in 0..60 {
@@ -67,7 +61,7 @@ fn a_stop_is_answered_when_the_core_has_left_the_rings() {
         }
     }
     assert_eq!(usize::from(machine.stop()[TX]), sent as usize);
-    let seen = wait_event(&device, |event| *event == DeviceEvent::Stopped);
+    let seen = wait_event(device, |event| *event == DeviceEvent::Stopped);
     assert!(!seen.contains(&DeviceEvent::MemoryChanged), "{seen:?}");
 }
 
@@ -105,13 +99,10 @@ fn a_ring_is_left_with_its_last_burst_published() {
 /// CK-2: the answer waits for the core, however long that takes.
 #[test]
 fn a_stop_waits_for_a_core_that_is_busy() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, core, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
     let answered = AtomicBool::new(false);
@@ -133,13 +124,10 @@ fn a_stop_waits_for_a_core_that_is_busy() {
 
 #[test]
 fn a_memory_table_that_changes_under_running_rings_takes_effect() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
     let before = device.memory().expect("memory is known");
@@ -159,13 +147,10 @@ fn a_memory_table_that_changes_under_running_rings_takes_effect() {
 
 #[test]
 fn an_exchanged_call_descriptor_loses_no_interrupt() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (_device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     for number in 0..100 {
         machine.send(&u32::to_be_bytes(number).repeat(20));
@@ -182,13 +167,10 @@ fn an_exchanged_call_descriptor_loses_no_interrupt() {
 /// Nor anything after it is disabled. One by which the guest sends passes what is in it.
 #[test]
 fn a_ring_gives_the_guest_nothing_until_it_is_enabled() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start_with(&[TX]);
     assert_eq!(device.snapshot().rings_running, [false, true]);
     machine.send(&[5; 80]);
@@ -202,13 +184,10 @@ fn a_ring_gives_the_guest_nothing_until_it_is_enabled() {
 /// A driver that gives a pair up has put frames into its ring before: they come out, through stops as well.
 #[test]
 fn a_ring_that_is_disabled_is_emptied() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("net0");
     let ram = GuestRam::new();
-    let mut core = Core::new();
-    let (device, endpoint) = device(&core, SocketRole::Server(path.clone()), &MemoryFiles::default());
-    core.run(vec![endpoint]);
-    let mut machine = Machine::connect(&path, &ram);
+    let served = served();
+    let Served { device, path, .. } = &served;
+    let mut machine = Machine::connect(path, &ram);
     machine.start();
     machine.echo(0);
     machine.stop();
