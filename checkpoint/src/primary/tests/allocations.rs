@@ -9,7 +9,8 @@ use holdfast_counting::{allocations_here, allocations_of, in_process_of_its_own}
 /// Below what makes the next epoch copy ahead, which has a time of its own.
 const MANY: u64 = LEAST_OF_EPOCH - 1;
 const FEW: u64 = 16;
-const EPOCHS: u64 = 8;
+/// So many that the buffers which a held-up link makes necessary once do not count for one epoch each.
+const EPOCHS: u64 = 24;
 
 /// States of devices and gate with their messages, seal, and reports; whatever the pages.
 const REPLICATION_AN_EPOCH: u64 = 12;
