@@ -443,12 +443,13 @@ fn leaving<'a, F: Frame>(
     audit: &'a mut Option<&mut Audit>,
     core: &'a Block<CoreCounter>,
 ) -> impl FnMut(EpochId, &mut Waiting<F>) + 'a {
-    move |epoch, frame| {
+    move |epoch, waiting| {
         let Some(speculating) = speculating else { return };
-        let bytes = compact.bytes_mut(frame);
-        if speculating.release(now, bytes) {
-            record(audit, core, id, Some(epoch), bytes);
-        }
+        compact.each_mut(waiting, |bytes| {
+            if speculating.release(now, bytes) {
+                record(audit, core, id, Some(epoch), bytes);
+            }
+        });
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Frames that an unprotected port may have waiting for a wire that takes none: more would only be
 /// delay.
-const NATIVE_BACKLOG: usize = 512;
+const NATIVE_BACKLOG: u64 = 512;
 
 /// What a guest sent, until the wire has it. From the first queue to the last, order is kept (OC-2).
 pub(super) struct Egress<F> {
@@ -26,8 +26,8 @@ pub(super) struct Egress<F> {
     pub(super) compact: Compact,
     /// Routed, and waiting for the wire to take it; at most a burst.
     pub(super) to_wire: VecDeque<F>,
-    /// Bytes of those two.
-    waiting_bytes: u64,
+    /// What is in those two queues but the escrow.
+    waiting: Amount,
     pub(super) fenced: bool,
     /// `CLOCK_MONOTONIC` in nanoseconds until which this host may transmit (FO-1).
     pub(super) lease: Arc<AtomicU64>,
@@ -40,29 +40,26 @@ impl<F: Frame> Egress<F> {
             outbox: VecDeque::with_capacity(limits.frames + 2 * MAX_SEGMENTS),
             compact: Compact::new(limits.frames),
             to_wire: VecDeque::with_capacity(BURST),
-            waiting_bytes: 0,
+            waiting: Amount::default(),
             fenced,
             lease: Arc::new(AtomicU64::new(u64::MAX)),
         }
     }
 
     /// What may go but is still here.
-    pub(super) fn waiting(&self) -> Amount {
-        Amount { frames: (self.outbox.len() + self.to_wire.len()) as u64, bytes: self.waiting_bytes }
+    pub(super) const fn waiting(&self) -> Amount {
+        self.waiting
     }
 
     /// Whether another frame of the guest may be taken.
     pub(super) fn has_room(&self) -> bool {
-        let backlog = self.escrow.open_epoch().is_some() || self.outbox.len() < NATIVE_BACKLOG;
+        let backlog = self.escrow.open_epoch().is_some() || self.waiting.frames < NATIVE_BACKLOG;
         !self.fenced && backlog && self.escrow.has_room(self.waiting())
     }
 
     /// Whether a frame may go to the wire now, past queues that are empty.
     pub(super) fn is_open(&self) -> bool {
-        self.escrow.open_epoch().is_none()
-            && self.outbox.is_empty()
-            && self.to_wire.is_empty()
-            && self.may_transmit(monotonic_ns)
+        self.escrow.open_epoch().is_none() && self.waiting.frames == 0 && self.may_transmit(monotonic_ns)
     }
 
     /// Takes a captured frame: held while the port is protected (OC-1), on its way otherwise.
@@ -70,66 +67,88 @@ impl<F: Frame> Egress<F> {
         if self.escrow.open_epoch().is_none() {
             return self.send(frame);
         }
-        let waiting = self.compact.put(frame);
-        let bytes = waiting.len();
-        let back = self.escrow.hold(waiting, bytes);
-        debug_assert!(back.is_none(), "an epoch is open");
+        if !self.hold_copy(frame.bytes(), frame.is_sound()) {
+            let bytes = frame.bytes().len();
+            let back = self.escrow.hold(Waiting::Frame(frame), bytes);
+            debug_assert!(back.is_none(), "an epoch is open");
+        }
+    }
+
+    /// Holds a copy of a frame for the commit of the epoch that is open; false, and nothing changed, if it is not a
+    /// small one or there is no room for it.
+    #[inline]
+    fn hold_copy(&mut self, bytes: &[u8], is_sound: bool) -> bool {
+        let Some(put) = self.compact.copy(bytes, is_sound) else { return false };
+        // Only what is held is in the ring, so that the newest there is in the newest entry.
+        if !put.follows || !self.escrow.hold_with_last(bytes.len(), Waiting::lengthen) {
+            let back = self.escrow.hold(Waiting::Small(put.run()), bytes.len());
+            debug_assert!(back.is_none(), "an epoch is open");
+        }
+        true
     }
 
     /// As [`Self::accept`], of a frame that is in no memory of a wire; false, and nothing changed, if there is none
     /// for it. A small one that has to wait needs none.
     #[inline]
     pub(super) fn accept_copy<W: Wire<Frame = F>>(&mut self, bytes: &[u8], wire: &mut W) -> bool {
-        if self.escrow.open_epoch().is_some() {
-            if let Some(small) = self.compact.copy(bytes) {
-                let back = self.escrow.hold(Waiting::Small(small), bytes.len());
-                debug_assert!(back.is_none(), "an epoch is open");
-                return true;
-            }
+        if self.escrow.open_epoch().is_some() && self.hold_copy(bytes, false) {
+            return true;
         }
         wire.copy(bytes).map(|frame| self.accept(frame)).is_some()
     }
 
     /// Puts a frame that may go behind all others that may go.
     pub(super) fn send(&mut self, frame: F) {
-        self.waiting_bytes += frame.bytes().len() as u64;
+        self.waiting.add(frame.bytes().len());
         self.outbox.push_back(Waiting::Frame(frame));
     }
 
     /// Counts frames that the escrow moved to the outbox.
     pub(super) fn released(&mut self, amount: Amount) {
-        self.waiting_bytes += amount.bytes;
+        self.waiting.join(amount);
     }
 
     /// The next frame to be routed, in memory of `wire`; none as well when there is no memory for it now.
     #[inline]
     pub(super) fn next<W: Wire<Frame = F>>(&mut self, wire: &mut W) -> Option<F> {
-        // One that finds no memory stays first in line (OC-2).
-        let small = match self.outbox.front()? {
-            Waiting::Frame(_) => None,
-            Waiting::Small(small) => Some(self.compact.take(small, wire)?),
+        let frame = match self.outbox.front()? {
+            Waiting::Frame(_) => match self.outbox.pop_front()? {
+                Waiting::Frame(frame) => frame,
+                Waiting::Small(_) => return None,
+            },
+            // One that finds no memory stays first in line (OC-2).
+            Waiting::Small(run) => {
+                let frame = self.compact.frame(run, wire)?;
+                self.pop_small();
+                frame
+            }
         };
-        let frame = match (self.outbox.pop_front()?, small) {
-            (Waiting::Frame(frame), _) => frame,
-            (Waiting::Small(_), frame) => frame?,
-        };
-        self.waiting_bytes -= frame.bytes().len() as u64;
+        self.waiting.less(1, frame.bytes().len() as u64);
         Some(frame)
     }
 
     /// Offers the next frame to be routed, if it is a small one that had to wait, to `give`; whether that has it.
     #[inline]
     pub(super) fn offer_small(&mut self, give: impl FnOnce(&[u8]) -> bool) -> bool {
-        let Some(Waiting::Small(small)) = self.outbox.front() else { return false };
-        let bytes = self.compact.small(small);
+        let Some(Waiting::Small(run)) = self.outbox.front() else { return false };
+        let bytes = self.compact.oldest(run);
         let len = bytes.len() as u64;
         if !give(bytes) {
             return false;
         }
-        self.compact.pop(small);
-        self.outbox.pop_front();
-        self.waiting_bytes -= len;
+        self.pop_small();
+        self.waiting.less(1, len);
         true
+    }
+
+    /// The small frame at the front of the outbox is gone.
+    #[inline]
+    fn pop_small(&mut self) {
+        if let Some(Waiting::Small(run)) = self.outbox.front_mut() {
+            if self.compact.pop(run) {
+                self.outbox.pop_front();
+            }
+        }
     }
 
     /// Has the frame fetched that is so far behind the next one. A hint.
@@ -143,7 +162,7 @@ impl<F: Frame> Egress<F> {
 
     /// Puts a routed frame behind the others that the wire is to take.
     pub(super) fn route_to_wire(&mut self, frame: F) {
-        self.waiting_bytes += frame.bytes().len() as u64;
+        self.waiting.add(frame.bytes().len());
         self.to_wire.push_back(frame);
     }
 
@@ -153,7 +172,7 @@ impl<F: Frame> Egress<F> {
         let before = bytes(&self.to_wire);
         let frames = send(&mut self.to_wire) as u64;
         let sent = Amount { frames, bytes: before - bytes(&self.to_wire) };
-        self.waiting_bytes -= sent.bytes;
+        self.waiting.less(sent.frames, sent.bytes);
         sent
     }
 
@@ -169,12 +188,13 @@ impl<F: Frame> Egress<F> {
         self.outbox.clear();
         self.compact.clear();
         self.to_wire.clear();
-        self.waiting_bytes = 0;
+        self.waiting = Amount::default();
         dropped
     }
 }
 
-const _: () = assert!(NATIVE_BACKLOG + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESSES < 2 * MAX_SEGMENTS);
+const _: () =
+    assert!(NATIVE_BACKLOG as usize + MAX_SEGMENTS + MAX_STATIONS + MAX_ADDRESSES < 2 * MAX_SEGMENTS);
 
 #[cfg(test)]
 mod tests {

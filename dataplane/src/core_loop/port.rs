@@ -269,7 +269,7 @@ impl<F: Frame> Port<F> {
             }
             let inbound = &mut self.inbound;
             if inbound.burst.is_empty() {
-                let stale = inbound.fill(offloads, inbound.queue.len().min(BURST));
+                let stale = inbound.fill(offloads);
                 self.counters.drops.add(DropReason::Stale, stale as u64);
             } else if inbound.burst.offloads() != offloads {
                 // Merged for another driver than the one that is there now.

@@ -4,8 +4,8 @@
 //!  capture --hold--> [ open bucket ] --cut k--> [ k ] [ k-1 ] ... --release(token k)--> outbox
 //! ```
 //!
-//! Frames are in one queue in the guest's order, and buckets are counts of it from the front: the
-//! sealed ones by epoch, then the open one. Only a [`ReleaseToken`] moves frames out, those of its
+//! Frames are in one queue in the guest's order, an entry each or several in one, and buckets are counts of it from
+//! the front: the sealed ones by epoch, then the open one; no entry is in two. Only a [`ReleaseToken`] moves frames out, those of its
 //! epoch and of the epochs before it (OC-1), from the front (OC-2). A token of an epoch that is not
 //! sealed here, or of an older term, moves nothing (FO-1).
 //!
@@ -57,9 +57,15 @@ impl Amount {
         self.bytes += bytes as u64;
     }
 
-    fn join(&mut self, other: Self) {
+    pub(crate) const fn join(&mut self, other: Self) {
         self.frames += other.frames;
         self.bytes += other.bytes;
+    }
+
+    /// So many frames and bytes less.
+    pub(crate) const fn less(&mut self, frames: u64, bytes: u64) {
+        self.frames -= frames;
+        self.bytes -= bytes;
     }
 }
 
@@ -104,6 +110,14 @@ pub enum EscrowError {
 struct Bucket {
     epoch: EpochId,
     amount: Amount,
+    /// Of the queue.
+    entries: usize,
+}
+
+impl Bucket {
+    const fn empty(epoch: EpochId) -> Self {
+        Self { epoch, amount: Amount { frames: 0, bytes: 0 }, entries: 0 }
+    }
 }
 
 /// The output-commit queue of one port.
@@ -167,9 +181,25 @@ impl<F> Escrow<F> {
     pub fn hold(&mut self, frame: F, bytes: usize) -> Option<F> {
         let Some(open) = &mut self.open else { return Some(frame) };
         open.amount.add(bytes);
+        open.entries += 1;
         self.held.add(bytes);
         self.frames.push_back(frame);
         None
+    }
+
+    /// Holds a frame of so many bytes in the entry of the one before it, if that is of the open epoch and `lengthen`
+    /// takes it in; whether it did.
+    ///
+    /// Bound, allocations and cost: as [`Escrow::hold`].
+    #[inline]
+    pub fn hold_with_last(&mut self, bytes: usize, lengthen: impl FnOnce(&mut F) -> bool) -> bool {
+        let Some(open) = self.open.as_mut().filter(|open| open.entries > 0) else { return false };
+        if !self.frames.back_mut().is_some_and(lengthen) {
+            return false;
+        }
+        open.amount.add(bytes);
+        self.held.add(bytes);
+        true
     }
 
     /// From now on output is held; `first` is the epoch that runs. What is held already stays held.
@@ -178,8 +208,8 @@ impl<F> Escrow<F> {
     /// [`EscrowError::Order`] when `first` is not beyond the sealed epochs.
     pub fn protect(&mut self, first: EpochId) -> Result<(), EscrowError> {
         self.may_protect(first)?;
-        let amount = self.open.map_or_else(Amount::default, |bucket| bucket.amount);
-        self.open = Some(Bucket { epoch: first, amount });
+        let open = self.open.unwrap_or(Bucket::empty(first));
+        self.open = Some(Bucket { epoch: first, ..open });
         Ok(())
     }
 
@@ -209,10 +239,11 @@ impl<F> Escrow<F> {
         if self.sealed.len() == MAX_SEALED {
             if let Some(oldest) = self.sealed.pop_front() {
                 self.sealed[0].amount.join(oldest.amount);
+                self.sealed[0].entries += oldest.entries;
             }
         }
-        self.sealed.push_back(Bucket { epoch, amount: open.amount });
-        self.open = Some(Bucket { epoch: epoch.next(), amount: Amount::default() });
+        self.sealed.push_back(Bucket { epoch, ..open });
+        self.open = Some(Bucket::empty(epoch.next()));
         Ok(open.amount)
     }
 
@@ -286,7 +317,7 @@ impl<F> Escrow<F> {
         self.frames.clear();
         self.sealed.clear();
         if let Some(open) = &mut self.open {
-            open.amount = Amount::default();
+            *open = Bucket::empty(open.epoch);
         }
         dropped
     }
@@ -314,16 +345,15 @@ impl<F> Escrow<F> {
 
     fn move_out(
         &mut self,
-        Bucket { epoch, amount }: Bucket,
+        Bucket { epoch, amount, entries }: Bucket,
         out: &mut VecDeque<F>,
         adapt: &mut dyn FnMut(EpochId, &mut F),
     ) {
-        out.extend(self.frames.drain(..amount.frames as usize).map(|mut frame| {
+        out.extend(self.frames.drain(..entries).map(|mut frame| {
             adapt(epoch, &mut frame);
             frame
         }));
-        self.held.frames -= amount.frames;
-        self.held.bytes -= amount.bytes;
+        self.held.less(amount.frames, amount.bytes);
     }
 }
 

@@ -62,6 +62,31 @@ fn output_is_withheld_until_its_epoch_commits() {
     assert_eq!(escrow.held(), Amount { frames: 1, bytes: 8 });
 }
 
+/// OC-1: several frames in one entry of the queue go with their epoch, and none of the next epoch goes with them.
+#[test]
+fn frames_of_one_entry_are_of_one_epoch() {
+    let mut escrow = protected(1);
+    let mut out = VecDeque::new();
+    let lengthen = |frame: &mut Numbered| {
+        frame.0 += 100;
+        true
+    };
+    assert!(!escrow.hold_with_last(LEN, lengthen), "nothing is there yet");
+    hold(&mut escrow, 1..2);
+    assert!(!escrow.hold_with_last(LEN, |_| false));
+    assert!(escrow.hold_with_last(LEN, lengthen));
+    assert_eq!(escrow.cut(EpochId::new(1)), Ok(Amount { frames: 2, bytes: 16 }));
+    assert!(!escrow.hold_with_last(LEN, lengthen), "the last one is of an epoch that ended");
+    hold(&mut escrow, 2..4);
+    assert!(escrow.hold_with_last(LEN, lengthen));
+    assert_eq!(escrow.cut(EpochId::new(2)), Ok(Amount { frames: 3, bytes: 24 }));
+    assert_eq!(escrow.release(&token(1, 1), &mut out, &mut as_it_is), Ok(Amount { frames: 2, bytes: 16 }));
+    assert_eq!(numbers(&out), [101]);
+    assert_eq!(escrow.release(&token(1, 2), &mut out, &mut as_it_is), Ok(Amount { frames: 3, bytes: 24 }));
+    assert_eq!(numbers(&out), [101, 2, 103]);
+    assert_eq!(escrow.held(), Amount::default());
+}
+
 /// FO-1: a token of an older term opens nothing.
 #[test]
 fn a_token_of_an_older_term_is_refused() {
