@@ -17,6 +17,8 @@
 
 use crate::frame::{Frame, Wire};
 use crate::guest::SMALL_FRAME_BYTES;
+use memmap2::{Advice, MmapMut};
+use std::io;
 
 /// Bytes of the longest frame that is copied.
 const SMALL: usize = SMALL_FRAME_BYTES;
@@ -85,7 +87,7 @@ const fn with_head(len: usize) -> usize {
 /// The ring of bytes. What goes in first is taken out first.
 #[derive(Debug)]
 pub(crate) struct Compact {
-    ring: Box<[u8]>,
+    ring: MmapMut,
     /// Where the oldest begins.
     head: usize,
     /// Where the newest ends. Equal to `head` only when there is none.
@@ -97,10 +99,16 @@ pub(crate) struct Compact {
 }
 
 impl Compact {
-    /// With room for so many small frames; memory that is never used is never touched.
-    pub(crate) fn new(frames: usize) -> Self {
+    /// With room for so many small frames; memory that is never used is never touched. It is on huge pages where the
+    /// kernel makes them: processors know few small ones by heart.
+    ///
+    /// # Errors
+    /// When the host has no address space left.
+    pub(crate) fn new(frames: usize) -> io::Result<Self> {
         let len = frames.saturating_add(1).saturating_mul(with_head(SMALL)).min(u32::MAX as usize);
-        Self { ring: vec![0; len].into_boxed_slice(), head: 0, tail: 0, frames: 0, bytes: 0, most_bytes: 0 }
+        let ring = MmapMut::map_anon(len)?;
+        ring.advise(Advice::HugePage).unwrap_or_default();
+        Ok(Self { ring, head: 0, tail: 0, frames: 0, bytes: 0, most_bytes: 0 })
     }
 
     /// Copies a frame that has to wait, if it is small and there is room for it.
@@ -230,7 +238,7 @@ mod tests {
 
     #[test]
     fn long_frames_and_those_without_room_stay_where_they_are() {
-        let mut compact = Compact::new(1);
+        let mut compact = Compact::new(1).expect("a ring");
         assert!(compact.copy(&[1; SMALL + 1], false).is_none());
         assert!(compact.copy(&[1; SMALL], false).is_some());
         assert!(compact.copy(&[1; SMALL], false).is_some());
@@ -240,7 +248,7 @@ mod tests {
     /// What is in use stays close together, however long it goes on.
     #[test]
     fn few_that_wait_use_little_of_the_ring() {
-        let mut compact = Compact::new(1000);
+        let mut compact = Compact::new(1000).expect("a ring");
         let mut queue = VecDeque::from([compact.copy(&[1; 60], false).expect("room").run()]);
         for _ in 0..10_000 {
             let put = compact.copy(&[2; 60], false).expect("room");
@@ -254,7 +262,7 @@ mod tests {
     #[test]
     fn a_frame_that_finds_no_memory_waits_on() {
         let (mut wire, _peer) = HeapWire::new(1500, 1, false).expect("a wire");
-        let mut compact = Compact::new(4);
+        let mut compact = Compact::new(4).expect("a ring");
         let run = compact.copy(&[7; 60], false).expect("it is small").run();
         let all = wire.alloc(1).expect("there is one");
         assert!(compact.frame(&run, &mut wire).is_none());
@@ -293,7 +301,7 @@ mod tests {
             steps in prop::collection::vec((1usize..700, any::<bool>()), 0..400),
             room in 0usize..8,
         ) {
-            let mut compact = Compact::new(room);
+            let mut compact = Compact::new(room).expect("a ring");
             let (mut queue, mut expected) = (VecDeque::new(), VecDeque::new());
             let mut fill = 0u8;
             for (len, goes) in steps {

@@ -145,6 +145,14 @@ pub enum GateError {
         /// Frames needed.
         needed: usize,
     },
+    /// The host has no address space for frames that wait.
+    #[error(
+        "host: no memory for the frames of port {port} that wait; lower its `escrow_frames`, or raise `ulimit -v`"
+    )]
+    NoMemory {
+        /// The port.
+        port: PortId,
+    },
     /// The escrow of a port refused.
     #[error("port {port}: {error}")]
     Escrow {

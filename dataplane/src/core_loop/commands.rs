@@ -160,13 +160,16 @@ impl<W: Wire> Core<W> {
         if self.ports.is_empty() && frames < 2 * RESERVED_FRAMES {
             return Err(GateError::FewFrames { frames, needed: 2 * RESERVED_FRAMES });
         }
+        let no_memory = |_| GateError::NoMemory { port: id };
+        let egress = Egress::new(limits, fenced).map_err(no_memory)?;
+        let inbound = Inbound::new(limits).map_err(no_memory)?;
         attached.switch.reserve_port();
         self.ports.push(Port {
             id,
             wire,
             guest,
-            egress: Egress::new(limits, fenced),
-            inbound: Inbound::new(limits),
+            egress,
+            inbound,
             identity: Identity::default(),
             last: None,
             counters,

@@ -10,6 +10,7 @@ use crate::frame::{Frame, Wire};
 use crate::identity::{MAX_ADDRESSES, MAX_STATIONS};
 use crate::segmentation::MAX_SEGMENTS;
 use std::collections::VecDeque;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,16 +35,18 @@ pub(super) struct Egress<F> {
 }
 
 impl<F: Frame> Egress<F> {
-    pub(super) fn new(limits: Limits, fenced: bool) -> Self {
-        Self {
+    /// # Errors
+    /// When the host has no address space left.
+    pub(super) fn new(limits: Limits, fenced: bool) -> io::Result<Self> {
+        Ok(Self {
             escrow: Escrow::new(limits),
             outbox: VecDeque::with_capacity(limits.frames + 2 * MAX_SEGMENTS),
-            compact: Compact::new(limits.frames),
+            compact: Compact::new(limits.frames)?,
             to_wire: VecDeque::with_capacity(BURST),
             waiting: Amount::default(),
             fenced,
             lease: Arc::new(AtomicU64::new(u64::MAX)),
-        }
+        })
     }
 
     /// What may go but is still here.
@@ -206,7 +209,8 @@ mod tests {
     fn what_waits_is_counted_through_all_queues() {
         let (mut wire, _peer) = HeapWire::new(1500, 8, false).expect("a wire");
         for is_held in [false, true] {
-            let mut egress = Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false);
+            let mut egress =
+                Egress::new(Limits { frames: 10, bytes: 1000, inbound: 1 }, false).expect("a ring");
             if is_held {
                 egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
             }
@@ -235,7 +239,8 @@ mod tests {
     #[test]
     fn a_small_frame_that_finds_no_memory_is_waited_for() {
         let (mut wire, _peer) = HeapWire::new(1500, 2, false).expect("a wire");
-        let mut egress = Egress::new(Limits { frames: 10, bytes: 10_000, inbound: 1 }, false);
+        let mut egress =
+            Egress::new(Limits { frames: 10, bytes: 10_000, inbound: 1 }, false).expect("a ring");
         egress.escrow.protect(EpochId::FIRST).expect("a first epoch");
         for len in [60, 1000] {
             let frame = wire.alloc(len).expect("memory");
@@ -254,7 +259,7 @@ mod tests {
     /// FO-1: a lease that has run out, and a fence, keep frames back.
     #[test]
     fn transmission_ends_with_the_lease_and_with_the_fence() {
-        let mut egress = Egress::<Vec<u8>>::new(Limits::default(), false);
+        let mut egress = Egress::<Vec<u8>>::new(Limits::default(), false).expect("a ring");
         assert!(egress.may_transmit(|| panic!("without a lease the clock is not asked")));
         egress.lease.store(1000, Ordering::Release);
         assert!(egress.may_transmit(|| 999));

@@ -9,6 +9,7 @@ use crate::escrow::Limits;
 use crate::frame::Frame;
 use crate::guest::Offloads;
 use std::collections::VecDeque;
+use std::io;
 
 /// What came in for a guest, until it has taken it.
 pub(super) struct Inbound<F> {
@@ -30,18 +31,20 @@ pub(super) struct Inbound<F> {
 }
 
 impl<F: Frame> Inbound<F> {
-    pub(super) fn new(limits: Limits) -> Self {
-        Self {
+    /// # Errors
+    /// When the host has no address space left.
+    pub(super) fn new(limits: Limits) -> io::Result<Self> {
+        Ok(Self {
             queue: VecDeque::with_capacity(limits.inbound),
             queued: 0,
-            compact: Compact::new(limits.inbound),
+            compact: Compact::new(limits.inbound)?,
             burst: Burst::new(),
             limit: limits.inbound,
             stopped_since_ns: None,
             away: false,
             plain_is_blocked: false,
             stuck_since_ns: None,
-        }
+        })
     }
 
     /// Whether nothing waits.
@@ -145,7 +148,8 @@ mod tests {
     /// Small frames leave their ring whichever way they go.
     #[test]
     fn no_small_frame_stays_behind_in_the_ring() {
-        let mut inbound = Inbound::<Vec<u8>>::new(Limits { inbound: 8, ..Limits::default() });
+        let mut inbound =
+            Inbound::<Vec<u8>>::new(Limits { inbound: 8, ..Limits::default() }).expect("a ring");
         for _ in 0..3 {
             assert!(inbound.push_copy(&[1; 60]));
             inbound.push(vec![2; 60]).expect("room");

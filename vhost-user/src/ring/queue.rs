@@ -163,6 +163,9 @@ pub struct Queue {
     pub(crate) error: Option<Notifier>,
 }
 
+/// How far behind the buffer that is written to another is fetched once more.
+const SOON: usize = 6;
+
 /// Writes that are kept until they are marked, at most, beside those of the frame at hand.
 const MAX_WRITTEN: usize = 512;
 
@@ -278,6 +281,10 @@ impl Queue {
             self.mark();
         }
         let Self { memory, seen, log, written, .. } = self;
+        // Fetched when it was looked at; by now another core may have had it again.
+        if let [soon, ..] = seen.segments_at(SOON) {
+            memory.prefetch(soon, true);
+        }
         match seen.segments(1) {
             [segment] => memory.put(segment, parts, log.as_deref(), written),
             _ => false,

@@ -238,8 +238,8 @@ fn check(options: &PpsOptions) -> Result<(), Failure> {
         return usage(format!("--ring-entries: {} is no power of two from 64 to 1024", options.ring_entries));
     }
     let all = options.under_way.iter().chain(&options.held_under_way);
-    if let Some(count) = all.into_iter().find(|count| !(BURST..=65536).contains(*count)) {
-        return usage(format!("frames under way: {count} is not between {BURST} and 65536"));
+    if let Some(count) = all.into_iter().find(|count| !(BURST..=262_144).contains(*count)) {
+        return usage(format!("frames under way: {count} is not between {BURST} and 262144"));
     }
     if !(0.1..=60.0).contains(&options.seconds) {
         return usage(format!("--seconds: {} is not between 0.1 and 60", options.seconds));
