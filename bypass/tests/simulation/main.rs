@@ -2,11 +2,14 @@
 //! sent comes exact and in order, or the path is said to be lost.
 
 mod keys;
+#[expect(dead_code, reason = "the ports of the simulation have settings of their own")]
+#[path = "../pair/mod.rs"]
+mod pair;
 mod world;
 
 use bytes::Bytes;
 use holdfast_bypass::{Class, Counter, Lost, Port, Settings, Token};
-use holdfast_checkpoint::keys::{Identity, make_pair};
+use pair::identities;
 use std::time::{Duration, Instant};
 use world::{Dice, Fates, RECORD_LIMIT, TOKEN, World, record, settings};
 
@@ -15,13 +18,6 @@ const STRANGE: Token = Token([8; 32]);
 /// Frames that a path may send at one moment: quinn's pacer holds 256, and may be filled again while it is emptied;
 /// beside them a few acknowledgements.
 const BURST: usize = 2 * 256 + 8;
-
-fn identities() -> [Identity; 2] {
-    let dir = tempfile::tempdir().expect("a folder");
-    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
-    make_pair(&a, &b).expect("keys");
-    [a, b].map(|dir| Identity::load(&dir).expect("keys load"))
-}
 
 #[test]
 fn a_port_that_could_send_to_nobody_is_refused() {
