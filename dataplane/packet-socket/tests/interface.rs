@@ -1,6 +1,7 @@
 //! Frames through the real kernel: what is sent comes out at the other end of a veth pair, byte for byte,
 //! whether the kernel had to cut it or not.
 
+use holdfast_counting::allocations_here;
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::guest::Offloads;
 use holdfast_dataplane::headers::flag;
@@ -288,4 +289,28 @@ fn an_interface_that_was_deleted_is_followed_when_its_name_is_there_again() {
     assert_eq!(receive(&mut ours.receiver, 1)[0].0, frame);
     let shown = namespace.ip("-d link show ours").expect("an interface of ours");
     assert!(shown.contains("promiscuity 1"), "{shown}");
+}
+
+/// Both directions, plain and cut by the kernel.
+#[test]
+fn a_frame_costs_no_allocation() {
+    let Some(mut ends) = ends() else { return };
+    let small = Tcp::data(false, vec![5; 100]).bytes();
+    let (header, large) = Tcp::data(false, vec![5; 4 * 1448]).offloaded(1448);
+    let header = *header.to_bytes().first_chunk().expect("longer");
+    let mut buffers = vec![vec![0; 2048]; BURST];
+    let mut carry = || {
+        let until = Instant::now() + PATIENCE;
+        assert_eq!(ends.ours.sender.send(&PLAIN, &[&small], 1), Sent::Taken);
+        assert_eq!(ends.ours.sender.send(&header, &[&large], 4), Sent::Taken);
+        let mut came = 0;
+        while came < 5 {
+            came += ends.theirs.receiver.burst(&mut buffers, |_| {});
+            assert!(Instant::now() < until, "{came} of 5 frames came");
+        }
+    };
+    carry();
+    let before = allocations_here();
+    (0..50).for_each(|_| carry());
+    assert_eq!(allocations_here() - before, 0);
 }
