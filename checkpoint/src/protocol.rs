@@ -27,6 +27,7 @@
 //! they part.
 //!
 //! Pure: no I/O, no clock.
+#![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 mod codec;
 mod message;

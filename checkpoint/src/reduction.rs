@@ -159,8 +159,8 @@ impl Reduced<'_> {
     }
 }
 
-/// Whether every byte is zero. About 15 ns for a page in the cache; a page that is not zero is mostly
-/// recognised by its first bytes.
+/// Whether every byte is zero. Costs 35 ns, 32 for a page in the cache; a page that is not zero is mostly
+/// recognised by its first bytes, for 7 ns (`cargo bench -p holdfast-checkpoint -- reduce`).
 #[must_use]
 pub fn is_zero(page: &[u8]) -> bool {
     let mut strides = page.chunks_exact(STRIDE);
@@ -236,6 +236,9 @@ impl Reducer {
 
     /// Reduces one page, which is sent next: a page that is reduced and not sent would be referred to in vain.
     ///
+    /// Costs 46 ns a page of zeros, 2.2 us one of noise where all ways are tried, 1.8 where those that do not pay are
+    /// not (`cargo bench -p holdfast-checkpoint -- reduce`).
+    ///
     /// # Panics
     /// When `bytes` is not one page long.
     pub fn reduce<'a>(&'a mut self, page: PageIndex, bytes: &'a [u8]) -> Reduced<'a> {
@@ -281,6 +284,7 @@ impl Reducer {
         form
     }
 
+    /// Costs 350 ns, with the search for the copy (`cargo bench -p holdfast-checkpoint -- reduce`).
     fn is_unchanged(&mut self, place: usize, bytes: &[u8]) -> bool {
         if !self.unchanged.is_due() {
             return false;
@@ -293,6 +297,9 @@ impl Reducer {
     }
 
     /// A page that was sent with the same bytes; with the fingerprint of these, if equal pages are looked for.
+    ///
+    /// Costs 500 ns where one is found; where none is, 760 with the copy that is kept, and 2.3 us where that takes
+    /// fresh memory (`cargo bench -p holdfast-checkpoint -- reduce`).
     fn find_equal(&mut self, bytes: &[u8]) -> (Option<u64>, Option<PageIndex>) {
         if self.sent.has_no_room() || !self.equal.is_due() {
             return (None, None);
@@ -306,6 +313,9 @@ impl Reducer {
     }
 
     /// The length of the block that makes the page of what was sent of it last, where most of it is the same.
+    ///
+    /// Costs 570 ns, 370 where too much differs, with the copy that is kept (`cargo bench -p holdfast-checkpoint --
+    /// reduce`).
     fn differ(&mut self, place: usize, bytes: &[u8]) -> Option<usize> {
         if !self.delta.is_due() {
             return None;
@@ -320,6 +330,9 @@ impl Reducer {
     }
 
     /// The length of the block that holds the page, where it is worth one.
+    ///
+    /// Costs 5.7 us for a page of words, 0.08 for one of noise, of which one in nine is tried (`cargo bench -p
+    /// holdfast-checkpoint -- reduce`).
     fn pack(&mut self, bytes: &[u8]) -> Option<usize> {
         if !self.compress.is_due() {
             return None;
@@ -381,6 +394,9 @@ pub enum RestoreError {
 }
 
 /// Writes the page into `out`. `held` writes what was sent of a page last; it says whether anything was.
+///
+/// Costs 130 ns for a page as it is, 2.1 us for a delta, 1.2 for a compressed one, with the reading of its record
+/// (`cargo bench -p holdfast-checkpoint -- decode`).
 ///
 /// # Errors
 /// When it does not yield exactly one page, or refers to one of which nothing was sent.

@@ -3,13 +3,16 @@
 //! Each line is the median of several rounds over warm caches. The wire and the guest are in memory,
 //! so that drivers and rings are not in the numbers.
 
+use holdfast_dataplane::checksum::Sum;
 use holdfast_dataplane::coalescing::Burst;
 use holdfast_dataplane::escrow::Escrow;
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
+use holdfast_dataplane::headers::{Layout, Mac};
 use holdfast_dataplane::heap::{HeapBytes, HeapPeer, HeapWire};
 use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::segmentation::Plan;
 use holdfast_dataplane::steering::{Pairs, Steering};
+use holdfast_dataplane::switch::Switch;
 use holdfast_dataplane::{Core, Frame, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use std::collections::VecDeque;
@@ -54,6 +57,58 @@ fn segment() {
                 let len = plan.frame_len(index);
                 plan.write(index, &frame, &mut out[..len]);
             }
+        }
+    });
+}
+
+/// What is looked at of every frame.
+fn headers() {
+    const LOOKS: usize = 10_000;
+    for (what, v6) in [("TCP over IPv4", false), ("TCP over IPv6", true)] {
+        let frame = sample::Tcp::data(v6, vec![5; 6]).bytes();
+        measure("headers", &format!("frame parsed, {what}"), LOOKS, || {
+            for _ in 0..LOOKS {
+                black_box(Layout::parse(black_box(&frame)));
+            }
+        });
+        let layout = Layout::parse(&frame).expect("a frame");
+        measure("headers", &format!("flow hashed, {what}"), LOOKS, || {
+            for _ in 0..LOOKS {
+                black_box(black_box(&layout).flow_hash());
+            }
+        });
+    }
+    let bytes = vec![5; 1448];
+    measure("checksum", "segment of 1448 bytes", LOOKS, || {
+        for _ in 0..LOOKS {
+            black_box(Sum::ZERO.bytes(black_box(&bytes)));
+        }
+    });
+    let (header, frame) = large();
+    measure("segment", "large frame judged", LOOKS, || {
+        for _ in 0..LOOKS {
+            black_box(Plan::new(black_box(&header), &frame, 1500).expect("an honest frame"));
+        }
+    });
+}
+
+fn switch() {
+    const LOOKS: usize = 10_000;
+    let mut switch = Switch::default();
+    let station = |nth: u8| Mac([2, 0, 0, 0, 0, nth]);
+    for slot in 0..4 {
+        switch.reserve_port();
+        switch.learn(station(slot), slot.into()).expect("nobody else's");
+    }
+    measure("switch", "frame's destination, four guests", LOOKS, || {
+        for nth in 0..LOOKS {
+            black_box(switch.destination(black_box(station(nth as u8 % 5))));
+        }
+    });
+    measure("switch", "frame's sender, four guests", LOOKS, || {
+        for nth in 0..LOOKS {
+            let slot = nth % 4;
+            black_box(switch.learn(black_box(station(slot as u8)), slot)).expect("its own");
         }
     });
 }
@@ -290,6 +345,8 @@ fn idle() {
 }
 
 fn main() {
+    headers();
+    switch();
     segment();
     coalesce();
     native();

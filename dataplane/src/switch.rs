@@ -50,6 +50,7 @@ impl Switch {
     /// The port at `slot` sends from `mac`. `room` says whether a new one may be learned.
     ///
     /// Bound: O(log n) for a known MAC. Allocations: none.
+    /// Cost of a known one: 11 ns for four guests (`cargo bench -p holdfast-dataplane`).
     ///
     /// # Errors
     /// [`Taken`] when the MAC is another port's.
@@ -82,7 +83,7 @@ impl Switch {
 
     /// Where a frame to `mac` goes.
     ///
-    /// Bound: O(log n). Allocations: none. Cost: about 5 ns for a few guests.
+    /// Bound: O(log n). Allocations: none. Cost: 10 ns for four guests (`cargo bench -p holdfast-dataplane`).
     #[inline]
     #[must_use]
     pub fn destination(&self, mac: Mac) -> Destination {

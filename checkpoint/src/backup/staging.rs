@@ -106,6 +106,7 @@ impl Staging {
         image.write_base(page, None).map_err(|fault| refusal(&fault))
     }
 
+    /// Its cost is in that of [`Staging::base`].
     fn write_group(&mut self, image: &mut Image) -> Result<(), Refusal> {
         let Group { pages, bytes } = &mut self.group;
         self.base.as_mut().expect("there from the Begin to the first seal").add_bytes(bytes);
@@ -119,6 +120,9 @@ impl Staging {
 
     /// Takes pages of the epoch, which may take `limit` bytes; `scratch` is room to work in. The image stays as it is
     /// (CK-1).
+    ///
+    /// Costs 2.4 us for a page as it is, most of it the first write to fresh memory; 0.7 us for one that is unchanged,
+    /// 4.4 for a delta, 3.5 for a compressed one (`cargo bench -p holdfast-checkpoint -- staged`).
     ///
     /// # Errors
     /// The refusal to answer with. Pages before the one that is refused were taken.

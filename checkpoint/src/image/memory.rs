@@ -100,11 +100,15 @@ impl Memory {
     }
 
     /// Copies the pages into the memory.
+    ///
+    /// Its cost is in that of [`Image::commit`](super::Image::commit).
     pub(super) fn apply(&self, pages: &StagedPages) {
         pages.iter().for_each(|(page, bytes)| self.write(page, bytes));
     }
 
     /// Writes a page; `None` is all zeros.
+    ///
+    /// Its cost is in that of [`Image::write_base`](super::Image::write_base).
     ///
     /// # Panics
     /// When the page lies beyond the memory: the caller checks.

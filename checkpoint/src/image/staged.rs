@@ -27,6 +27,8 @@ impl StagedPages {
     }
 
     /// Adds a page.
+    ///
+    /// Its cost is in that of [`Staging::pages`](crate::backup::Staging::pages).
     pub fn push(&mut self, page: PageIndex, bytes: &[u8; PAGE_SIZE]) {
         self.index.push((page, true));
         self.bytes.extend_from_slice(bytes);

@@ -361,6 +361,9 @@ impl Worker {
 
     /// Takes what was written since the last pass; what is worth a copy is in `fresh` then. Says how much was
     /// found.
+    ///
+    /// Costs a scan, and 2 us a GiB for each of five steps over the sets (`cargo bench -p holdfast-checkpoint -- scan
+    /// set`).
     fn find_ahead(&mut self) -> Result<u64, CaptureError> {
         let watched = self.watched.as_mut().ok_or(CaptureError::NotAttached)?;
         watched.fresh.clear();
@@ -378,6 +381,8 @@ impl Worker {
     }
 
     /// Copies pages ahead until all are copied, the pause begins, or its share of the chunks is used up.
+    ///
+    /// Costs what [`Chunk::fill`] does.
     fn copy_ahead(&mut self) -> Result<u64, CaptureError> {
         let Self { memory, watched, pipe, filling, halting, open, .. } = self;
         let watched = watched.as_mut().ok_or(CaptureError::NotAttached)?;
@@ -511,6 +516,8 @@ impl Worker {
 
 impl Chunk {
     /// Copies pages of a run, as many as there is room for; gives the page after the last one.
+    ///
+    /// Costs 130 ns a page (`cargo bench -p holdfast-checkpoint -- capture`).
     fn fill(&mut self, memory: &mut dyn GuestMemorySource, run: Range<u64>) -> Result<u64, CaptureError> {
         let (pages, bytes) = self.take_room(run);
         memory.read(PageIndex(pages.start), bytes)?;
@@ -519,6 +526,8 @@ impl Chunk {
     }
 
     /// The same of pages that are zeros.
+    ///
+    /// Costs 30 ns a page (`cargo bench -p holdfast-checkpoint -- capture`).
     fn fill_with_zeros(&mut self, run: Range<u64>) -> u64 {
         let (pages, bytes) = self.take_room(run);
         bytes.fill(0);
@@ -616,6 +625,8 @@ impl Watched {
     }
 
     /// Looks which of the pages that were copied ahead were written again: says how many were not.
+    ///
+    /// Costs 2 us a GiB for each of four steps over the sets (`cargo bench -p holdfast-checkpoint -- set`).
     fn settle(&mut self) -> u64 {
         if self.ahead.is_empty() && self.restless.is_empty() {
             return 0;

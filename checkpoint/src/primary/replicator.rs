@@ -288,6 +288,7 @@ impl Replicator {
         self.send_bulk(frame)
     }
 
+    /// Its cost is that of [`Reducer::reduce`] and of [`PageBatchWriter::add`].
     fn reduce(&mut self, chunk: &Chunk, frame: &mut Vec<u8>) -> ReductionFigures {
         let mut figures = ReductionFigures::default();
         self.reducer.set_price(self.price.ns_per_byte());
@@ -301,6 +302,8 @@ impl Replicator {
     }
 
     /// CK-1: whatever of a page is sent, the backup answers for all of it.
+    ///
+    /// Costs 540 ns a page (`cargo bench -p holdfast-checkpoint -- digest`).
     fn hash(&mut self, epoch: Option<EpochId>, chunk: &Chunk) {
         let hasher = match (epoch, &mut self.base) {
             (None, Some(base)) => base,
@@ -352,6 +355,7 @@ impl Replicator {
         Ok(())
     }
 
+    /// Costs what [`PageHasher::add_bytes`] does, and a copy.
     fn send_chunk(&mut self, chunk: StreamChunk) -> Result<(), Stop> {
         let StreamChunk { epoch, bytes } = chunk;
         let sent = bytes.chunks(STREAM_LIMIT).try_for_each(|piece| {
@@ -367,6 +371,8 @@ impl Replicator {
         sent
     }
 
+    /// Costs what [`delta::between`] does, and the digest of all: 60 us for 366 KiB (`cargo bench -p
+    /// holdfast-checkpoint -- devices digest`).
     fn send_states(&mut self, epoch: &SealedEpoch) -> Result<(), Stop> {
         let (id, contents) = (epoch.id(), epoch.captured());
         let (devices, gate) = (&contents.devices, &contents.gate.bytes);

@@ -81,6 +81,8 @@ impl SentPages {
     }
 
     /// The page that was sent with these bytes, of which the fingerprint is given.
+    ///
+    /// Its cost is in that of [`Reducer::reduce`](super::Reducer::reduce), as of all here.
     pub(super) fn find(&mut self, bytes: &[u8], fingerprint: u64) -> Option<PageIndex> {
         let place = *self.by_bytes.get(&fingerprint)?;
         // Without the comparison a collision would be sent for an equal page.

@@ -13,6 +13,7 @@
 
 mod driver;
 mod lane;
+mod stall;
 
 #[cfg(test)]
 pub(super) use lane::pair;

@@ -214,6 +214,7 @@ impl Owner {
         Ok(())
     }
 
+    /// Its cost is in that of [`Link::try_send_bulk`].
     fn turn(&mut self) -> Result<(), Stop> {
         self.obey()?;
         if self.ways.is_overdue() {

@@ -84,6 +84,8 @@ impl Wire {
     }
 
     /// Adds a frame to what is unsent.
+    ///
+    /// Its cost is in that of [`Link::try_send_bulk`](super::Link::try_send_bulk), as of all here.
     pub(super) fn queue(&mut self, frame: Vec<u8>) -> io::Result<Option<Vec<u8>>> {
         self.backlog += frame.len();
         match &mut self.cover {

@@ -14,7 +14,8 @@ impl Sum {
     /// Adds bytes that begin at an even offset of what is summed. An odd last byte is padded with
     /// zero, so only the last piece may be odd.
     ///
-    /// Bound: O(len), len at most 2^32. Allocations: none. Cost: about 0.1 ns a byte.
+    /// Bound: O(len), len at most 2^32. Allocations: none. Cost: 30 ns for 1448 bytes
+    /// (`cargo bench -p holdfast-dataplane`).
     #[must_use]
     pub fn bytes(self, bytes: &[u8]) -> Self {
         let mut sum = self.0;

@@ -149,7 +149,8 @@ impl<F: Frame> Burst<F> {
     /// Takes up to [`BURST`] frames, for a receiver that negotiated `offloads`. The burst must be empty.
     ///
     /// Bound: [`BURST`] frames, each compared with the open groups of the burst. Allocations: none.
-    /// Cost: about 150 ns a segment of 1448 bytes (bench `coalesce`); most of it is the checksum.
+    /// Cost: 98 ns a segment of 1448 bytes of one flow, 113 where each is of its own, with their delivery
+    /// (`cargo bench -p holdfast-dataplane`).
     pub fn fill(&mut self, offloads: Offloads, frames: &mut dyn Iterator<Item = F>) {
         assert!(self.is_empty(), "a burst is delivered before the next begins");
         self.offloads = offloads;
@@ -231,6 +232,7 @@ impl<F: Frame> Burst<F> {
     /// are delivered. Then the frames are dropped and the burst is empty.
     ///
     /// Bound: [`BURST`] groups. Allocations: none.
+    /// Its cost is in that of [`Burst::fill`].
     pub fn deliver(&mut self, offer: &mut Offer<'_>) {
         while let Some(group) = self.groups.get(self.delivered) {
             let mut headers = ArrayVec::<u8, MAX_HEADERS>::new();

@@ -103,6 +103,8 @@ impl RxRing {
 
     /// Shows the guest all frames pushed, and notifies it once if it asked. Call it once a burst.
     ///
+    /// Its cost is in the figure of [`Self::push`], but for the notification, which is a system call.
+    ///
     /// # Errors
     /// When the ring cannot be accessed any more.
     pub fn flush(&mut self) -> Result<(), RingFault> {

@@ -209,6 +209,8 @@ impl TxRing {
     /// Gives the buffers of all frames taken back to the guest, and notifies it once if it asked.
     /// Call it once a burst.
     ///
+    /// Its cost is in the figure of [`Self::poll`], but for the notification, which is a system call.
+    ///
     /// # Errors
     /// When the ring cannot be accessed any more.
     pub fn flush(&mut self) -> Result<(), RingFault> {

@@ -82,6 +82,8 @@ impl PageMap {
     ///
     /// Protecting takes the whole range that it is asked for away from a guest under KVM for a moment, written or
     /// not. So the written pages are looked for first, and only their neighbourhoods are protected.
+    ///
+    /// Its cost is in that of [`UffdTracker::collect`](super::super::DirtyTracker::collect).
     fn scan(&self, parts: &[Part], Room { found, near, runs }: &mut Room) -> Result<(), TrackError> {
         runs.clear();
         for part in parts {

@@ -4,6 +4,7 @@ use super::*;
 use crate::proxy::Proxy;
 use crate::transport::{Bypass, BypassSettings, Nic};
 use crossbeam_channel::{Receiver, Sender, bounded};
+use holdfast_counting::{allocations_here, allocations_of, in_process_of_its_own};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::{AsRawFd, RawFd};
@@ -30,11 +31,21 @@ struct Cable {
     /// Of so many frames one is lost; none of 0.
     loses_one_of: AtomicU64,
     frames: AtomicU64,
+    /// Allocations of its own, in the ports' threads.
+    allocations: AtomicU64,
     stalled: Mutex<bool>,
     goes_on: Condvar,
 }
 
 impl Cable {
+    /// Frames are put into new memory here, which is no affair of the port's.
+    fn apart<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = allocations_here();
+        let done = work();
+        self.allocations.fetch_add(allocations_here() - before, Ordering::Relaxed);
+        done
+    }
+
     /// Holds the threads of both ports where they are: neither port moves a frame, and neither finds out that it
     /// does not.
     fn stall(self: &Arc<Self>) -> Stalled {
@@ -61,7 +72,7 @@ impl Nic for Plug {
     fn receive(&mut self, take: &mut dyn FnMut(&[u8])) -> usize {
         let stalled = self.cable.stalled.lock().expect("no panic");
         drop(self.cable.goes_on.wait_while(stalled, |stalled| *stalled).expect("no panic"));
-        let frames: Vec<Vec<u8>> = self.from.try_iter().take(32).collect();
+        let frames: Vec<Vec<u8>> = self.cable.apart(|| self.from.try_iter().take(32).collect());
         frames.iter().for_each(|frame| take(frame));
         frames.len()
     }
@@ -70,7 +81,7 @@ impl Nic for Plug {
         if self.to.is_full() {
             return false;
         }
-        let mut frame = vec![0; len];
+        let mut frame = self.cable.apart(|| vec![0; len]);
         write(&mut frame);
         let number = self.cable.frames.fetch_add(1, Ordering::Relaxed);
         let one_of = self.cable.loses_one_of.load(Ordering::Relaxed);
@@ -218,6 +229,67 @@ fn messages_go_over_the_bypass_once_it_is_there() {
         world.bypass[0].counters().get(sent) > before.get(sent) + 500
     });
     assert_eq!((primary.bypass_returns(), backup.bypass_returns()), (0, 0));
+}
+
+/// What the QUIC library allocates for a frame at both its ends, counted by the tests of `holdfast-bypass`, and what a
+/// message takes beside that: to share its bytes between threads, to name it, to confirm it.
+const ALLOCATIONS_A_FRAME: f64 = 2.3;
+const ALLOCATIONS_A_MESSAGE: u64 = 8;
+
+/// Pages, as many as a message has.
+fn chunk() -> Message {
+    Message::Base(PageBatch::from_bytes(vec![0x5a; 256 * (4096 + 8)]))
+}
+
+/// Sends so many messages one after the other.
+fn carry(primary: &Link, backup: &Link, frame: &[u8], messages: u64) {
+    for _ in 0..messages {
+        let mut buffer = primary.buffer();
+        buffer.extend_from_slice(frame);
+        primary.try_send_bulk(buffer).expect("the one before has arrived");
+        match backup.events().recv_timeout(SOON) {
+            Ok(LinkEvent::Message { message: Message::Base(batch), charge }) => {
+                backup.give_back(batch.into_buffer());
+                backup.grant(charge);
+            }
+            other => panic!("pages were sent, not {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn messages_over_the_bypass_cost_few_allocations_each() {
+    const MESSAGES: u64 = 200;
+    let name = "transport::tests::bypass::messages_over_the_bypass_cost_few_allocations_each";
+    if !in_process_of_its_own(name) {
+        return;
+    }
+    let world = bypassed();
+    let (primary, backup) = connected(&world.pair);
+    primary.set_window(WINDOW);
+    backup.allow(WINDOW);
+    settle(&backup, &primary);
+    backup.answer_heartbeats(LeaseGrants::new(Instant::now()));
+    // Few of them, that come between.
+    primary.start_heartbeats(Duration::from_secs(1), SOON);
+    over_bypass(&primary, &backup);
+    let frame = encode(&chunk());
+    carry(&primary, &backup, &frame, MESSAGES);
+    let counted = || {
+        let own = world.cable.allocations.load(Ordering::Relaxed);
+        let frames = world.cable.frames.load(Ordering::Relaxed);
+        [frames, allocations_of("hf-bypass") - own, allocations_of("hf-link")]
+    };
+    let before = counted();
+    carry(&primary, &backup, &frame, MESSAGES);
+    let after = counted();
+    let [frames, ports, links] = [0, 1, 2].map(|at| after[at] - before[at]);
+    println!(
+        "{MESSAGES} messages, {frames} frames: {ports} allocations of both ports, {links} of both links"
+    );
+    let of_frames = (ALLOCATIONS_A_FRAME * frames as f64) as u64;
+    assert!(ports <= of_frames + ALLOCATIONS_A_MESSAGE * MESSAGES, "{ports} for {frames} frames");
+    assert!(links <= ALLOCATIONS_A_MESSAGE * MESSAGES / 2, "{links}");
 }
 
 /// Bulk as well as what is urgent: all that was sent before the end comes, though the cable is cut.

@@ -97,6 +97,8 @@ pub struct Link {
 
 impl Link {
     /// Parses the head of a frame; none when it is too short.
+    ///
+    /// Its cost is in that of [`Layout::parse`](super::Layout::parse).
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let destination = Mac(array(bytes, 0)?);

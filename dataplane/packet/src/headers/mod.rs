@@ -37,7 +37,8 @@ pub struct Layout {
 impl Layout {
     /// Parses the head of a frame; none when it is shorter than an Ethernet header.
     ///
-    /// Bound: [`MAX_HEADERS`] bytes are looked at. Allocations: none. Cost: about 10 ns.
+    /// Bound: [`MAX_HEADERS`] bytes are looked at. Allocations: none. Cost: 14 ns for TCP over IPv4, 19 over IPv6
+    /// (`cargo bench -p holdfast-dataplane`).
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let head = &bytes[..bytes.len().min(MAX_HEADERS)];
@@ -49,6 +50,8 @@ impl Layout {
 
     /// A number that is the same for all frames of a flow, in both directions, to spread flows over queues.
     /// Fragments go by their addresses alone, and what is no IP packet by its MACs.
+    ///
+    /// Cost: 4 ns for TCP over IPv4, 13 over IPv6 (`cargo bench -p holdfast-dataplane`).
     #[must_use]
     pub fn flow_hash(&self) -> u32 {
         let (from, to) = match &self.transport {
