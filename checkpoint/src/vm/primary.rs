@@ -53,6 +53,8 @@ pub(super) struct Found {
     pub(super) tracked: bool,
     /// Threads of the one who watches.
     pub(super) watchers: Vec<i32>,
+    /// Whether a scan takes every processor, so that QEMU waits for it.
+    pub(super) crowded: bool,
 }
 
 /// A link whose Hello was answered with a Welcome.
@@ -292,8 +294,15 @@ impl Primary<'_> {
             Ok(guest) => {
                 let ended = guest.ended();
                 self.mute_since = None;
-                self.found =
-                    Some(Found { guest, memory, ended, machine: None, tracked: false, watchers: Vec::new() });
+                self.found = Some(Found {
+                    guest,
+                    memory,
+                    ended,
+                    machine: None,
+                    tracked: false,
+                    watchers: Vec::new(),
+                    crowded: false,
+                });
                 if self.idle == State::Down {
                     self.idle = State::Native;
                 }

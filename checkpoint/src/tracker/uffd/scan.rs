@@ -21,7 +21,8 @@ use std::thread::{self, JoinHandle};
 /// Runs of pages that one step of a scan can report.
 pub(super) const RUNS: usize = 4096;
 
-/// Memory of a mapping that one thread scans at a time: a scan of it takes about half a millisecond.
+/// Memory of a mapping that one thread scans at a time: a scan of it takes half a millisecond while nobody has touched it,
+/// and a quarter of one when all of it has been.
 pub(super) const PART_BYTES: usize = 1 << 30;
 
 /// Threads that scan, at the most.
@@ -303,6 +304,10 @@ impl Scanners {
 
     /// Scans everything, and shows each run of written pages, as indices in the file; they are protected now. Shows
     /// none, and says why, when a part could not be scanned.
+    ///
+    /// Nearly all of it is the kernel's walk through the page tables, an entry in 1.9 ns where a mark stands for a page
+    /// that was never touched, in 0.9 ns where there is a page: 0.5 and 0.22 ms a GiB and thread, in cache or not. Two
+    /// threads are twice as fast. At 8 GiB on two processors 1.9 to 2.1 ms (`holdfast bench pause --pages 200`).
     pub(super) fn scan(&mut self, each: &mut dyn FnMut(&Range<u64>)) -> Result<(), TrackError> {
         self.others.iter_mut().for_each(Scanner::begin);
         let mut outcome = self.own.scan(&self.map);
