@@ -146,9 +146,7 @@ pub enum GateError {
         needed: usize,
     },
     /// The host has no address space for frames that wait.
-    #[error(
-        "host: no memory for the frames of port {port} that wait; lower its `escrow_frames`, or raise `ulimit -v`"
-    )]
+    #[error("host: no memory for the frames of port {port} that wait; free some, or raise `ulimit -v`")]
     NoMemory {
         /// The port.
         port: PortId,

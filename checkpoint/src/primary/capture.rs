@@ -93,6 +93,7 @@ enum Order {
     Open(Pipe),
     Round(Round, Sender<RoundEnd>),
     Ahead(EpochId, Instant),
+    Halt,
     First(EpochId, Sender<Result<(), CaptureError>>),
     Last(EpochId, Sender<Result<Captured, CaptureError>>),
     GiveUp,
@@ -115,17 +116,7 @@ impl Capture {
     pub(crate) fn start(memory: Box<dyn GuestMemorySource>) -> std::io::Result<Self> {
         let (orders, taken) = bounded(16);
         let (called_off, halting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let worker = Worker {
-            memory,
-            watched: None,
-            pipe: None,
-            called_off: Arc::clone(&called_off),
-            halting: Arc::clone(&halting),
-            failed: None,
-            filling: None,
-            ahead: Ahead::new(Instant::now()),
-            open: EpochId::FIRST,
-        };
+        let worker = Worker::new(memory, Arc::clone(&called_off), Arc::clone(&halting));
         let (tell, told) = bounded(1);
         let thread = thread::Builder::new().name("hf-capture".to_owned()).spawn(move || {
             tell.send(own_thread()).unwrap_or_default();
@@ -180,6 +171,12 @@ impl Capture {
     pub(crate) fn ahead(&self, epoch: EpochId, until: Instant) {
         self.halting.store(false, Ordering::Release);
         self.order(Order::Ahead(epoch, until));
+    }
+
+    /// The guest is about to stand still: a pass ahead ends where it is, and none begins.
+    pub(crate) fn halt(&self) {
+        self.halting.store(true, Ordering::Release);
+        self.order(Order::Halt);
     }
 
     /// Begins to capture the halted guest; the answer comes when the first scan and copy are done.
@@ -285,6 +282,24 @@ struct Worker {
 }
 
 impl Worker {
+    fn new(
+        memory: Box<dyn GuestMemorySource>,
+        called_off: Arc<AtomicBool>,
+        halting: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            memory,
+            watched: None,
+            pipe: None,
+            called_off,
+            halting,
+            failed: None,
+            filling: None,
+            ahead: Ahead::new(Instant::now()),
+            open: EpochId::FIRST,
+        }
+    }
+
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
             let order = match self.ahead.due() {
@@ -325,6 +340,7 @@ impl Worker {
                 self.open = epoch;
                 self.ahead.begin(Instant::now(), until);
             }
+            Order::Halt => self.ahead.stop(),
             Order::First(epoch, answer) => {
                 self.ahead.stop();
                 drop(answer.send(self.pass(Some(epoch), false, false)));
@@ -665,5 +681,38 @@ impl Watched {
 
     fn restart_clocks(&mut self) {
         (self.copies, self.scan, self.scans, self.copy) = (0, Duration::ZERO, 0, Duration::ZERO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::primary::LEAST_OF_EPOCH;
+    use std::time::Duration;
+
+    struct NoGuest;
+
+    impl GuestMemorySource for NoGuest {
+        fn facts(&mut self) -> Result<MemoryFacts, MemoryError> {
+            unreachable!("nobody asks")
+        }
+
+        fn read(&mut self, _: PageIndex, _: &mut [u8]) -> Result<(), MemoryError> {
+            unreachable!("there is nothing to read")
+        }
+
+        fn drain_dirty(&mut self, _: &mut PageSet) {}
+    }
+
+    /// A pass is a scan of all memory: one that began in a pause would make it longer by that.
+    #[test]
+    fn no_pass_ahead_begins_once_the_guest_is_to_stand_still() {
+        let now = Instant::now();
+        let mut worker = Worker::new(Box::new(NoGuest), Arc::default(), Arc::default());
+        worker.ahead.sealed(now, Passed { pages: LEAST_OF_EPOCH, found: 0, settled: 0 });
+        worker.obey(Order::Ahead(EpochId::FIRST, now + Duration::from_secs(1)));
+        assert!(worker.ahead.due().is_some());
+        worker.obey(Order::Halt);
+        assert_eq!(worker.ahead.due(), None);
     }
 }

@@ -204,6 +204,7 @@ mod tests {
     use super::*;
     use crate::heap::HeapWire;
     use holdfast_epoch::EpochId;
+    use proptest::prelude::*;
 
     #[test]
     fn what_waits_is_counted_through_all_queues() {
@@ -268,5 +269,89 @@ mod tests {
         egress.fenced = true;
         assert!(!egress.may_transmit(|| 0));
         assert!(!egress.has_room(), "a fenced port takes nothing from its guest");
+    }
+
+    /// Leave to let an epoch go.
+    fn token(epoch: u64) -> holdfast_epoch::ReleaseToken {
+        use holdfast_epoch::{Confirmation, Digest, Epoch, Term};
+        let (term, id, digest) = (Term::new(1), EpochId::new(epoch), Digest([1; 32]));
+        let sent = Epoch::open(term, id).seal(()).0.replicated(digest, |()| ());
+        let (done, ()) = sent
+            .commit(&Confirmation { term, epoch: id, digest })
+            .map_err(|(_, fault)| fault)
+            .expect("it is");
+        done.into_release_token()
+    }
+
+    fn amount<'a>(frames: impl Iterator<Item = &'a Vec<u8>>) -> Amount {
+        let mut amount = Amount::default();
+        frames.for_each(|frame| amount.add(frame.len()));
+        amount
+    }
+
+    proptest! {
+        /// OC-1, OC-2: whatever a guest sends, in whatever memory it waits, and however epochs are cut and let go:
+        /// each frame leaves with its epoch, none before it, all in order, and what waits is what is counted.
+        #[test]
+        fn frames_go_with_their_epoch_and_in_order(
+            frames in 1_usize..40,
+            steps in prop::collection::vec((0_u8..15, 4_usize..700), 0..300),
+        ) {
+            let (mut wire, _peer) = HeapWire::new(1500, 4096, false).expect("a wire");
+            let mut egress = Egress::new(Limits { frames, bytes: 1 << 20, inbound: 1 }, false).expect("a ring");
+            let mut open = 1;
+            egress.escrow.protect(EpochId::new(open)).expect("a first epoch");
+            let (mut held, mut free) = (VecDeque::<(u64, Vec<u8>)>::new(), VecDeque::<Vec<u8>>::new());
+            let mut sealed = VecDeque::new();
+            for (nth, (step, len)) in steps.into_iter().enumerate() {
+                // Small ones are in the majority, or there would be no runs.
+                let len = if step % 3 == 0 { len } else { 4 + len % 60 };
+                let frame: Vec<u8> = (nth as u32).to_le_bytes().into_iter().cycle().take(len).collect();
+                match step {
+                    0..=3 => {
+                        prop_assert!(egress.accept_copy(&frame, &mut wire));
+                        held.push_back((open, frame));
+                    }
+                    4..=6 => {
+                        egress.accept(wire.copy(&frame).expect("memory"));
+                        held.push_back((open, frame));
+                    }
+                    7..=8 if sealed.len() < 60 => {
+                        egress.escrow.cut(EpochId::new(open)).expect("the open epoch");
+                        sealed.push_back(open);
+                        open += 1;
+                    }
+                    9..=10 if !sealed.is_empty() => {
+                        let epoch = sealed[len % sealed.len()];
+                        let mut left = Vec::new();
+                        let Egress { escrow, outbox, compact, .. } = &mut egress;
+                        let released = escrow.release(&token(epoch), outbox, &mut |epoch, waiting| {
+                            compact.each_mut(waiting, |bytes| left.push((epoch.get(), bytes.to_vec())));
+                        });
+                        egress.released(released.expect("it is sealed"));
+                        sealed.retain(|other| *other > epoch);
+                        let due = held.iter().take_while(|(of, _)| *of <= epoch).count();
+                        prop_assert!(held.drain(..due).eq(left.iter().cloned()), "what leaves is of its epoch");
+                        free.extend(left.into_iter().map(|(_, frame)| frame));
+                    }
+                    11..=13 => for _ in 0..len % 8 {
+                        let (mut offered, takes) = (None, len % 2 == 0);
+                        if egress.offer_small(|bytes| { offered = Some(bytes.to_vec()); takes }) {
+                            prop_assert_eq!(offered, free.pop_front());
+                        } else {
+                            let next = egress.next(&mut wire).map(|frame| frame.bytes().to_vec());
+                            prop_assert_eq!(next, free.pop_front());
+                        }
+                    },
+                    14 if len % 8 == 0 => {
+                        prop_assert_eq!(egress.discard(), (held.len() + free.len()) as u64);
+                        (held, free, sealed) = Default::default();
+                    }
+                    _ => {}
+                }
+                prop_assert_eq!(egress.waiting(), amount(free.iter()));
+                prop_assert_eq!(egress.escrow.held(), amount(held.iter().map(|(_, frame)| frame)));
+            }
+        }
     }
 }
