@@ -99,8 +99,8 @@ pub(crate) struct Compact {
 }
 
 impl Compact {
-    /// With room for so many small frames; memory that is never used is never touched. It is on huge pages where the
-    /// kernel makes them: processors know few small ones by heart.
+    /// With room for so many small frames; memory that is never used is never touched, in steps of
+    /// 2 MiB where the kernel makes huge pages, which are asked for: processors know few small ones by heart.
     ///
     /// # Errors
     /// When the host has no address space left.
@@ -114,7 +114,7 @@ impl Compact {
     /// Copies a frame that has to wait, if it is small and there is room for it.
     ///
     /// Bound: one copy of [`SMALL`] bytes. Allocations: none. A frame of 60 bytes that is captured, waits here, is released and
-    /// sent takes 145 ns in all (`cargo bench -p holdfast-dataplane`).
+    /// sent takes 100 ns in all (`cargo bench -p holdfast-dataplane`).
     #[inline]
     pub(crate) fn copy(&mut self, bytes: &[u8], is_sound: bool) -> Option<Put> {
         if bytes.is_empty() || bytes.len() > SMALL {
