@@ -3,8 +3,12 @@
 use holdfast_hugepages_setup::{Loan, Report, Root, State, Versions, Wish, huge_pages, inspect, reserve};
 use std::collections::HashSet;
 use std::fs;
+use std::sync::{Mutex, PoisonError};
 
 const TWO_MIB: u64 = 2 << 20;
+
+/// Held by whoever borrows pages of the host, and by whoever wants them to stay as they are.
+static PAGES: Mutex<()> = Mutex::new(());
 
 fn report() -> Report {
     inspect(&Root::default(), &Versions { dpdk: Some("DPDK 22.11.11".to_owned()), ..Versions::default() })
@@ -30,6 +34,7 @@ fn every_row_has_an_id_of_its_own_and_every_lack_a_mend() {
 
 #[test]
 fn a_look_changes_nothing_and_leaves_nothing_behind() {
+    let _pages = PAGES.lock().unwrap_or_else(PoisonError::into_inner);
     let interfaces = || fs::read_dir("/sys/class/net").map(|entries| entries.count()).unwrap_or(0);
     let descriptors = || fs::read_dir("/proc/self/fd").map(|entries| entries.count()).unwrap_or(0);
     let before = huge_pages(&Root::default());
@@ -66,6 +71,7 @@ fn tracking_works_on_a_kernel_that_is_new_enough() {
 
 #[test]
 fn pages_are_borrowed_for_real_and_given_back() {
+    let _pages = PAGES.lock().unwrap_or_else(PoisonError::into_inner);
     let root = Root::default();
     let total =
         || huge_pages(&root).iter().filter(|one| one.page_bytes == TWO_MIB).map(|one| one.total).sum();
