@@ -5,7 +5,7 @@
 //! userfaultfd's asynchronous write protection together with PAGEMAP_SCAN on a shared mapping, a
 //! child seized by ptrace, a TAP interface made and dropped, an AF_XDP socket opened.
 //!
-//! [`reserve`] is the only thing that changes the host: it adds huge pages, never takes any away, and
+//! [`reserve()`] is the only thing that changes the host: it adds huge pages, never takes any away, and
 //! reports what the kernel really gave. A [`Loan`] adds pages for a while and gives back its own.
 //!
 //! Files under `/proc`, `/sys` and `/dev` are read below a [`Root`], so that tests bring their own.

@@ -77,7 +77,7 @@ pub(crate) const fn headers_len(v6: bool) -> usize {
     if v6 { 60 } else { 40 }
 }
 
-/// Length of the frame that [`write`] makes.
+/// Length of the frame that [`write()`] makes.
 pub(crate) fn frame_len(pattern: &Pattern, key: &FlowKey, fields: &Fields, payload: usize) -> usize {
     let options = if fields.timestamps.is_some() { 12 } else { 0 };
     pattern.link_len() + headers_len(key.v6) + options + payload

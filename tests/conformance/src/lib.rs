@@ -1,7 +1,7 @@
 //! Packet scripts: one situation a file, for each rule of speculative communication.
 //!
 //! A script says what a guest and a client send, when an epoch is sealed and committed, and which
-//! frames the engine must let out in return, each and every one. [`play`] drives the engine with it in
+//! frames the engine must let out in return, each and every one. [`play()`] drives the engine with it in
 //! virtual time, once a family of IP. The language is in the README beside this crate.
 //!
 //! ```text

@@ -7,7 +7,7 @@
 //!
 //! Invariants: the chain covers una..nxt without gap or overlap; a record is in the queue of its fate;
 //! `in_flight`, `lost` and `sacked` are the sums of the spans of that fate; two SACKed records are never
-//! neighbours. [`Scoreboard::check`] recounts them for the tests.
+//! neighbours. `Scoreboard::check` recounts them for the tests.
 
 use super::sent_log::{Fate, NIL, Record, SentLog};
 use crate::{SeqNum, Time};
