@@ -474,7 +474,6 @@ impl Port {
     /// Writes the frame that [`Port::next_frame`] spoke of; its cost is in the figure there.
     ///
     /// Bound: one copy. Allocations: none.
-    /// Its cost is in that of [`Port::next_frame`].
     ///
     /// # Panics
     /// When `frame` has another length, or there is none.

@@ -18,6 +18,7 @@
 use crate::frame::{Frame, Wire};
 use crate::guest::SMALL_FRAME_BYTES;
 use memmap2::{Advice, MmapMut};
+use std::collections::VecDeque;
 use std::io;
 
 /// Bytes of the longest frame that is copied.
@@ -177,9 +178,23 @@ impl Compact {
         Some(frame)
     }
 
+    /// Drops the oldest frame of a queue whose small ones are here; whether there was one.
+    #[inline]
+    pub(crate) fn pop_front<F>(&mut self, queue: &mut VecDeque<Waiting<F>>) -> bool {
+        let is_last = match queue.front_mut() {
+            None => return false,
+            Some(Waiting::Frame(_)) => true,
+            Some(Waiting::Small(run)) => self.pop(run),
+        };
+        if is_last {
+            queue.pop_front();
+        }
+        true
+    }
+
     /// The oldest small frame is gone, which is the oldest of this run; whether nothing is left of the run.
     #[inline]
-    pub(crate) fn pop(&mut self, run: &mut Run) -> bool {
+    fn pop(&mut self, run: &mut Run) -> bool {
         let taken = with_head(frame_at(&self.ring, run.at).0.len());
         run.at += taken as u32;
         run.frames -= 1;
@@ -227,7 +242,6 @@ mod tests {
     use super::*;
     use crate::heap::HeapWire;
     use proptest::prelude::*;
-    use std::collections::VecDeque;
 
     /// A queue entry is as long as a frame, or moving it would cost what the ring saves.
     #[test]
@@ -282,16 +296,8 @@ mod tests {
 
     /// The frame at the front of a queue, taken out.
     fn take(compact: &mut Compact, queue: &mut VecDeque<Waiting<Vec<u8>>>) -> Option<Vec<u8>> {
-        let front = queue.front_mut()?;
-        let bytes = compact.bytes(front).to_vec();
-        let is_last = match front {
-            Waiting::Frame(_) => true,
-            Waiting::Small(run) => compact.pop(run),
-        };
-        if is_last {
-            queue.pop_front();
-        }
-        Some(bytes)
+        let bytes = compact.bytes(queue.front()?).to_vec();
+        compact.pop_front(queue).then_some(bytes)
     }
 
     proptest! {

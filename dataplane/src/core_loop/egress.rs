@@ -122,7 +122,7 @@ impl<F: Frame> Egress<F> {
             // One that finds no memory stays first in line (OC-2).
             Waiting::Small(run) => {
                 let frame = self.compact.frame(run, wire)?;
-                self.pop_small();
+                self.compact.pop_front(&mut self.outbox);
                 frame
             }
         };
@@ -139,19 +139,9 @@ impl<F: Frame> Egress<F> {
         if !give(bytes) {
             return false;
         }
-        self.pop_small();
+        self.compact.pop_front(&mut self.outbox);
         self.waiting.less(1, len);
         true
-    }
-
-    /// The small frame at the front of the outbox is gone.
-    #[inline]
-    fn pop_small(&mut self) {
-        if let Some(Waiting::Small(run)) = self.outbox.front_mut() {
-            if self.compact.pop(run) {
-                self.outbox.pop_front();
-            }
-        }
     }
 
     /// Has the frame fetched that is so far behind the next one. A hint.
@@ -202,6 +192,7 @@ const _: () =
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::escrow::tests::token;
     use crate::heap::HeapWire;
     use holdfast_epoch::EpochId;
     use proptest::prelude::*;
@@ -271,18 +262,6 @@ mod tests {
         assert!(!egress.has_room(), "a fenced port takes nothing from its guest");
     }
 
-    /// Leave to let an epoch go.
-    fn token(epoch: u64) -> holdfast_epoch::ReleaseToken {
-        use holdfast_epoch::{Confirmation, Digest, Epoch, Term};
-        let (term, id, digest) = (Term::new(1), EpochId::new(epoch), Digest([1; 32]));
-        let sent = Epoch::open(term, id).seal(()).0.replicated(digest, |()| ());
-        let (done, ()) = sent
-            .commit(&Confirmation { term, epoch: id, digest })
-            .map_err(|(_, fault)| fault)
-            .expect("it is");
-        done.into_release_token()
-    }
-
     fn amount<'a>(frames: impl Iterator<Item = &'a Vec<u8>>) -> Amount {
         let mut amount = Amount::default();
         frames.for_each(|frame| amount.add(frame.len()));
@@ -325,7 +304,7 @@ mod tests {
                         let epoch = sealed[len % sealed.len()];
                         let mut left = Vec::new();
                         let Egress { escrow, outbox, compact, .. } = &mut egress;
-                        let released = escrow.release(&token(epoch), outbox, &mut |epoch, waiting| {
+                        let released = escrow.release(&token(1, epoch), outbox, &mut |epoch, waiting| {
                             compact.each_mut(waiting, |bytes| left.push((epoch.get(), bytes.to_vec())));
                         });
                         egress.released(released.expect("it is sealed"));

@@ -120,16 +120,9 @@ impl<F: Frame> Inbound<F> {
     /// Drops the next frame of the queue; how many that was.
     #[inline]
     pub(super) fn skip(&mut self) -> usize {
-        let is_last = match self.queue.front_mut() {
-            None => return 0,
-            Some(Waiting::Frame(_)) => true,
-            Some(Waiting::Small(run)) => self.compact.pop(run),
-        };
-        if is_last {
-            self.queue.pop_front();
-        }
-        self.queued -= 1;
-        1
+        let skipped = usize::from(self.compact.pop_front(&mut self.queue));
+        self.queued -= skipped;
+        skipped
     }
 
     /// Drops everything; returns how many frames that was.

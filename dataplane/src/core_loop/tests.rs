@@ -7,6 +7,7 @@ mod speculation;
 
 use super::*;
 use crate::counters::{DropReason, PortCounter};
+use crate::escrow::tests::token;
 use crate::escrow::{EscrowError, Limits};
 use crate::guest::VirtioNetHdr;
 use crate::handle::{GateError, Mode, PortConfig};
@@ -14,7 +15,7 @@ use crate::heap::{HeapDriver, HeapGuest, HeapPeer, HeapWire};
 use crate::kept::{KeptError, KeptPorts};
 use crate::sample;
 use crate::sample::Offloaded;
-use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
+use holdfast_epoch::{EpochId, Term};
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 
@@ -95,15 +96,6 @@ fn wait_until(mut done: impl FnMut() -> bool) {
         assert!(std::time::Instant::now() < deadline, "it did not happen in time");
         thread::yield_now();
     }
-}
-
-fn token(term: u64, epoch: u64) -> ReleaseToken {
-    let (term, id, digest) = (Term::new(term), EpochId::new(epoch), Digest([1; 32]));
-    let (sealed, _) = Epoch::open(term, id).seal(());
-    let sent = sealed.replicated(digest, |()| ());
-    let (done, ()) =
-        sent.commit(&Confirmation { term, epoch: id, digest }).map_err(|(_, e)| e).expect("right");
-    done.into_release_token()
 }
 
 fn mac(guest: u8) -> [u8; 6] {

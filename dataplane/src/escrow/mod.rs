@@ -358,4 +358,4 @@ impl<F> Escrow<F> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

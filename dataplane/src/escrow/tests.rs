@@ -7,7 +7,8 @@ struct Numbered(u32);
 /// Bytes of each frame.
 const LEN: usize = 8;
 
-fn token(term: u64, epoch: u64) -> ReleaseToken {
+/// Leave to let an epoch go.
+pub(crate) fn token(term: u64, epoch: u64) -> ReleaseToken {
     let (term, id, digest) = (Term::new(term), EpochId::new(epoch), Digest([1; 32]));
     let (sealed, _) = Epoch::open(term, id).seal(());
     let sent = sealed.replicated(digest, |()| ());
