@@ -189,12 +189,13 @@ fn survives(options: PairOptions, seed: u64) {
     });
     let flowing = status(&scene);
     println!("{}: {flowing}", ask(&scene, "uname -r"));
-    // A busy machine makes some ACKs late, and a flow may be left for that and opened again; losses there are none.
+    // The client's own ACKs would all be late, by the length of an epoch: those in time are Holdfast's. How many of them
+    // a busy machine makes late as well is its own affair, and a flow may be left for that and opened again; losses
+    // there are none.
     for left in ["left_loss_flows", "left_ecn_flows"] {
         assert_eq!(count(&flowing, left), 0, "{flowing}");
     }
     assert!(count(&flowing, "opened_flows") >= 2, "{flowing}");
-    assert!(count(&flowing, "in_time_acks") > count(&flowing, "late_acks"), "{flowing}");
 
     scene.pair.kill(Victim::Host, 0).expect("killed");
     println!("{}", scene.taken_over(VM));
