@@ -64,7 +64,7 @@ unit: guest
 	HOLDFAST_FUZZ_SEED=$(FUZZ_SEED) $(CARGO) test --workspace --locked --exclude holdfast-tests
 
 loom: packages ## what threads share without locks, in every order of their steps
-	RUSTFLAGS='--cfg loom' $(CARGO) test --locked --target-dir target/loom -p holdfast-vhost-user -p holdfast-checkpoint --lib models::
+	RUSTFLAGS='--cfg loom' $(CARGO) test --locked --target-dir target/loom -p holdfast-vhost-user -p holdfast-dataplane -p holdfast-checkpoint --lib models::
 
 sim: packages ## SEEDS=10000 seeded lives of guests, clients and hosts, on virtual time; FIRST=n begins with another seed
 	$(CARGO) run --release --quiet --locked -p holdfast-sim -- --seeds $(SEEDS) --first $(FIRST)

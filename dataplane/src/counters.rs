@@ -142,6 +142,11 @@ counted! {
         WireUnknown => "wire_unknown_frames",
         /// Frames that wires could not take from outside or send, and dropped.
         WireLost => "wire_lost_frames",
+        /// Frames carried for other cores, to guests and from them.
+        Carried => "carried_frames",
+        /// Frames for guests that were carried for another core and dropped: their pair had no buffers for a second, did
+        /// not run for two, or its driver was replaced meanwhile.
+        CarriedLost => "carried_lost_frames",
         /// Records that found no room in the audit log.
         AuditLost => "audit_lost_frames",
     }

@@ -1,14 +1,16 @@
 //! A vhost-user endpoint as a guest's network card.
 //!
-//! All pairs of queues of a card are its core's: the core takes from each in its turn, and everything that it
-//! took is one port's output, cut and let go as a whole. What comes in is steered ([`crate::steering`]).
+//! The pairs of queues of a card are its core's, but for those that other cores carry ([`crate::carrying`]): the core
+//! takes from each in its turn, and everything that it took is one port's output, cut and let go as a whole. What comes
+//! in is steered ([`crate::steering`]).
 //!
 //! A ring fault of the guest, in whichever pair, stops its device: [`Endpoint::fault`] counts it and leaves all
 //! rings, and the port is still for the core from then on (RB-1). Rings are numbered as frontends do: the guest
 //! receives by the even ones and sends by the odd ones.
 
+use crate::carrying::{LaneEnd, flow_of};
 use crate::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
-use crate::headers::{Layout, MAX_HEADERS};
+use crate::headers::Layout;
 use crate::steering::{Pairs, Steering};
 use holdfast_vhost_user::{Endpoint, GuestBytes, RingFault, RxRing, TxRing};
 use std::os::fd::BorrowedFd;
@@ -24,6 +26,8 @@ pub struct Card {
     endpoint: Endpoint,
     /// None for a card of one pair.
     steering: Option<Steering>,
+    /// For each pair what this core has of it, if another one carries it.
+    carried: Vec<Option<LaneEnd>>,
     /// The pair that is looked at first the next time.
     first: usize,
 }
@@ -32,13 +36,27 @@ impl Card {
     /// The card of this endpoint.
     #[must_use]
     pub fn new(mut endpoint: Endpoint) -> Self {
-        let steering = (endpoint.rx_rings().len() > 1).then(Steering::default);
-        Self { endpoint, steering, first: 0 }
+        let pairs = endpoint.rx_rings().len();
+        let steering = (pairs > 1).then(Steering::default);
+        Self { endpoint, steering, carried: (0..pairs).map(|_| None).collect(), first: 0 }
+    }
+
+    /// The same card, of which other cores carry these pairs ([`crate::Handle::carry`]).
+    ///
+    /// # Panics
+    /// When they are another device's, of more pairs.
+    #[must_use]
+    pub fn with_carried(mut self, ends: Vec<LaneEnd>) -> Self {
+        for end in ends {
+            let pair = end.pair;
+            self.carried[pair] = Some(end);
+        }
+        self
     }
 
     /// Pairs by which the guest receives.
     #[inline]
-    const fn in_use(&self) -> Pairs {
+    fn in_use(&self) -> Pairs {
         Pairs::from_bits(self.endpoint.pairs_in_use())
     }
 
@@ -51,8 +69,12 @@ impl Card {
         learns: bool,
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
     ) -> (usize, Option<RingFault>) {
-        let Self { endpoint, steering, .. } = self;
+        let Self { endpoint, steering, carried, .. } = self;
         let mut steering = steering.as_mut().filter(|_| learns);
+        if let Some(lane) = &mut carried[pair] {
+            let sent = |flow| steering.iter_mut().for_each(|steering| steering.sent(flow, pair));
+            return (lane.capture(max, sink, sent), None);
+        }
         let mut taken = 0;
         let polled = endpoint.tx_rings()[pair].poll(max, |header, bytes| {
             let verdict = sink(header, &bytes);
@@ -64,16 +86,11 @@ impl Card {
             }
             verdict
         });
-        endpoint.count_sent(pair, taken as u64);
+        if taken > 0 {
+            endpoint.count_sent(pair, taken as u64);
+        }
         (taken, polled.err())
     }
-}
-
-/// The number of a frame's flow. A guest that changes its frame meanwhile steers its own frames elsewhere.
-fn flow_of(bytes: &GuestBytes<'_>) -> Option<u32> {
-    let mut head = [0; MAX_HEADERS];
-    let len = bytes.copy_to(0, &mut head);
-    Layout::parse(&head[..len]).map(|layout| layout.flow_hash())
 }
 
 impl GuestFrame for GuestBytes<'_> {
@@ -143,6 +160,9 @@ impl GuestPort for Card {
             steering.pair(layout.map_or(0, |layout| layout.flow_hash()), in_use)
         });
         let Some(pair) = pair else { return false };
+        if let Some(lane) = &mut self.carried[pair] {
+            return lane.deliver(header, parts);
+        }
         // One that stands still for a moment takes nothing: what is for it waits, so that it is not overtaken.
         match self.endpoint.rx_rings()[pair].push(header, parts) {
             Ok(done) => {
@@ -156,7 +176,12 @@ impl GuestPort for Card {
         }
     }
 
+    fn has_backlog(&self) -> bool {
+        self.carried.iter().flatten().any(LaneEnd::has_frames)
+    }
+
     fn flush(&mut self) {
+        self.carried.iter_mut().flatten().for_each(LaneEnd::flush);
         let (tx, rx) = self.endpoint.rings();
         let sent = first_fault(TX, tx, TxRing::flush);
         let received = first_fault(RX, rx, RxRing::flush);
@@ -164,8 +189,8 @@ impl GuestPort for Card {
     }
 
     fn arm(&mut self, capturing: bool, delivering: bool) -> bool {
+        let mut waiting = capturing && self.has_backlog();
         let (tx, rx) = self.endpoint.rings();
-        let mut waiting = false;
         let mut fault = None;
         if capturing {
             fault = first_fault(TX, tx, |ring| ring.want_kick(true).map(|found| waiting |= found));

@@ -7,6 +7,14 @@ use std::os::fd::BorrowedFd;
 
 pub use holdfast_vhost_user::{SMALL_FRAME_BYTES, Verdict, VirtioNetHdr};
 
+/// For how long frames wait for a guest that stands still. A checkpoint takes milliseconds; a guest
+/// that stays away longer wants nothing old.
+pub(crate) const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// For how long a frame waits for buffers of a guest that runs. It may be larger than any that the
+/// guest will ever have, and must not block those behind it for good.
+pub(crate) const STUCK_NS: u64 = 1_000_000_000;
+
 /// Bytes of one frame in the guest's memory, after the offload header. The guest may write to them
 /// at any time: what is to be judged is copied out first, once.
 pub trait GuestFrame {
@@ -75,6 +83,11 @@ pub trait GuestPort: Send {
     /// when there are no buffers for it now. All frames of a flow go by one queue, so that their order
     /// is kept (OC-2).
     fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
+
+    /// Whether frames wait that have left the guest's rings already, on their way from another core.
+    fn has_backlog(&self) -> bool {
+        false
+    }
 
     /// Publishes what was captured and delivered since the last call; at most one notification each.
     fn flush(&mut self);

@@ -6,16 +6,19 @@
 //!
 //! Threading: clone it freely; calls from several threads are carried out one after the other.
 
+use crate::carrying::{LaneEnd, carry};
 use crate::core_loop::{Action, Answer, NewPort, PortId};
 use crate::counters::{Block, CoreCounter, PortCounters, Snapshot};
 use crate::escrow::{Amount, EscrowError, Limits};
 use crate::guest::GuestPort;
 use crate::identity::{Identity, IdentityError, MAX_ENCODED};
 use crate::kept::KeptPorts;
+use crate::sleep::Sleep;
 use crate::stream::{self, Stream};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use holdfast_epoch::{EpochId, ReleaseToken, Term};
 use holdfast_speculation::{EngineConfig, FlowReport, Rules};
+use holdfast_vhost_user::Endpoint;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::collections::BTreeMap;
@@ -182,13 +185,33 @@ pub(crate) struct Request {
     pub(crate) reply: Sender<Result<Answer, GateError>>,
 }
 
-/// What a core and its handles share beside the channel.
+/// What a core and its handles, and other cores, share beside the channel.
+#[derive(Debug)]
 pub(crate) struct Link {
     wake: EventFd,
+    sleep: Sleep,
     stopped: AtomicBool,
 }
 
 impl Link {
+    /// Of the core itself: it looks around once more after this, and sleeps if it finds nothing.
+    pub(crate) fn begin_sleep(&self) {
+        self.sleep.begins();
+    }
+
+    /// Of the core itself, which polls again.
+    pub(crate) fn end_sleep(&self) {
+        self.sleep.ends();
+    }
+
+    /// Of another core, which has left something for this one: one fence, and a system call only if it sleeps.
+    #[inline]
+    pub(crate) fn wake_if_asleep(&self) {
+        if self.sleep.is_to_be_woken() {
+            self.signal();
+        }
+    }
+
     pub(crate) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
@@ -236,7 +259,7 @@ pub struct Counters {
 impl Handle {
     pub(crate) fn new(core: Arc<Block<CoreCounter>>) -> io::Result<(Self, Arc<Link>, Receiver<Request>)> {
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        let link = Arc::new(Link { wake, stopped: AtomicBool::new(false) });
+        let link = Arc::new(Link { wake, sleep: Sleep::new(), stopped: AtomicBool::new(false) });
         let (requests, inbox) = bounded(MAX_WAITING);
         let handle =
             Self { requests, link: Arc::clone(&link), core, ports: Arc::default(), deadline: DEADLINE };
@@ -280,6 +303,17 @@ impl Handle {
         self.call(&[], Action::Add(Box::new(new)))?;
         self.registry().insert(port, counters);
         Ok(())
+    }
+
+    /// Lets the core carry the pairs of this endpoint for `card`, which is the core that has the card's port; what
+    /// that core needs of them, for [`crate::Card::with_carried`]. They are carried until the device is dropped.
+    ///
+    /// # Errors
+    /// [`GateError`]; the endpoint is dropped then.
+    pub fn carry(&self, endpoint: Endpoint, card: &Self) -> Result<Vec<LaneEnd>, GateError> {
+        let (carrier, ends) = carry(endpoint, Arc::clone(&self.link), Arc::clone(&card.link));
+        self.call(&[], Action::Carry(Box::new(carrier)))?;
+        Ok(ends)
     }
 
     /// Removes ports with all that they hold.

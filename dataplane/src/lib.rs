@@ -9,7 +9,8 @@
 //! ```
 //!
 //! One polling core runs all of it to completion ([`Core`]); control threads speak to the core
-//! through a [`Handle`]. A guest's frame becomes frames of the wire's MTU at capture, with one copy
+//! through a [`Handle`]. Other cores may carry pairs of a card's queues for it, which takes the walking of rings and
+//! the copying of frames off it. A guest's frame becomes frames of the wire's MTU at capture, with one copy
 //! ([`segmentation`]); what comes in is merged for a guest that can take it ([`coalescing`]).
 //!
 //! Invariants:
@@ -25,6 +26,7 @@
 
 pub mod announcement;
 pub mod audit;
+mod carrying;
 pub mod coalescing;
 mod compact;
 mod core_loop;
@@ -39,11 +41,13 @@ pub mod identity;
 pub mod kept;
 pub mod sample;
 pub mod segmentation;
+mod sleep;
 pub mod steering;
 pub mod stream;
 pub mod switch;
 
 pub use audit::Audit;
+pub use carrying::LaneEnd;
 pub use core_loop::{Core, IdlePolicy, PortId};
 pub use counters::Counted;
 pub use endpoint::Card;

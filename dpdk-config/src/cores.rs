@@ -105,7 +105,13 @@ impl CoreMap {
     /// Place of the polling thread that has this wire, in the order of `polling`.
     #[must_use]
     pub fn place(&self, wire: &Wire) -> usize {
-        wire.core.and_then(|core| self.polling.iter().position(|cpu| *cpu == core)).unwrap_or(0)
+        wire.core.and_then(|core| self.place_of(core)).unwrap_or(0)
+    }
+
+    /// Place of the polling thread on that processor, in the order of `polling`; none: there is none.
+    #[must_use]
+    pub fn place_of(&self, processor: u32) -> Option<usize> {
+        self.polling.iter().position(|cpu| *cpu == processor)
     }
 
     /// Notes every processor named that is not among `present`, the processors this process may use.

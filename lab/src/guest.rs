@@ -61,6 +61,8 @@ pub struct Nic {
     pub packed: bool,
     /// Its pairs of queues.
     pub queue_pairs: u16,
+    /// For each pair the processor of the polling core that has it; empty: all are with the wire.
+    pub pair_cores: Vec<u32>,
 }
 
 impl Nic {
@@ -72,6 +74,7 @@ impl Nic {
             backend,
             packed: false,
             queue_pairs: 1,
+            pair_cores: Vec::new(),
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::scratch::{Scratch, ScratchError};
 use crate::topology::{BYPASS, Host, LONG_BYPASS, LONG_WIRE, Topology, TopologyOptions};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write as _};
@@ -337,6 +338,13 @@ impl Pair {
     }
 }
 
+/// The line that makes polling cores on all processors that pairs of queues name.
+fn polling(guests: &[GuestSpec]) -> String {
+    let named = guests.iter().flat_map(|guest| &guest.nics).flat_map(|nic| &nic.pair_cores);
+    let processors: Vec<_> = named.collect::<BTreeSet<_>>().into_iter().collect();
+    if processors.is_empty() { String::new() } else { format!("polling = {processors:?}\n") }
+}
+
 impl Appliance {
     fn new(name: &'static str, host: Host, options: &PairOptions, scratch: &Scratch) -> Self {
         Self {
@@ -362,11 +370,12 @@ impl Appliance {
         let keys = if name == "host-a" { "keys-a" } else { "keys-b" };
         let mut text = format!(
             "[host]\nname = {name:?}\ncontrol_socket = {:?}\n{}\n\
-             [cores]\nidle = \"adaptive\"\n\n\
+             [cores]\nidle = \"adaptive\"\n{}\n\
              [dpdk]\nhuge_pages = \"auto\"\nfile_prefix = \"{name}-{}\"\n\n\
              [[wire]]\nname = \"wire0\"\nkind = {:?}\niface = \"{}\"\nmtu = {}\n",
             self.control,
             if options.audit { format!("frame_audit = {:?}\n", self.audit) } else { String::new() },
+            polling(guests),
             std::process::id(),
             options.wire_kind,
             crate::topology::WIRE,
@@ -420,6 +429,9 @@ impl Appliance {
                     nic.queue_pairs
                 )
                 .expect("a string takes all text");
+                if !nic.pair_cores.is_empty() {
+                    writeln!(text, "pair_cores = {:?}", nic.pair_cores).expect("a string takes all text");
+                }
             }
             if !options.paired {
                 continue;

@@ -1,10 +1,10 @@
 //! A network device: its socket, its control thread, and what the program sees of it.
 
 use crate::connection::{self, Stop};
-use crate::control::Control;
+use crate::control::{Control, Cores};
 use crate::endpoint::Endpoint;
 use crate::features::offered;
-use crate::mailbox::{Waker, mailbox};
+use crate::mailbox::{Waker, mailboxes};
 use crate::memory::{GuestMemory, MemoryFiles};
 use crate::shared::{DeviceEvent, DeviceSnapshot, Shared};
 use crossbeam_channel::Receiver;
@@ -109,19 +109,45 @@ impl Device {
     /// # Errors
     /// When the configuration is not possible or the host refuses.
     pub fn spawn(config: DeviceConfig, waker: Waker) -> Result<(Self, Endpoint), SpawnError> {
+        let pairs = usize::from(config.queue_pairs);
+        let (device, mut endpoints) = Self::spawn_over(config, vec![waker], &vec![0; pairs])?;
+        Ok((device, endpoints.remove(0)))
+    }
+
+    /// As [`Self::spawn`], with an endpoint for each of several polling cores, in the order of their `wakers`.
+    /// `core_of` says for each pair of queues whose it is: a place in that order.
+    ///
+    /// # Errors
+    /// When the configuration is not possible or the host refuses.
+    ///
+    /// # Panics
+    /// When `core_of` has another length than the device has pairs, or names a core that is not there.
+    pub fn spawn_over(
+        config: DeviceConfig,
+        wakers: Vec<Waker>,
+        core_of: &[usize],
+    ) -> Result<(Self, Vec<Endpoint>), SpawnError> {
         let DeviceConfig { name, socket, access, queue_pairs, offloads, mtu, files } = config;
         if queue_pairs == 0 || queue_pairs > MAX_QUEUE_PAIRS {
             return Err(SpawnError::QueuePairs(queue_pairs));
         }
+        let is_map =
+            core_of.len() == usize::from(queue_pairs) && core_of.iter().all(|&core| core < wakers.len());
+        assert!(is_map, "a core that is there for each pair");
         let source = connection::Source::open(socket, access)?;
         let (stop, stopped) = Stop::new()?;
         let rings = usize::from(queue_pairs) * 2;
         let (shared, events) = Shared::new(&name, rings);
-        let (control_side, core_side) = mailbox(&name, waker, stopped.receiver());
-        let endpoint = Endpoint::new(Arc::clone(&shared), core_side, queue_pairs);
+        let (control_sides, core_sides) = mailboxes(&name, wakers, &stopped.receiver());
+        let pairs_of = |core: usize| {
+            let own = core_of.iter().enumerate().filter(|(_, of)| **of == core);
+            own.fold(0, |pairs, (pair, _)| pairs | 1 << pair)
+        };
+        let endpoint = |(core, side)| Endpoint::new(Arc::clone(&shared), side, queue_pairs, pairs_of(core));
+        let endpoints = core_sides.into_iter().enumerate().map(endpoint).collect();
         let control = Control::new(
             Arc::clone(&shared),
-            control_side,
+            Cores::new(control_sides, core_of),
             files,
             offered(queue_pairs, offloads),
             queue_pairs,
@@ -131,7 +157,7 @@ impl Device {
         let thread = std::thread::Builder::new()
             .name(format!("vu-{name}"))
             .spawn(move || connection::serve(&source, &control, &stopped))?;
-        Ok((Self { shared, events, serving: Mutex::new(Some((stop, thread))) }, endpoint))
+        Ok((Self { shared, events, serving: Mutex::new(Some((stop, thread))) }, endpoints))
     }
 
     /// Guest memory as last described; kept when the frontend disconnects.

@@ -3,6 +3,9 @@
 //! An endpoint lives as long as the core; connections of frontends come and go. It belongs to one
 //! thread (`&mut self` throughout) and holds no lock. Between two calls of
 //! [`Endpoint::poll_control`] the rings are the core's alone.
+//!
+//! A device whose pairs are several cores' has an endpoint for each, which runs the rings of its own pairs; those of
+//! the others never run here. A fault in any of them stops all: whoever finds it tells the others.
 
 use crate::features::Features;
 use crate::mailbox::{Command, CoreSide, Mail, Reply};
@@ -18,11 +21,12 @@ pub struct Endpoint {
     mail: CoreSide,
     rx: Vec<RxRing>,
     tx: Vec<TxRing>,
-    features: Features,
+    /// The pairs of this core, one bit each.
+    pairs: u32,
+    /// Stops of the device that this core has followed.
+    stops: u64,
     /// Where each ring stopped, until it is started again.
     stopped_at: Vec<Option<u16>>,
-    /// Pairs by which the guest receives, one bit each, also while their rings stand still.
-    in_use: u32,
     /// Where the log says that each ring broke: a machine that is stopped and started with each epoch, and whose
     /// driver does nothing about it, breaks it again and again.
     broke_at: Vec<Option<u16>>,
@@ -32,15 +36,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub(crate) fn new(shared: Arc<Shared>, mail: CoreSide, queue_pairs: u16) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, mail: CoreSide, queue_pairs: u16, pairs: u32) -> Self {
         Self {
             shared,
             mail,
             rx: (0..queue_pairs).map(|_| RxRing::parked()).collect(),
             tx: (0..queue_pairs).map(|_| TxRing::parked()).collect(),
-            features: Features::default(),
+            pairs,
+            stops: 0,
             stopped_at: vec![None; usize::from(queue_pairs) * 2],
-            in_use: 0,
             broke_at: vec![None; usize::from(queue_pairs) * 2],
             faulted: (0..queue_pairs * 2).map(|_| None).collect(),
             closed: false,
@@ -64,7 +68,15 @@ impl Endpoint {
     #[cold]
     fn handle_mail(&mut self) -> bool {
         let mut changed = false;
-        while let Some(mail) = self.mail.take() {
+        loop {
+            let mail = self.mail.take();
+            // Before a command, which may start a ring anew.
+            let stops = self.shared.stops();
+            if std::mem::replace(&mut self.stops, stops) != stops {
+                self.leave_faulted();
+                changed = true;
+            }
+            let Some(mail) = mail else { return changed };
             changed = true;
             match mail {
                 Mail::Command(command) => {
@@ -74,19 +86,18 @@ impl Endpoint {
                 Mail::Closed => {
                     if !std::mem::replace(&mut self.closed, true) {
                         self.park_all();
-                        self.in_use = 0;
+                        self.shared.use_pairs(self.pairs, 0);
                     }
-                    break;
+                    return changed;
                 }
             }
         }
-        changed
     }
 
     fn carry_out(&mut self, command: Command) -> Reply {
         match command {
             Command::Start { index, mut queue, features } => {
-                self.features = features;
+                self.shared.agreed(features);
                 // A driver that resets the device begins elsewhere.
                 if self.stopped_at[index].take() != Some(queue.base()) {
                     self.broke_at[index] = None;
@@ -96,7 +107,7 @@ impl Endpoint {
                 self.shared.ring_running(index, true);
                 let (pair, header_len) = (index / 2, features.header_len());
                 if index % 2 == 0 {
-                    self.in_use |= 1 << pair;
+                    self.shared.use_pairs(1 << pair, 1 << pair);
                     self.rx[pair].start(queue, header_len, features.mrg_rxbuf());
                 } else {
                     self.tx[pair].start(queue, header_len);
@@ -110,7 +121,7 @@ impl Endpoint {
             }
             Command::GiveUp { index } => {
                 if index % 2 == 0 {
-                    self.in_use &= !(1 << (index / 2));
+                    self.shared.use_pairs(1 << (index / 2), 0);
                 }
                 self.broke_at[index] = None;
                 Reply::Done { replaced: None }
@@ -179,16 +190,28 @@ impl Endpoint {
         (&mut self.tx, &mut self.rx)
     }
 
-    /// Counts frames that the guest sent by the pair of this number.
+    /// Counts frames that the guest sent by the pair of this number, which is of this core.
     #[inline]
     pub fn count_sent(&self, pair: usize, frames: u64) {
         self.shared.count_frames(2 * pair + 1, frames);
     }
 
-    /// Counts frames that the guest received by the pair of this number.
+    /// Counts frames that the guest received by the pair of this number, which is of this core.
     #[inline]
     pub fn count_received(&self, pair: usize, frames: u64) {
         self.shared.count_frames(2 * pair, frames);
+    }
+
+    /// Pairs of this core, one bit each.
+    #[must_use]
+    pub const fn pairs(&self) -> u32 {
+        self.pairs
+    }
+
+    /// Whether the device was dropped: nothing comes from it any more.
+    #[must_use]
+    pub const fn is_closed(&self) -> bool {
+        self.closed
     }
 
     /// Pairs by which the guest receives, one bit each: those that ran since its driver took them up. A machine
@@ -196,20 +219,21 @@ impl Endpoint {
     /// in use meanwhile. Those that the driver gives up do not.
     #[inline]
     #[must_use]
-    pub const fn pairs_in_use(&self) -> u32 {
-        self.in_use
+    pub fn pairs_in_use(&self) -> u32 {
+        self.shared.pairs_in_use()
     }
 
-    /// Whether any ring runs.
+    /// Whether any ring of the device runs, on whichever core.
+    #[inline]
     #[must_use]
     pub fn is_running(&self) -> bool {
-        self.tx.iter().any(TxRing::is_running) || self.rx.iter().any(RxRing::is_running)
+        self.shared.any_running()
     }
 
     /// What the guest's driver agreed to; meaningful while rings run.
     #[must_use]
-    pub const fn negotiated(&self) -> Features {
-        self.features
+    pub fn negotiated(&self) -> Features {
+        self.shared.features()
     }
 
     /// Descriptors by which the guest notifies, to wait on before sleeping (readable). They change
@@ -233,13 +257,9 @@ impl Endpoint {
     /// it is found broken each time that the frontend starts it, which the log says once.
     pub fn fault(&mut self, ring: usize, fault: RingFault) {
         self.shared.count_fault(&fault);
-        for index in 0..self.stopped_at.len() {
-            let Some(queue) = self.park(index) else { continue };
-            if let Some(error) = &queue.error {
-                error.signal();
-            }
-            self.faulted[index] = Some(queue);
-        }
+        self.stops = self.shared.stop();
+        self.leave_faulted();
+        self.mail.alarm_others();
         let at = self.stopped_at[ring];
         if std::mem::replace(&mut self.broke_at[ring], at) == at {
             tracing::debug!(device = self.shared.name(), ring, %fault, "the device is still broken");
@@ -247,6 +267,17 @@ impl Endpoint {
             tracing::error!(device = self.shared.name(), ring, %fault, "the device stops until the guest resets it");
         }
         self.shared.send(DeviceEvent::Fault(fault));
+    }
+
+    /// Leaves all rings of this core, as the guest broke one of the device.
+    fn leave_faulted(&mut self) {
+        for index in 0..self.stopped_at.len() {
+            let Some(queue) = self.park(index) else { continue };
+            if let Some(error) = &queue.error {
+                error.signal();
+            }
+            self.faulted[index] = Some(queue);
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! One command is under way at a time. The control thread waits for the reply, so that an answer to
 //! the frontend (GET_VRING_BASE above all) is given only when the core has really left the ring.
+//! Where several cores have rings of one device, each has a mailbox of its own.
 //! What a command replaces travels back in the reply, so that the core frees and unmaps nothing.
 
 use crate::features::Features;
@@ -42,6 +43,19 @@ pub(crate) enum Command {
     SetCall { index: usize, call: Option<Notifier> },
     /// Log writes here from now on.
     SetLog { index: usize, log: Option<Arc<DirtyLog>>, used_log: Option<u64> },
+}
+
+impl Command {
+    /// The ring that it is about.
+    pub(crate) const fn index(&self) -> usize {
+        match self {
+            Self::Start { index, .. }
+            | Self::Park { index }
+            | Self::GiveUp { index }
+            | Self::SetCall { index, .. }
+            | Self::SetLog { index, .. } => *index,
+        }
+    }
 }
 
 /// What the core answers.
@@ -110,11 +124,18 @@ impl Drop for ControlSide {
 }
 
 /// The polling core's end.
-#[derive(Debug)]
 pub(crate) struct CoreSide {
     commands: Receiver<Command>,
     replies: Sender<Reply>,
     flag: Arc<Flag>,
+    /// The other cores of the device.
+    others: Vec<(Arc<Flag>, Waker)>,
+}
+
+impl std::fmt::Debug for CoreSide {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CoreSide").field("flag", &self.flag).finish_non_exhaustive()
+    }
 }
 
 /// What the core finds in its mailbox.
@@ -144,6 +165,14 @@ impl CoreSide {
         }
     }
 
+    /// Makes the device's other cores look into their mailboxes.
+    pub(crate) fn alarm_others(&self) {
+        for (flag, waker) in &self.others {
+            flag.raise();
+            waker();
+        }
+    }
+
     /// Answers a command.
     pub(crate) fn answer(&self, reply: Reply) {
         // A control thread that is gone needs no answer, and what it would have freed is freed here.
@@ -164,7 +193,26 @@ pub(crate) fn mailbox(name: &str, waker: Waker, stop: Receiver<()>) -> (ControlS
         stop,
         name: name.to_owned(),
     };
-    (control, CoreSide { commands: inbox, replies: outbox, flag })
+    (control, CoreSide { commands: inbox, replies: outbox, flag, others: Vec::new() })
+}
+
+/// A mailbox for each core of a device, in the order of the cores' `wakers`.
+pub(crate) fn mailboxes(
+    name: &str,
+    wakers: Vec<Waker>,
+    stop: &Receiver<()>,
+) -> (Vec<ControlSide>, Vec<CoreSide>) {
+    let ends = wakers.into_iter().map(|waker| mailbox(name, waker, stop.clone()));
+    let (controls, mut cores): (Vec<_>, Vec<_>) = ends.unzip();
+    let doors: Vec<_> = controls
+        .iter()
+        .map(|control: &ControlSide| (Arc::clone(&control.flag), Arc::clone(&control.waker)))
+        .collect();
+    for (own, core) in cores.iter_mut().enumerate() {
+        core.others =
+            doors.iter().enumerate().filter(|(at, _)| *at != own).map(|(_, door)| door.clone()).collect();
+    }
+    (controls, cores)
 }
 
 #[cfg(all(test, loom))]

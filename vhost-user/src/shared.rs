@@ -4,7 +4,7 @@ use crate::features::Features;
 use crate::memory::GuestMemory;
 use crate::ring::RingFault;
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Events that wait for a reader, at most; more are dropped and counted.
@@ -80,9 +80,15 @@ pub(crate) struct Shared {
     events: Sender<DeviceEvent>,
     events_lost: AtomicU64,
     faults: [AtomicU64; FAULT_KINDS],
-    /// One bit a ring that the polling core runs.
+    /// One bit a ring that a polling core runs.
     running: AtomicU64,
-    /// Frames that have passed each ring; written by the polling core alone.
+    /// One bit a pair by which the guest receives, also while its rings stand still.
+    in_use: AtomicU32,
+    /// What the guest's driver agreed to, as of the last ring that was started.
+    features: AtomicU64,
+    /// How often a fault of the guest stopped the device.
+    stops: AtomicU64,
+    /// Frames that have passed each ring; written by the polling core of the ring alone.
     frames: Box<[AtomicU64]>,
     memory: Mutex<Option<Arc<GuestMemory>>>,
     state: Mutex<DeviceSnapshot>,
@@ -103,6 +109,9 @@ impl Shared {
             events_lost: AtomicU64::new(0),
             faults: [const { AtomicU64::new(0) }; FAULT_KINDS],
             running: AtomicU64::new(0),
+            in_use: AtomicU32::new(0),
+            features: AtomicU64::new(Features::default().bits()),
+            stops: AtomicU64::new(0),
             frames: (0..rings).map(|_| AtomicU64::new(0)).collect(),
             memory: Mutex::new(None),
             state: Mutex::new(state),
@@ -131,6 +140,39 @@ impl Shared {
         } else {
             self.running.fetch_and(!(1 << index), Ordering::Relaxed);
         }
+    }
+
+    /// Whether a polling core runs any ring.
+    #[inline]
+    pub(crate) fn any_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed) != 0
+    }
+
+    pub(crate) fn pairs_in_use(&self) -> u32 {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// Of the pairs of `mask` those of `pairs` are in use from now on.
+    pub(crate) fn use_pairs(&self, mask: u32, pairs: u32) {
+        let changed = |before| Some((before & !mask) | (pairs & mask));
+        self.in_use.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed).unwrap_or_default();
+    }
+
+    pub(crate) fn features(&self) -> Features {
+        Features::new(self.features.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn agreed(&self, features: Features) {
+        self.features.store(features.bits(), Ordering::Relaxed);
+    }
+
+    /// The device stops; as of which stop.
+    pub(crate) fn stop(&self) -> u64 {
+        self.stops.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub(crate) fn stops(&self) -> u64 {
+        self.stops.load(Ordering::Relaxed)
     }
 
     /// Counts frames that passed a ring. One thread writes, so that this is no locked instruction.

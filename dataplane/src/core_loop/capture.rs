@@ -25,6 +25,9 @@ use holdfast_speculation::{FromGuest, Time};
 /// Frames taken from one guest in one turn.
 const GUEST_BURST: usize = 128;
 
+/// Bursts that an epoch's cut waits for: what all lanes of a card can have in them.
+const BACKLOG_BURSTS: usize = 1024;
+
 /// Wire frames after which a guest's turn ends: eight large frames.
 const SEGMENT_BUDGET: usize = 8 * 45;
 
@@ -45,6 +48,22 @@ impl<W: Wire> Core<W> {
             taken += capture_port(port, others, attached, scratch, large, audit.as_mut(), counters);
         }
         taken
+    }
+
+    /// Takes what other cores have taken out of this guest's rings, unless its output has no room: what an epoch's cut
+    /// is of has left the rings. A guest that goes on sending is not followed for ever.
+    pub(super) fn take_backlog(&mut self, slot: Slot) {
+        let Self { ports, wires, scratch, large, audit, counters, .. } = self;
+        for _ in 0..BACKLOG_BURSTS {
+            let (port, others) = one_and_others(ports, slot);
+            if !port.guest.has_backlog() {
+                return;
+            }
+            let attached = &mut wires[port.wire];
+            if capture_port(port, others, attached, scratch, large, audit.as_mut(), counters) == 0 {
+                return;
+            }
+        }
     }
 }
 

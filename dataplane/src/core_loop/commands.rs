@@ -12,6 +12,7 @@ use super::port::{Announcing, Bell, Port};
 use super::speculation::Speculating;
 use super::{Attached, Core, PortId, monotonic_ns, record};
 use crate::audit::Audit;
+use crate::carrying::Carrier;
 use crate::compact::{Compact, Waiting};
 use crate::counters::{Block, CoreCounter, DropReason, PortCounter, PortCounters};
 use crate::escrow::{Amount, EscrowError, Limits};
@@ -37,6 +38,7 @@ pub(super) const MAX_PORTS: usize = 64;
 /// What a control thread wants.
 pub(crate) enum Action {
     Add(Box<NewPort>),
+    Carry(Box<Carrier>),
     Remove,
     Cut { epoch: EpochId, whole: bool, state: Vec<u8> },
     Release(ReleaseToken),
@@ -98,12 +100,16 @@ impl<W: Wire> Core<W> {
         if let Action::Add(new) = action {
             return self.add(*new).map(|()| Answer::Done);
         }
+        if let Action::Carry(carrier) = action {
+            self.carriers.push(*carrier);
+            return Ok(Answer::Done);
+        }
         if matches!(action, Action::Fence) {
             return self.fence(ids).map(|()| Answer::Done);
         }
         let mut slots = self.slots(ids)?;
         match action {
-            Action::Add(_) | Action::Fence => unreachable!("handled above"),
+            Action::Add(_) | Action::Carry(_) | Action::Fence => unreachable!("handled above"),
             Action::Remove => {
                 // From the end, as the places behind a removed port move up.
                 slots.sort_unstable_by(|a, b| b.cmp(a));
@@ -203,6 +209,7 @@ impl<W: Wire> Core<W> {
             let port = &self.ports[slot];
             port.egress.escrow.may_cut(epoch).map_err(|error| port_error(port.id, error))?;
         }
+        slots.iter().for_each(|&slot| self.take_backlog(slot));
         let mut total = Amount::default();
         for &slot in slots {
             let port = &mut self.ports[slot];

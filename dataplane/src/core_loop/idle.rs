@@ -1,11 +1,12 @@
 //! Sleeping when there is nothing to do, and waking when there is.
 //!
-//! The order matters: guests and wires are asked to tell, then looked at once more, and only then is
+//! The order matters: guests, wires and other cores are asked to tell, then looked at once more, and only then is
 //! there a wait; what comes between is told. Control threads write to the wake descriptor after they
 //! have left their command, and that descriptor is read only after the wait.
 #![expect(unsafe_code, reason = "descriptors are borrowed for the time of a wait")]
 
 use super::{Core, monotonic_ns};
+use crate::carrying::Carrier;
 use crate::counters::CoreCounter;
 use crate::frame::Wire;
 use arrayvec::ArrayVec;
@@ -44,7 +45,11 @@ pub(super) fn prepare_thread() {
 impl<W: Wire> Core<W> {
     /// Sleeps until there may be something to do; `idle_ns` is for how long there was nothing.
     pub(super) fn sleep(&mut self, idle_ns: u64) {
+        self.link.begin_sleep();
         let mut awake = false;
+        for carrier in &mut self.carriers {
+            awake |= carrier.arm();
+        }
         for port in &mut self.ports {
             // What a starved guest has to send is known; memory that comes back is told by nobody.
             let takes = port.egress.has_room() && !port.starved;
@@ -59,6 +64,8 @@ impl<W: Wire> Core<W> {
         if !awake {
             self.wait(idle_ns);
         }
+        self.link.end_sleep();
+        self.carriers.iter_mut().for_each(Carrier::disarm);
         for attached in &mut self.wires {
             attached.wire.disarm();
         }
@@ -75,6 +82,7 @@ impl<W: Wire> Core<W> {
         for port in &self.ports {
             port.guest.kick_fds(&mut watch);
         }
+        self.carriers.iter().flat_map(Carrier::kick_fds).for_each(&mut watch);
         let mut told = true;
         for attached in &self.wires {
             match attached.wire.readable_fd() {
@@ -98,6 +106,9 @@ impl<W: Wire> Core<W> {
         let mut patience = LONG;
         if blind {
             patience = if idle_ns < RECENT_NS { BLIND_SHORT } else { BLIND_LONG };
+        }
+        if self.carriers.iter().any(Carrier::is_blocked) {
+            patience = patience.min(FULL);
         }
         for port in &self.ports {
             if port.inbound.is_blocked() || port.starved || !port.egress.to_wire.is_empty() {

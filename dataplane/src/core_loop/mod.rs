@@ -1,9 +1,10 @@
 //! The polled loop: one thread runs wires, rings, escrow and forwarding to completion.
 //!
-//! A turn: commands, frames from the wires, frames from the guests, the speculating flows, frames to the
-//! wires, frames to the guests, notifications. Every step takes at most a burst of each wire and port, so that a turn
-//! is bounded and nobody starves. When turns find nothing, the [`IdlePolicy`] says whether to go on
-//! polling or to sleep until a guest, a wire or a control thread has something.
+//! A turn: commands, frames that are carried for other cores, frames from the wires, frames from the
+//! guests, the speculating flows, frames to the wires, frames to the guests, notifications. Every
+//! step takes at most a burst of each wire and port, so that a turn is bounded and nobody starves.
+//! When turns find nothing, the [`IdlePolicy`] says whether to go on polling or to sleep until a
+//! guest, a wire, another core or a control thread has something.
 //!
 //! Invariants: **OC-1**, **OC-2** by the queues of a port, which every frame of a guest passes in
 //! order; **FO-1** by the check of fence and lease before each burst to a wire or to another port;
@@ -27,6 +28,7 @@ mod port;
 mod speculation;
 
 use crate::audit::{self, Audit, PROTECTED, Record};
+use crate::carrying::Carrier;
 use crate::coalescing::BURST;
 use crate::counters::{Block, CoreCounter};
 use crate::frame::Wire;
@@ -84,6 +86,8 @@ struct Attached<W> {
 pub struct Core<W: Wire> {
     wires: Vec<Attached<W>>,
     ports: Vec<Port<W::Frame>>,
+    /// Pairs that this core carries for others.
+    carriers: Vec<Carrier>,
     requests: Receiver<Request>,
     link: Arc<Link>,
     audit: Option<Audit>,
@@ -115,6 +119,7 @@ impl<W: Wire> Core<W> {
         let core = Self {
             wires,
             ports: Vec::new(),
+            carriers: Vec::new(),
             requests,
             link,
             audit,
@@ -160,6 +165,7 @@ impl<W: Wire> Core<W> {
     /// the wires' drivers, commands, and one notification a ring.
     pub fn turn(&mut self) -> usize {
         let mut work = self.serve();
+        work += self.carry();
         work += self.receive();
         work += self.capture();
         work += self.speculate();
@@ -175,6 +181,14 @@ impl<W: Wire> Core<W> {
             self.counters.add(CoreCounter::BusyTurns, 1);
         }
         work
+    }
+
+    /// Carries frames between rings and other cores; returns how many.
+    fn carry(&mut self) -> usize {
+        let Self { carriers, counters, .. } = self;
+        let carried = carriers.iter_mut().map(|carrier| carrier.turn(counters, monotonic_ns)).sum();
+        carriers.retain(|carrier| !carrier.is_finished());
+        carried
     }
 
     /// Lets the engines of speculating ports do what is due; returns how many frames they made.

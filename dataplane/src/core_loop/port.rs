@@ -18,7 +18,7 @@ use crate::compact::Waiting;
 use crate::counters::{DropReason, PortCounter, PortCounters};
 use crate::escrow::Amount;
 use crate::frame::{Frame, Wire};
-use crate::guest::{GuestPort, VirtioNetHdr};
+use crate::guest::{GuestPort, PATIENCE_NS, STUCK_NS, VirtioNetHdr};
 use crate::headers::{Link, ethertype, protocol};
 use crate::identity::{Identity, Station};
 use crate::switch::Slot;
@@ -26,14 +26,6 @@ use crossbeam_channel::Sender;
 use holdfast_packet::guest_channel::PortMode;
 use holdfast_speculation::{FromWire, Time};
 use std::sync::Arc;
-
-/// For how long frames wait for a guest that stands still. A checkpoint takes milliseconds; a guest
-/// that stays away longer wants nothing old.
-const PATIENCE_NS: u64 = 2_000_000_000;
-
-/// For how long a frame waits for buffers of a guest that runs. It may be larger than any that the
-/// guest will ever have, and must not block those behind it for good.
-const STUCK_NS: u64 = 1_000_000_000;
 
 /// Bursts delivered to one guest in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 4;

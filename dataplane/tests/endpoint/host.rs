@@ -1,4 +1,4 @@
-//! A host: a polling core on a thread, with a wire in memory and devices on sockets.
+//! A host: two polling cores on threads, the first of which has a wire in memory, and devices on sockets.
 
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
 use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, PortConfig, PortId};
@@ -18,7 +18,9 @@ pub(crate) struct Host {
     pub(crate) devices: Vec<Device>,
     dir: TempDir,
     files: MemoryFiles,
-    thread: Option<JoinHandle<()>>,
+    /// Of the second core, which has no wire.
+    carrying: Handle,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Host {
@@ -26,24 +28,35 @@ impl Host {
         let (wire, peer) = HeapWire::new(1500, 4096, true).expect("a wire");
         let idle = IdlePolicy::Adaptive { spin: Duration::from_micros(20) };
         let (mut core, handle) = Core::new(vec![wire], idle, None).expect("a core");
-        let thread = Some(thread::spawn(move || core.run()));
+        let (mut second, carrying) = Core::<HeapWire>::new(Vec::new(), idle, None).expect("a core");
+        let threads = vec![thread::spawn(move || core.run()), thread::spawn(move || second.run())];
         let dir = tempfile::tempdir().expect("a directory");
-        Self { handle, peer, devices: Vec::new(), dir, files: MemoryFiles::default(), thread }
+        Self { handle, peer, devices: Vec::new(), dir, files: MemoryFiles::default(), carrying, threads }
     }
 
     /// Adds a device with a port of this number; returns its socket.
     pub(crate) fn device(&mut self, number: u16, config: PortConfig) -> PathBuf {
-        self.device_of_pairs(number, 1, config)
+        self.device_over(number, &[0], config)
     }
 
-    /// The same with so many pairs of queues.
-    pub(crate) fn device_of_pairs(&mut self, number: u16, queue_pairs: u16, config: PortConfig) -> PathBuf {
+    /// The same with a pair of queues for each entry, which is the first core's or the second's.
+    pub(crate) fn device_over(&mut self, number: u16, core_of: &[usize], config: PortConfig) -> PathBuf {
         let path = self.dir.path().join(format!("net{number}"));
-        let device = device_config(&path, queue_pairs, &self.files);
-        let (device, endpoint) = Device::spawn(device, self.handle.waker()).expect("a device");
-        self.handle.add_port(PortId(number), Box::new(Card::new(endpoint)), config).expect("a port");
+        let device = device_config(&path, core_of.len() as u16, &self.files);
+        let wakers = vec![self.handle.waker(), self.carrying.waker()];
+        let (device, mut endpoints) = Device::spawn_over(device, wakers, core_of).expect("a device");
+        let second = endpoints.remove(1);
+        let carried = self.carrying.carry(second, &self.handle).expect("carried");
+        let card = Card::new(endpoints.remove(0)).with_carried(carried);
+        self.handle.add_port(PortId(number), Box::new(card), config).expect("a port");
         self.devices.push(device);
         path
+    }
+
+    /// Frames that the second core has carried, and that it has lost.
+    pub(crate) fn carried(&self) -> [u64; 2] {
+        let counted = self.carrying.counters().core;
+        ["carried_frames", "carried_lost_frames"].map(|name| counted.get(name))
     }
 
     /// Waits until `count` frames have come out at the far end of the wire.
@@ -56,10 +69,10 @@ impl Host {
         frames
     }
 
-    /// Waits for two whole turns of the core.
+    /// Waits for two whole turns of the cores, one after the other.
     pub(crate) fn settle(&self) {
-        for _ in 0..9 {
-            drop(self.handle.status(&[]).expect("the core answers"));
+        for handle in [&self.handle, &self.carrying, &self.handle].repeat(9) {
+            drop(handle.status(&[]).expect("the core answers"));
         }
     }
 }
@@ -69,8 +82,10 @@ impl Drop for Host {
         // Devices first: their control threads need the core to answer.
         self.devices.clear();
         self.handle.stop();
-        let ended = self.thread.take().map(JoinHandle::join);
-        assert!(thread::panicking() || matches!(ended, Some(Ok(()))), "the core panicked");
+        self.carrying.stop();
+        for thread in self.threads.drain(..) {
+            assert!(thread.join().is_ok() || thread::panicking(), "a core panicked");
+        }
     }
 }
 

@@ -170,7 +170,12 @@ impl<'r> Machine<'r> {
     /// The guest sends a frame with this offload header, in as many buffers as it takes. The caller
     /// lets no more than a ring's worth of buffers be under way.
     pub(crate) fn send_offloaded(&mut self, header: &VirtioNetHdr, frame: &[u8]) {
-        self.queue_offloaded(0, header, frame);
+        self.send_offloaded_by(0, header, frame);
+    }
+
+    /// The same by that pair.
+    pub(crate) fn send_offloaded_by(&mut self, pair: usize, header: &VirtioNetHdr, frame: &[u8]) {
+        self.queue_offloaded(pair, header, frame);
         self.kick();
     }
 
@@ -216,6 +221,20 @@ impl<'r> Machine<'r> {
     /// The same of that pair.
     pub(crate) fn wait_taken_by(&self, pair: usize, count: u16) {
         wait_until(|| self.queues[2 * pair + TX].used_index() == count);
+    }
+
+    /// Frames that the guest has received by that pair, each in one buffer; it gives the buffers back.
+    pub(crate) fn receive_small(&mut self, pair: usize) -> Vec<Vec<u8>> {
+        let used = self.queues[2 * pair + RX].take_used();
+        let buffers = RX_BUFFERS + BUFFERS_BYTES * pair as u64;
+        let frames = used.iter().map(|&(head, len)| {
+            let bytes = self.ram.read(buffers + BUFFER * u64::from(head), len as usize);
+            bytes[HEADER..].to_vec()
+        });
+        let frames = frames.collect();
+        used.iter().for_each(|&(head, _)| self.give_buffer(pair, head as u16));
+        self.kicks[2 * pair + RX].write(1).expect("an eventfd");
+        frames
     }
 
     /// Waits for the next frame that the guest receives: its offload header and its bytes.

@@ -5,6 +5,7 @@
 #[path = "../../../vhost-user/tests/driver/mod.rs"]
 mod driver;
 
+mod carried;
 mod escrow;
 mod host;
 mod machine;

@@ -1,4 +1,4 @@
-//! A host whose polling core is watched: its thread turns when it is told to, and says what that has cost.
+//! A host whose polling cores are watched: their thread turns them when it is told to, and says what that has cost.
 
 use crate::calls::Calls;
 use holdfast_counting::allocations_here;
@@ -57,8 +57,14 @@ pub(crate) struct Host {
 impl Host {
     /// A core with a port, whose guest has one network card.
     pub(crate) fn new(speculation: Option<Box<EngineConfig>>) -> Self {
+        Self::over(0, speculation)
+    }
+
+    /// The same; the card's queues are the first core's, which has the port, or a second one carries them.
+    pub(crate) fn over(core_of_pair: usize, speculation: Option<Box<EngineConfig>>) -> Self {
         let (wire, peer) = HeapWire::new(1500, 8192, false).expect("a wire");
         let (core, handle) = Core::new(vec![wire], IdlePolicy::Poll, None).expect("a core");
+        let (second, carrying) = Core::new(Vec::new(), IdlePolicy::Poll, None).expect("a core");
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("net0");
         let config = DeviceConfig {
@@ -70,9 +76,10 @@ impl Host {
             mtu: None,
             files: MemoryFiles::default(),
         };
-        let (device, endpoint) = Device::spawn(config, handle.waker()).expect("a device");
+        let wakers = vec![handle.waker(), carrying.waker()];
+        let (device, mut endpoints) = Device::spawn_over(config, wakers, &[core_of_pair]).expect("a device");
         let ((orders, taken), (answers, spent)) = (channel(), channel());
-        let core = thread::spawn(move || turn_when_told(core, &taken, &answers));
+        let core = thread::spawn(move || turn_when_told(&mut [core, second], &taken, &answers));
         let (device, curious) = (Arc::new(device), Arc::new(AtomicBool::new(true)));
         let curiosity = thread::spawn({
             let (handle, device, curious) = (handle.clone(), Arc::clone(&device), Arc::clone(&curious));
@@ -83,7 +90,9 @@ impl Host {
         let limits = Limits { frames: 4096, ..Limits::default() };
         let config = PortConfig { limits, speculation, ..PortConfig::default() };
         host.meanwhile(|host| {
-            host.handle.add_port(PORT[0], Box::new(Card::new(endpoint)), config).expect("a port")
+            let carried = carrying.carry(endpoints.remove(1), &host.handle).expect("carried");
+            let card = Card::new(endpoints.remove(0)).with_carried(carried);
+            host.handle.add_port(PORT[0], Box::new(card), config).expect("a port")
         });
         host
     }
@@ -133,16 +142,17 @@ impl Drop for Host {
     }
 }
 
-/// The core's thread. Waiting for orders is not the core's, and not counted.
-fn turn_when_told(mut core: Core<HeapWire>, orders: &Receiver<Order>, answers: &Sender<Spent>) {
+/// The cores' thread. Waiting for orders is not the cores', and not counted.
+fn turn_when_told(cores: &mut [Core<HeapWire>], orders: &Receiver<Order>, answers: &Sender<Spent>) {
+    let mut turn = || cores.iter_mut().map(Core::turn).sum::<usize>();
     let calls = Calls::of_this_thread();
     for order in orders {
         let before = (allocations_here(), calls.count());
         match order {
-            Order::UntilIdle => while core.turn() > 0 {},
+            Order::UntilIdle => while turn() > 0 {},
             Order::Until(done) => {
                 while !done.load(Ordering::Acquire) {
-                    core.turn();
+                    turn();
                 }
             }
         }

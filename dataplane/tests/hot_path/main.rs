@@ -84,18 +84,27 @@ impl Traffic {
     }
 }
 
-#[test]
-fn native_output_costs_no_allocation_and_no_system_call() {
-    let (ram, host) = (GuestRam::new(), Host::new(None));
+fn native_output(host: &Host) {
+    let ram = GuestRam::new();
     let (mut machine, _) = host.meanwhile(|host| Machine::boot(&host.socket, &ram));
     ask_for_none(&machine);
     let mut traffic = Traffic::new();
     for round in 0..20 {
-        let spent = traffic.burst(&host, &mut machine);
+        let spent = traffic.burst(host, &mut machine);
         assert_eq!(host.peer.drop_sent(), Traffic::FRAMES);
         // The first one fills what is kept for later.
         assert!(round == 0 || spent == Spent::NOTHING, "round {round}: {spent:?}");
     }
+}
+
+#[test]
+fn native_output_costs_no_allocation_and_no_system_call() {
+    native_output(&Host::new(None));
+}
+
+#[test]
+fn output_that_another_core_carries_costs_no_allocation_and_no_system_call() {
+    native_output(&Host::over(1, None));
 }
 
 /// OC-1: and it is held until its commit. Each epoch is cut while the machine stands still, as QEMU makes it.

@@ -110,6 +110,8 @@ pub(crate) struct Nic {
     pub(crate) socket_group: Option<String>,
     pub(crate) wire: String,
     pub(crate) queue_pairs: u16,
+    /// Processor of the polling thread of each pair; none: all are with the wire.
+    pub(crate) pair_cores: Option<Vec<u32>>,
     pub(crate) offloads: bool,
     pub(crate) escrow_bytes: usize,
 }
@@ -570,6 +572,7 @@ fn check_nic(key: &str, raw: RawNic, wires: Option<&HashSet<String>>, faults: &m
         socket_group: raw.socket_group,
         wire: raw.wire,
         queue_pairs: raw.queue_pairs,
+        pair_cores: raw.pair_cores,
         offloads: raw.offloads,
         escrow_bytes: raw.escrow_mib as usize * (1 << 20),
     }

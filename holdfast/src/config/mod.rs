@@ -284,13 +284,33 @@ mod tests {
         assert_eq!([0, 1].map(|wire: usize| config.cores.place(&config.wires[wire])), [1, 0]);
         for (from, to, told) in [
             ("core = 2", "core = 3", "wire[0].core: processor 3 has no polling thread"),
-            ("core = 2", "core = 1", "cores.polling[1]: processor 2 would poll no wire"),
+            ("core = 2", "core = 1", "cores.polling[1]: processor 2 would poll no wire and no pair"),
             (
                 "web-1.sock\"\n wire = \"wire0\"",
                 "web-1.sock\"\n wire = \"wire1\"",
                 "vm[0].nic[1].wire: wire 'wire1' is another polling core's",
             ),
             ("name = \"a\"", "name = \"a\"\n frame_audit = \"/tmp/audit\"", "host.frame_audit: it records"),
+        ] {
+            assert!(good.contains(from), "{from}");
+            let fault = parse("test", &good.replacen(from, to, 1)).expect_err("refused").to_string();
+            assert!(fault.contains(told) && fault.contains("1 fault"), "{told} in {fault}");
+        }
+    }
+
+    #[test]
+    fn pairs_of_a_nic_are_spread_over_polling_cores_and_what_cannot_be_is_told() {
+        let pairs = "wire = \"wire0\"\n queue_pairs = 3\n pair_cores = [1, 2, 2]";
+        let good = GOOD
+            .replace("[[wire]]", "[cores]\n polling = [1, 2]\n [[wire]]")
+            .replace("wire = \"wire0\"", pairs)
+            .replace("name = \"a\"", "name = \"a\"\n frame_audit = \"/tmp/audit\"");
+        let config = parse("test", &good).expect("taken");
+        assert_eq!(config.vms[0].nics[0].pair_cores.as_deref(), Some(&[1, 2, 2][..]));
+        for (from, to, told) in [
+            ("[1, 2, 2]", "[1, 2]", "vm[0].nic[0].pair_cores: it names 2 processors for 3 pairs"),
+            ("[1, 2, 2]", "[1, 2, 3]", "vm[0].nic[0].pair_cores: processor 3 has no polling thread"),
+            ("[1, 2, 2]", "[1, 1, 1]", "cores.polling[1]: processor 2 would poll no wire and no pair"),
         ] {
             assert!(good.contains(from), "{from}");
             let fault = parse("test", &good.replacen(from, to, 1)).expect_err("refused").to_string();

@@ -197,6 +197,8 @@ pub(crate) struct RawNic {
     pub(crate) wire: String,
     #[serde(default = "default_queue_pairs")]
     pub(crate) queue_pairs: u16,
+    /// Processor of the polling thread of each pair; none: all are with the wire.
+    pub(crate) pair_cores: Option<Vec<u32>>,
     #[serde(default = "default_offloads")]
     pub(crate) offloads: bool,
     #[serde(default = "default_escrow_mib")]

@@ -1,6 +1,6 @@
 //! The data path: EAL, pools, wires, and the polling cores that run them.
 //!
-//! A wire and all NICs on it are one core's: cores share nothing but DPDK.
+//! A wire and all NICs on it are one core's; pairs of a NIC's queues may be others', which carry them for it.
 
 use crate::cli::Failure;
 use crate::config::Config;
@@ -92,8 +92,9 @@ impl Dataplane {
             .transpose()?;
         let mut cores = Vec::new();
         for (number, wires) in wires_of.into_iter().enumerate() {
-            // An audit is of the only core: the configuration was checked.
-            let (core, handle) = Core::new(wires, idle, audit.take()).map_err(Failure::failed)?;
+            // An audit is of the only core that has wires: the configuration was checked.
+            let audit = if wires.is_empty() { None } else { audit.take() };
+            let (core, handle) = Core::new(wires, idle, audit).map_err(Failure::failed)?;
             let processor = config.cores.polling.get(number).copied();
             let thread = std::thread::Builder::new()
                 .name(format!("polling-{number}"))
@@ -117,6 +118,12 @@ impl Dataplane {
     /// The handle of the core at that place.
     pub(crate) fn handle(&self, core: usize) -> &Handle {
         &self.cores[core].handle
+    }
+
+    /// The place of the core on that processor; the configuration was checked, so that it is there.
+    pub(crate) fn core_on(&self, processor: u32) -> usize {
+        let core = self.cores.iter().position(|core| core.processor == Some(processor));
+        core.expect("the configuration names only processors that poll")
     }
 
     /// The processor of each core, and its handle.

@@ -405,7 +405,25 @@ pub(super) fn group_number(group: &str) -> Result<u32, String> {
     }
 }
 
-/// Opens one NIC's vhost-user device and gives its endpoint to the polling core.
+/// The polling cores that have a NIC's pairs of queues, the wire's first, and for each pair the place of its own in that
+/// order.
+fn cores_of(nic: &Nic, of_wire: usize, dataplane: &Dataplane) -> (Vec<usize>, Vec<usize>) {
+    let mut cores = vec![of_wire];
+    let named = nic.pair_cores.iter().flatten().map(|processor| dataplane.core_on(*processor));
+    let of_pair = named.map(|core| {
+        cores.iter().position(|known| *known == core).unwrap_or_else(|| {
+            cores.push(core);
+            cores.len() - 1
+        })
+    });
+    let of_pair: Vec<usize> = of_pair.collect();
+    match of_pair.is_empty() {
+        true => (cores, vec![0; nic.queue_pairs.into()]),
+        false => (cores, of_pair),
+    }
+}
+
+/// Opens one NIC's vhost-user device and gives its endpoints to the polling cores.
 fn plug(
     vm: &Vm,
     index: usize,
@@ -417,6 +435,8 @@ fn plug(
 ) -> Result<Device, Failure> {
     let place = dataplane.wire(&nic.wire);
     let handle = dataplane.handle(place.core);
+    let (cores, of_pair) = cores_of(nic, place.core, dataplane);
+    let wakers = cores.iter().map(|core| dataplane.handle(*core).waker()).collect();
     let config = DeviceConfig {
         name: format!("{}-{index}", vm.name),
         socket: match &nic.socket {
@@ -434,7 +454,7 @@ fn plug(
         mtu: Some(place.mtu),
         files: files.clone(),
     };
-    let (device, endpoint) = Device::spawn(config, handle.waker()).map_err(|fault| {
+    let (device, endpoints) = Device::spawn_over(config, wakers, &of_pair).map_err(|fault| {
         let text = format!("VM {}, NIC {index}: {fault}", vm.name);
         match fault {
             SpawnError::QueuePairs(_)
@@ -449,8 +469,13 @@ fn plug(
     // Only a VM that can be protected ever speculates.
     let speculation = fenced.then(|| Box::new(engine_config(vm, place.mtu, port)));
     let config = PortConfig { wire: place.wire, limits, fenced, speculation };
-    handle
-        .add_port(port, Box::new(Card::new(endpoint)), config)
-        .map_err(|fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name)))?;
+    let failed = |fault| Failure::Failed(format!("VM {}, NIC {index}: {fault}", vm.name));
+    let mut endpoints = endpoints.into_iter();
+    let mut card = Card::new(endpoints.next().expect("an endpoint for each core"));
+    for (core, endpoint) in cores.into_iter().skip(1).zip(endpoints) {
+        let carried = dataplane.handle(core).carry(endpoint, handle).map_err(failed)?;
+        card = card.with_carried(carried);
+    }
+    handle.add_port(port, Box::new(card), config).map_err(failed)?;
     Ok(device)
 }

@@ -49,7 +49,7 @@ impl Control {
             self.park(index)?;
             return self.refresh(index);
         }
-        self.core.call(Command::SetLog { index, log, used_log: layout.used_log })?;
+        self.cores.call(Command::SetLog { index, log, used_log: layout.used_log })?;
         Ok(())
     }
 
@@ -57,7 +57,7 @@ impl Control {
         let call = notifier(file)?;
         let vring = self.vring(index)?;
         if vring.running {
-            self.core.call(Command::SetCall { index, call })?;
+            self.cores.call(Command::SetCall { index, call })?;
         } else {
             vring.call = call;
         }

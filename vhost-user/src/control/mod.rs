@@ -75,10 +75,29 @@ impl Session {
     }
 }
 
+/// The polling cores of a device.
+pub(crate) struct Cores {
+    sides: Vec<ControlSide>,
+    /// For each pair, whose it is.
+    of_pair: Vec<usize>,
+}
+
+impl Cores {
+    /// The cores at the other ends of `sides`; `of_pair` has, for each pair, a place among them.
+    pub(crate) fn new(sides: Vec<ControlSide>, of_pair: &[usize]) -> Self {
+        Self { sides, of_pair: of_pair.to_vec() }
+    }
+
+    /// Hands a command to the core of the ring that it is about, and waits for its answer.
+    fn call(&self, command: Command) -> Result<Reply, CoreGone> {
+        self.sides[self.of_pair[command.index() / 2]].call(command)
+    }
+}
+
 /// The state machine behind the messages of a device.
 pub(crate) struct Control {
     shared: Arc<Shared>,
-    core: ControlSide,
+    cores: Cores,
     files: MemoryFiles,
     offered: u64,
     queue_pairs: u16,
@@ -89,14 +108,14 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        core: ControlSide,
+        cores: Cores,
         files: MemoryFiles,
         offered: u64,
         queue_pairs: u16,
         mtu_limit: Option<u16>,
     ) -> Self {
         let session = Session::new(usize::from(queue_pairs) * 2);
-        Self { shared, core, files, offered, queue_pairs, mtu_limit, session }
+        Self { shared, cores, files, offered, queue_pairs, mtu_limit, session }
     }
 
     /// A frontend connected: nothing of an earlier one holds any more.
@@ -255,7 +274,7 @@ impl Control {
         queue.error = vring.error.take();
         vring.running = true;
         vring.in_use = true;
-        self.core.call(Command::Start { index, queue, features })?;
+        self.cores.call(Command::Start { index, queue, features })?;
         Ok(())
     }
 
@@ -265,7 +284,7 @@ impl Control {
         if !std::mem::take(&mut vring.running) {
             return Ok(());
         }
-        if let Reply::Parked { queue, next_available, faulted } = self.core.call(Command::Park { index })? {
+        if let Reply::Parked { queue, next_available, faulted } = self.cores.call(Command::Park { index })? {
             if let Some(next) = next_available {
                 vring.base = next;
             }
@@ -294,7 +313,7 @@ impl Control {
     /// Tells the core that nothing is to wait for this ring.
     fn give_up(&mut self, index: usize) -> Result<(), ControlError> {
         if std::mem::take(&mut self.session.vrings[index].in_use) {
-            self.core.call(Command::GiveUp { index })?;
+            self.cores.call(Command::GiveUp { index })?;
         }
         Ok(())
     }
@@ -387,7 +406,7 @@ impl Control {
             let vring = &self.session.vrings[index];
             if vring.running {
                 let used_log = vring.addresses.and_then(|addresses| addresses.used_log);
-                self.core.call(Command::SetLog { index, log: self.active_log(), used_log })?;
+                self.cores.call(Command::SetLog { index, log: self.active_log(), used_log })?;
             }
         }
         Ok(())

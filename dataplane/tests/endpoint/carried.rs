@@ -1,0 +1,183 @@
+//! Pairs of queues that another core carries for the card's own: what is between the two cores.
+
+use crate::driver::GuestRam;
+use crate::host::{Host, token, wait_until};
+use crate::machine::{Machine, RX, TX};
+use holdfast_dataplane::counters::PortCounter;
+use holdfast_dataplane::sample::Offloaded;
+use holdfast_dataplane::{Limits, Mode, PortConfig, PortId, sample};
+use holdfast_epoch::EpochId;
+
+const PORT: [PortId; 1] = [PortId(1)];
+
+/// The second core carries the second pair.
+const SECOND: [usize; 2] = [0, 1];
+
+/// Escrow for so few frames.
+fn few() -> Limits {
+    Limits { frames: 4, ..Limits::default() }
+}
+
+fn frame(number: u32, len: usize) -> Vec<u8> {
+    let mut bytes = sample::opaque(sample::CLIENT, sample::GUEST, len, 0);
+    bytes[20..24].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+fn protected() -> (Host, std::path::PathBuf) {
+    let mut host = Host::new();
+    let path = host.device_over(1, &SECOND, PortConfig { limits: few(), ..PortConfig::default() });
+    host.handle.set_mode(&PORT, Mode::Commit { first: EpochId::FIRST }).expect("protected");
+    (host, path)
+}
+
+/// OC-1, OC-2: when the escrow is full and the lane as well, the guest waits. What was on its way when an epoch was cut
+/// and found no room is output of a later one; nothing is lost, and all of it comes in order.
+#[test]
+fn a_full_lane_leaves_frames_in_the_ring() {
+    let ram = GuestRam::new();
+    let (host, path) = protected();
+    let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+    let taken = |machine: &Machine<'_>| u32::from(machine.queues[2 + TX].used_index());
+    let mut sent = 0;
+    while sent - taken(&machine) < 32 {
+        machine.send_by(1, &frame(sent, 1500));
+        sent += 1;
+        host.settle();
+    }
+    assert!(sent > 100, "a lane has room for more than the escrow");
+    let held = host.handle.status(&PORT).expect("a status")[0].held.frames;
+    assert_eq!(held, 4);
+    let mut out = Vec::new();
+    for epoch in 1.. {
+        if out.len() as u32 == sent {
+            break;
+        }
+        machine.stop();
+        let cut = host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut").frames;
+        let due = u64::from(sent - out.len() as u32).min(4);
+        assert_eq!(cut, due, "epoch {epoch}");
+        machine.cont();
+        host.settle();
+        assert!(host.peer.take().is_empty(), "not committed yet");
+        host.handle.release(&PORT, token(1, epoch)).expect("released");
+        out.extend(host.wire(due as usize));
+        let left = sent - out.len() as u32;
+        wait_until(|| host.handle.status(&PORT).expect("a status")[0].held.frames >= u64::from(left.min(4)));
+    }
+    let expected: Vec<_> = (0..sent).map(|number| frame(number, 1500)).collect();
+    assert_eq!(out, expected);
+    assert_eq!(taken(&machine), sent);
+}
+
+/// What a driver has put into a pair before it gives that up comes out, also out of a lane.
+#[test]
+fn what_was_sent_before_a_carried_pair_was_disabled_still_goes_out() {
+    let ram = GuestRam::new();
+    let (host, path) = protected();
+    let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+    (0..12).for_each(|number| machine.send_by(1, &frame(number, 64)));
+    machine.wait_taken_by(1, 12);
+    machine.enable(1, false);
+    for epoch in 1..=3 {
+        machine.stop();
+        host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
+        machine.cont_with(&[true, false]);
+        host.handle.release(&PORT, token(1, epoch)).expect("released");
+        wait_until(|| {
+            host.handle.status(&PORT).expect("a status")[0].held.frames == [4, 4, 0][epoch as usize - 1]
+        });
+    }
+    assert_eq!(host.wire(12), (0..12).map(|number| frame(number, 64)).collect::<Vec<_>>());
+}
+
+/// A client's segments of one flow that the guest receives by the second pair, as one large frame when it takes those.
+fn segments(host: &Host) -> sample::Tcp {
+    let mut whole = sample::Tcp::data(false, vec![7; 20 * 1400]);
+    (whole.source, whole.destination) = (sample::CLIENT, sample::GUEST);
+    for (nth, chunk) in whole.payload.chunks(1400).enumerate() {
+        let mut segment = whole.clone();
+        segment.sequence = whole.sequence.wrapping_add(1400 * nth as u32);
+        segment.payload = chunk.to_vec();
+        assert!(host.peer.put(&segment.bytes()), "memory for frames");
+    }
+    whole
+}
+
+fn coalesced(host: &Host) -> u64 {
+    let counted = host.handle.port_counters(PortId(1)).expect("a port");
+    counted.events.get(PortCounter::Coalesced)
+}
+
+/// The guest sends in the other direction of that flow, by the second pair.
+fn steer(host: &Host, machine: &mut Machine<'_>) {
+    let said = sample::Tcp::data(false, vec![7; 40]);
+    let mut bytes = sample::Tcp { ports: (said.ports.1, said.ports.0), ..said }.bytes();
+    let (source, destination): ([u8; 4], [u8; 4]) =
+        (bytes[26..30].try_into().expect("an address"), bytes[30..34].try_into().expect("an address"));
+    bytes[26..30].copy_from_slice(&destination);
+    bytes[30..34].copy_from_slice(&source);
+    machine.send_by(1, &bytes);
+    host.wire(1);
+}
+
+/// Large frames go both ways. What was merged for a driver that is gone when its pair runs again is not given to the
+/// next one, which cannot take it; and nothing blocks the pair.
+#[test]
+fn a_frame_that_was_merged_for_another_driver_is_dropped() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_over(1, &SECOND, PortConfig::default());
+    let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+    let large = sample::Tcp::data(false, vec![5; 12_000]);
+    let (header, bytes) = large.offloaded(1400);
+    machine.send_offloaded_by(1, &header, &bytes);
+    assert_eq!(host.wire(9).iter().map(Vec::len).sum::<usize>(), 12_000 + 9 * (bytes.len() - 12_000));
+    steer(&host, &mut machine);
+    // They are there at once when the machine goes on, pair by pair.
+    machine.stop();
+    let whole = segments(&host);
+    host.settle();
+    machine.cont_pair(0);
+    wait_until(|| coalesced(&host) == 19);
+    machine.cont_pair(1);
+    machine.enable(1, true);
+    let (header, bytes) = machine.receive_by(1);
+    assert_eq!((header.gso_size, bytes), (1400, whole.offloaded(1400).1));
+
+    machine.stop();
+    segments(&host);
+    host.settle();
+    machine.cont_pair(0);
+    wait_until(|| coalesced(&host) == 38);
+    machine.stop_pair(0);
+    machine.forget_offloads();
+    machine.cont();
+    wait_until(|| host.carried()[1] == 1);
+    let mut plain = sample::Tcp::data(false, vec![8; 40]);
+    (plain.source, plain.destination) = (sample::CLIENT, sample::GUEST);
+    assert!(host.peer.put(&plain.bytes()));
+    // The new driver's pairs are in use once they run; a flow of which nothing is known yet may take either.
+    wait_until(|| (0..2).any(|pair| machine.queues[2 * pair + RX].used_index() > 0));
+}
+
+/// RB-1: a frame for which a carried pair has no buffers does not block it for good.
+#[test]
+fn a_frame_that_no_buffer_of_a_carried_pair_holds_is_dropped_in_the_end() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_over(1, &[1], PortConfig::default());
+    let mut machine = Machine::boot(&path, &ram);
+    machine.send(&sample::arp(sample::GUEST, [10, 0, 0, 2]));
+    host.wire(1);
+    let of = |number: u8| sample::opaque(sample::GUEST, sample::CLIENT, 64, number);
+    // The ring has buffers for 64 frames.
+    (0..66).for_each(|number| assert!(host.peer.put(&of(number))));
+    wait_until(|| host.carried()[1] == 1);
+    let mut received = Vec::new();
+    wait_until(|| {
+        received.extend(machine.receive_small(0));
+        received.len() == 65
+    });
+    assert_eq!(received, (0..64).chain([65]).map(of).collect::<Vec<_>>());
+}
