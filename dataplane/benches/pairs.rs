@@ -44,7 +44,9 @@ impl Bench {
         std::thread::scope(|scope| {
             let working = scope.spawn(work);
             while !working.is_finished() {
-                self.cores.iter_mut().for_each(|core| drop(core.turn()));
+                for core in &mut self.cores {
+                    core.turn();
+                }
             }
             working.join().expect("it ends")
         })
