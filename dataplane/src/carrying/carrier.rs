@@ -252,11 +252,11 @@ impl Pair {
         let mut taken = 0;
         let polled = endpoint.tx_rings()[*pair].poll(BURST, |header, bytes| {
             let flow = if learns { flow_of(&bytes) } else { None };
-            // A guest that shortens its frame meanwhile has zeros in its place.
-            let copied = to_card.push(header, flow, bytes.len(), |out| {
-                bytes.copy_to(0, out);
+            let is_in = to_card.push(header, flow, bytes.len(), |out| {
+                let copied = bytes.copy_to(0, out);
+                out[copied..].fill(0);
             });
-            if !copied {
+            if !is_in {
                 *card_is_full = true;
                 return Verdict::Refused;
             }

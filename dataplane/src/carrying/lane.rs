@@ -6,8 +6,13 @@
 //!
 //! Frames lie in a ring of bytes, each in one piece: what is left at the ring's end and too short for the next one is
 //! passed over. The ring itself is `rtrb`'s, with one writer and one reader that never wait for each other.
+#![expect(
+    unsafe_code,
+    reason = "bytes of the ring are written in place, without being zeroed for each frame"
+)]
 
 use crate::guest::VirtioNetHdr;
+use rtrb::chunks::WriteChunkUninit;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 /// Bytes in a lane: a few of the largest frames that a guest sends, and some 2,700 of the smallest.
@@ -27,7 +32,7 @@ const PAD: u32 = u32::MAX;
 /// A lane: the end at which frames go in, and that at which they come out.
 pub(super) fn lane() -> (Writer, Reader) {
     let (mut producer, consumer) = RingBuffer::new(LANE_BYTES);
-    // Touches all of its memory now, and not for the first frames.
+    // Each byte has a value from now on; and its memory is there before the first frames are.
     drop(producer.write_chunk(LANE_BYTES));
     (Writer(producer), Reader(consumer))
 }
@@ -37,7 +42,7 @@ pub(super) fn lane() -> (Writer, Reader) {
 pub(super) struct Writer(Producer<u8>);
 
 impl Writer {
-    /// Puts a frame of `len` bytes in, which `fill` writes; false, and nothing happened, without room for it. `flow`
+    /// Puts a frame of `len` bytes in, which `fill` writes over what there is; false, and nothing happened, without room for it. `flow`
     /// is the number of its flow, where that is of use.
     ///
     /// Bound: one copy. Allocations, locks and system calls: none.
@@ -50,27 +55,37 @@ impl Writer {
         fill: impl FnOnce(&mut [u8]),
     ) -> bool {
         let size = (HEAD + len).next_multiple_of(ALIGN);
-        let Ok(mut chunk) = self.0.write_chunk(size) else { return false };
-        let (first, second) = chunk.as_mut_slices();
-        if !second.is_empty() {
-            let rest = first.len();
+        let Ok(mut chunk) = self.0.write_chunk_uninit(size) else { return false };
+        let first = first_of(&mut chunk);
+        let rest = first.len();
+        if rest < size {
             first[..4].copy_from_slice(&PAD.to_le_bytes());
             first[4..ALIGN].copy_from_slice(&(rest as u32).to_le_bytes());
-            chunk.commit(rest);
-            match self.0.write_chunk(size) {
+            // SAFETY: all bytes of the ring have values.
+            unsafe { chunk.commit(rest) };
+            match self.0.write_chunk_uninit(size) {
                 Ok(at_the_beginning) => chunk = at_the_beginning,
                 Err(_) => return false,
             }
         }
-        let (record, _) = chunk.as_mut_slices();
+        let record = first_of(&mut chunk);
         record[..4].copy_from_slice(&(len as u32).to_le_bytes());
         record[4..ALIGN].copy_from_slice(&flow.unwrap_or_default().to_le_bytes());
         record[ALIGN..HEAD - 4].copy_from_slice(&header.to_bytes());
         record[HEAD - 4] = flow.is_some().into();
         fill(&mut record[HEAD..HEAD + len]);
-        chunk.commit_all();
+        // SAFETY: all bytes of the ring have values.
+        unsafe { chunk.commit_all() };
         true
     }
+}
+
+/// What of a chunk lies before the ring's end.
+#[inline]
+fn first_of<'a>(chunk: &'a mut WriteChunkUninit<'_, u8>) -> &'a mut [u8] {
+    let (first, _) = chunk.as_mut_slices();
+    // SAFETY: `lane` gave every byte of the ring a value, and a byte that is written or read keeps one.
+    unsafe { std::slice::from_raw_parts_mut(first.as_mut_ptr().cast(), first.len()) }
 }
 
 /// Where frames come out.
