@@ -1,3 +1,4 @@
+mod backlog;
 mod ends;
 mod guest_channel;
 mod idle;
@@ -87,6 +88,17 @@ impl Drop for Running {
         let ended = self.thread.take().map(JoinHandle::join);
         assert!(thread::panicking() || !matches!(ended, Some(Err(_))), "the core panicked");
     }
+}
+
+/// Turns the core until a control thread's call has returned.
+fn asked<T: Send>(core: &mut Core<HeapWire>, handle: &Handle, call: impl FnOnce(&Handle) -> T + Send) -> T {
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| call(handle));
+        while !asking.is_finished() {
+            core.turn();
+        }
+        asking.join().expect("no panic")
+    })
 }
 
 /// Waits for something that another thread does, and fails when it does not happen.

@@ -1,12 +1,13 @@
 //! Pairs of queues that another core carries for the card's own: what is between the two cores.
 
 use crate::driver::GuestRam;
-use crate::host::{Host, token, wait_until};
+use crate::host::{Host, SOON, token, wait_until};
 use crate::machine::{Machine, RX, TX};
 use holdfast_dataplane::counters::PortCounter;
 use holdfast_dataplane::sample::Offloaded;
 use holdfast_dataplane::{Limits, Mode, PortConfig, PortId, sample};
 use holdfast_epoch::EpochId;
+use std::time::Instant;
 
 const PORT: [PortId; 1] = [PortId(1)];
 
@@ -159,6 +160,28 @@ fn a_frame_that_was_merged_for_another_driver_is_dropped() {
     assert!(host.peer.put(&plain.bytes()));
     // The new driver's pairs are in use once they run; a flow of which nothing is known yet may take either.
     wait_until(|| (0..2).any(|pair| machine.queues[2 * pair + RX].used_index() > 0));
+}
+
+/// A core that sleeps is woken for what the other one left. Without that it would find it when it looks around by itself,
+/// five times a second: too seldom for so many rounds.
+#[test]
+fn a_core_that_sleeps_is_woken_by_the_other() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_over(1, &[1], PortConfig::default());
+    let mut machine = Machine::boot(&path, &ram);
+    let answer = sample::opaque(sample::GUEST, sample::CLIENT, 64, 1);
+    let begin = Instant::now();
+    for round in 0..200 {
+        host.sleep();
+        machine.send(&frame(round, 64));
+        assert_eq!(host.wire(1), [frame(round, 64)]);
+        machine.queues[TX].take_used();
+        host.sleep();
+        host.peer.put(&answer);
+        assert_eq!(machine.receive().1, answer);
+    }
+    assert!(begin.elapsed() < SOON, "it took {:?}, as if nobody were woken", begin.elapsed());
 }
 
 /// RB-1: a frame for which a carried pair has no buffers does not block it for good.

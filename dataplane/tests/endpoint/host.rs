@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Longest wait for something that should come at once.
-const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) struct Host {
     pub(crate) handle: Handle,
@@ -57,6 +57,16 @@ impl Host {
     pub(crate) fn carried(&self) -> [u64; 2] {
         let counted = self.carrying.counters().core;
         ["carried_frames", "carried_lost_frames"].map(|name| counted.get(name))
+    }
+
+    /// Returns when both cores have found nothing to do, and sleep.
+    pub(crate) fn sleep(&self) {
+        for handle in [&self.handle, &self.carrying] {
+            let sleeps = || handle.counters().core.get("sleeps");
+            let before = sleeps();
+            drop(handle.status(&[]).expect("the core answers"));
+            wait_until(|| sleeps() > before);
+        }
     }
 
     /// Waits until `count` frames have come out at the far end of the wire.

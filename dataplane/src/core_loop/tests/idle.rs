@@ -26,17 +26,6 @@ struct Still {
     epoch: u64,
 }
 
-/// Turns the core until a control thread's call has returned.
-fn asked<T: Send>(core: &mut Core<HeapWire>, handle: &Handle, call: impl FnOnce(&Handle) -> T + Send) -> T {
-    thread::scope(|scope| {
-        let asking = scope.spawn(|| call(handle));
-        while !asking.is_finished() {
-            core.turn();
-        }
-        asking.join().expect("no panic")
-    })
-}
-
 impl Still {
     fn new() -> Self {
         let (wire, peer) = HeapWire::new(1500, 4096, true).expect("a wire");
