@@ -240,15 +240,17 @@ impl BackupSession {
         let digest = staged.hasher.take(seal.term, seal.epoch, base, seal.self_contained);
         let (term, epoch) = (seal.term, seal.epoch);
         // The image takes the state over for its record: the gate is shown it there.
-        let state = GateState { bytes: staged.gate, self_contained: seal.self_contained };
-        let whole =
-            StagedEpoch::verified((term, epoch), staged.pages, staged.devices, state, &seal.digest, &digest)
-                .map_err(|fault| refusal(&fault))?;
+        let state =
+            GateState { bytes: std::mem::take(&mut staged.gate), self_contained: seal.self_contained };
+        let (pages, devices) = (std::mem::take(&mut staged.pages), std::mem::take(&mut staged.devices));
+        let whole = StagedEpoch::verified((term, epoch), pages, devices, state, &seal.digest, &digest)
+            .map_err(|fault| refusal(&fault))?;
         let prepared = image.prepare(whole).map_err(|fault| refusal(&fault))?;
         let stream: Vec<&[u8]> = staged.stream.iter().map(|bytes| &**bytes).collect();
         gate.lock().keep(prepared.gate_state(), &stream).map_err(|fault| not_kept(epoch, &fault))?;
-        self.spent.extend(staged.stream.into_iter().map(Payload::into_buffer));
-        image.commit(prepared).map_err(|fault| refusal(&fault))?;
+        self.spent.extend(staged.stream.drain(..).map(Payload::into_buffer));
+        let pages = image.commit(prepared).map_err(|fault| refusal(&fault))?;
+        self.staged = staged.next(pages);
         log.append(epoch, term).map_err(|error| {
             Refusal::new(
                 RefusalCode::Storage,

@@ -5,7 +5,7 @@
 use super::{malformed, refusal};
 use crate::delta;
 use crate::digest::{EpochHasher, PageHasher};
-use crate::image::{Image, StagedPages};
+use crate::image::{Image, KEPT_PAGES, StagedPages};
 use crate::pages::{PAGE_SIZE, PageIndex};
 use crate::protocol::{PageBatch, Payload, Refusal, RefusalCode, StateKind};
 use crate::reduction::{Reduced, is_zero, restore};
@@ -48,6 +48,15 @@ impl Staging {
     #[must_use]
     pub fn of_full_sync() -> Self {
         Self { base: Some(PageHasher::default()), ..Self::default() }
+    }
+
+    /// Nothing came yet of the epoch after this one, whose pages were in `pages`: what they were in and noted by is used
+    /// again.
+    pub(super) fn next(self, pages: StagedPages) -> Self {
+        let mut places = self.places;
+        places.clear();
+        places.shrink_to(KEPT_PAGES);
+        Self { pages, places, ..Self::default() }
     }
 
     /// Takes pages of a full synchronisation; they go to the image. About 0.8 us each, a third of them zeros
@@ -121,7 +130,8 @@ impl Staging {
     /// Takes pages of the epoch, which may take `limit` bytes; `scratch` is room to work in. The image stays as it is
     /// (CK-1).
     ///
-    /// Costs 2.4 us for a page as it is, most of it the first write to fresh memory; 0.7 us for one that is unchanged,
+    /// Costs 2.4 us for a page as it is, most of it the first write to fresh memory, which all but an epoch larger than
+    /// those before it do without; 0.7 us for one that is unchanged,
     /// 4.4 for a delta, 3.5 for a compressed one (`cargo bench -p holdfast-checkpoint -- staged`).
     ///
     /// # Errors

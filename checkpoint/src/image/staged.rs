@@ -5,6 +5,10 @@ use crate::gate::GateState;
 use crate::pages::{PAGE_SIZE, PageIndex};
 use holdfast_epoch::{Digest, EpochId, Term};
 
+/// Pages for which room is kept from one epoch to the next, 64 MiB: memory that a process gets anew has to be found and
+/// cleared, which takes longer than all else that is done with a page as it is. A larger epoch's is given back.
+pub(crate) const KEPT_PAGES: usize = 16 * 1024;
+
 /// The pages of an epoch, in the order in which they came; of two copies of a page the later one counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StagedPages {
@@ -64,10 +68,12 @@ impl StagedPages {
         self.index.is_empty()
     }
 
-    /// Takes all pages out; the room stays.
+    /// Takes all pages out; the room stays, up to that for [`KEPT_PAGES`].
     pub fn clear(&mut self) {
         self.index.clear();
         self.bytes.clear();
+        self.index.shrink_to(KEPT_PAGES);
+        self.bytes.shrink_to(KEPT_PAGES * PAGE_SIZE);
     }
 
     /// The pages in the order in which they came; `None` is all zeros.
@@ -132,5 +138,31 @@ impl StagedEpoch {
     #[must_use]
     pub const fn id(&self) -> EpochId {
         self.id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_is_kept_for_the_next_epoch_but_not_all_of_a_large_ones() {
+        let full = |count: usize| {
+            let mut pages = StagedPages::new();
+            (0..count as u64).for_each(|page| pages.push(PageIndex(page), &[1; PAGE_SIZE]));
+            pages
+        };
+        for (count, kept) in [(100, 100), (KEPT_PAGES + 100, KEPT_PAGES)] {
+            let mut pages = full(count);
+            let at = pages.bytes.as_ptr();
+            pages.clear();
+            assert!(pages.is_empty() && pages.with_bytes() == 0);
+            assert!(pages.bytes.capacity() >= kept * PAGE_SIZE, "{count} pages");
+            assert!(pages.bytes.capacity() <= (2 * kept + 8) * PAGE_SIZE, "{count} pages");
+            if count < KEPT_PAGES {
+                pages.push(PageIndex(7), &[2; PAGE_SIZE]);
+                assert_eq!(pages.bytes.as_ptr(), at, "it is the same room");
+            }
+        }
     }
 }
