@@ -22,5 +22,5 @@ pub mod reduction;
 pub mod standby;
 pub mod tracker;
 pub mod transport;
-mod urgent;
+pub mod urgent;
 pub mod vm;

@@ -19,13 +19,14 @@ const PRIORITY: i32 = 1;
 
 /// Threads of a pause that is under way; they are as before when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Urgent {
+pub struct Urgent {
     raised: Vec<i32>,
 }
 
 impl Urgent {
     /// Lets these threads, by their kernel ids, go first.
-    pub(crate) fn begin(threads: impl IntoIterator<Item = i32>) -> Self {
+    #[must_use]
+    pub fn begin(threads: impl IntoIterator<Item = i32>) -> Self {
         let raised = threads.into_iter().filter(|&thread| is_ordinary(thread) && raise(thread)).collect();
         Self { raised }
     }
@@ -55,7 +56,8 @@ pub(crate) fn settle(threads: &[i32]) {
 }
 
 /// Kernel id of the calling thread.
-pub(crate) fn own_thread() -> i32 {
+#[must_use]
+pub fn own_thread() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 

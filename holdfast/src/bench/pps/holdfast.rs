@@ -4,12 +4,17 @@
 //! epochs are made here: output is cut every so often and let go some time later, through the same gate and
 //! with the same tokens as of a guest. What is measured is what holding output costs the dataplane, without
 //! pauses and without pages.
+//!
+//! Both processors are busy all the time. The thread that cuts and lets go would have its turn with the scheduler's
+//! tick, some milliseconds late, and epochs would last longer than they are said to: more frames would be held than are
+//! under way, and the dataplane would wait for them. So that thread goes first, as those of a pause do.
 
 use super::{PpsMode, PpsOptions, TESTPMD_MIB, macs};
 use crate::cli::Failure;
 use crate::run::poll;
 use crate::wire::{AnyWire, DpdkWire};
 use arrayvec::ArrayVec;
+use holdfast_checkpoint::urgent::{Urgent, own_thread};
 use holdfast_dataplane::{Card, Core, EngineConfig, Handle, IdlePolicy, Limits, Mode, PortConfig, PortId};
 use holdfast_dpdk::{BURST, Device as WireDevice, Eal, Pool, Port};
 use holdfast_dpdk_config::{FreePages, HugePages, MemoryPlan};
@@ -213,7 +218,10 @@ impl Gate {
         let told = Arc::clone(&ended);
         let thread = std::thread::Builder::new()
             .name("gate".into())
-            .spawn(move || run_epochs(&handle, epoch, commit, &told))
+            .spawn(move || {
+                let _first = Urgent::begin([own_thread()]);
+                run_epochs(&handle, epoch, commit, &told)
+            })
             .map_err(Failure::failed)?;
         Ok(Self { ended, thread })
     }
