@@ -92,7 +92,14 @@ struct rte_mempool *hf_pool_create(const char *name, uint32_t count, uint32_t ca
 
 uint32_t hf_pool_available(const struct rte_mempool *pool)
 {
-	return rte_mempool_avail_count(pool);
+	/* rte_mempool_avail_count() adds up the caches of all logical cores, a line of memory each, most of them in the
+	 * same few sets of the processor's caches. What lies in another core's cannot be had by this one. */
+	const struct rte_mempool_cache *own =
+		rte_mempool_default_cache((struct rte_mempool *)(uintptr_t)pool, rte_lcore_id());
+	unsigned int count = rte_mempool_get_ops(pool->ops_index)->get_count(pool) + (own == NULL ? 0 : own->len);
+
+	/* Both may change in between. */
+	return count < pool->size ? count : pool->size;
 }
 
 static inline void frame_of(struct hf_frame *frame, struct rte_mbuf *mbuf)

@@ -108,8 +108,8 @@ impl Pool {
         self.frames as usize
     }
 
-    /// Frames that nobody holds; other threads change it at any moment. For once a burst, not once a
-    /// frame: it adds up the caches of all logical cores, about 60 ns (`tests/cost`).
+    /// Frames that this thread could have: those of the pool and of its own cache, not those that other threads keep in
+    /// theirs. Other threads change it at any moment. For once a burst, not once a frame: about 4 ns (`tests/cost`).
     #[must_use]
     pub fn free_frames(&self) -> usize {
         // SAFETY: the pool is never freed; the count takes no lock and writes nothing.
