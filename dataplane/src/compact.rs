@@ -224,16 +224,18 @@ impl Compact {
             if self.head - self.tail > len {
                 return Some(self.tail);
             }
-            // More wait than ever did: from now on the whole ring is used.
-            self.most_bytes = self.ring.len();
-            return None;
+            // Where far more wait than ever did there is none, until the tail has come to the head's side again.
+            return (self.head - self.tail > len).then_some(self.tail);
         }
-        // From the start again as soon as all that may come to wait fits there: what is in use is in the caches.
+        // From the start again where all that ever waited, and somewhat more, had room before this: what is in use is
+        // in the caches, or at least in pages that were touched before.
+        let at_start = self.head > len;
+        let in_use = self.most_bytes + self.most_bytes / 4 + with_head(SMALL);
         let at_end = self.ring.len() - self.tail >= len;
-        if at_end && self.head <= self.most_bytes + with_head(SMALL) {
+        if at_end && !(at_start && self.tail + len > in_use) {
             return Some(self.tail);
         }
-        if self.head > len { Some(0) } else { None }
+        at_start.then_some(0)
     }
 }
 
@@ -269,6 +271,34 @@ mod tests {
             assert!((put.at as usize) < 4 * SMALL, "{put:?}");
             queue.push_back(put.run());
             assert!(compact.pop(&mut queue.pop_front().expect("two wait")));
+        }
+    }
+
+    /// When more come to wait than ever did, as much more of the ring is used as they need, and no frame is refused
+    /// for long.
+    #[test]
+    fn more_that_wait_use_as_much_more_of_the_ring() {
+        let taken = with_head(60);
+        let mut compact = Compact::new(1000).expect("a ring");
+        let mut queue = VecDeque::new();
+        for wait in [10, 11, 30, 100, 101, 250] {
+            let (mut refused, mut furthest) = (0, 0);
+            // None goes before so many wait, and then one for each that comes.
+            for _ in 0..20 * wait {
+                let put = compact.copy(&[1; 60], false);
+                refused += usize::from(put.is_none());
+                if put.is_none() || queue.len() == wait {
+                    assert!(compact.pop(&mut queue.pop_front().expect("some wait")));
+                }
+                if let Some(put) = put {
+                    furthest = furthest.max(put.at as usize + taken);
+                    queue.push_back(put.run());
+                }
+            }
+            assert_eq!(queue.len(), wait);
+            let bound = 2 * (wait + 1) * taken + with_head(SMALL);
+            assert!(furthest <= bound, "{furthest} bytes of the ring are in use for {wait} frames that wait");
+            assert!(refused <= wait, "{refused} of {} frames were refused", 20 * wait);
         }
     }
 
