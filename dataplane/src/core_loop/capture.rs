@@ -5,7 +5,7 @@
 //! for frames runs low: the guest waits, nothing is lost.
 
 use super::egress::Egress;
-use super::forwarding::{Keeps, destination};
+use super::forwarding::{Keeps, LOCAL_A_TURN, destination};
 use super::guest_channel;
 use super::port::{Others, Port, is_datagram, one_and_others};
 use super::record;
@@ -22,11 +22,17 @@ use crate::switch::{Destination, Slot, Switch};
 use holdfast_packet::guest_channel::is_ours;
 use holdfast_speculation::{FromGuest, Time};
 
-/// Frames taken from one guest in one turn.
+/// Frames taken from one guest in one turn, of one whose output passes.
 const GUEST_BURST: usize = 128;
 
 /// Bursts that an epoch's cut waits for: what all lanes of a card can have in them.
 const BACKLOG_BURSTS: usize = 1024;
+
+/// The same of one whose output is held: more than go to other guests in a turn ([`LOCAL_A_TURN`]), so that what
+/// waits does so here, for a wire, and not a second time for a guest that cannot get rid of what it has to send.
+const HELD_BURST: usize = 256;
+
+const _: () = assert!(HELD_BURST > LOCAL_A_TURN);
 
 /// Wire frames after which a guest's turn ends: eight large frames.
 const SEGMENT_BUDGET: usize = 8 * 45;
@@ -69,7 +75,7 @@ impl<W: Wire> Core<W> {
 
 /// Takes what one guest has sent.
 ///
-/// Bound: [`GUEST_BURST`] frames, [`SEGMENT_BUDGET`] wire frames and one frame's segments beyond.
+/// Bound: [`GUEST_BURST`] or [`HELD_BURST`] frames, [`SEGMENT_BUDGET`] wire frames and one frame's segments beyond.
 /// Allocations: none. Cost: about 140 ns a segment of 1448 bytes with its transmission (bench
 /// `capture`); one copy and one checksum.
 fn capture_port<W: Wire>(
@@ -104,7 +110,8 @@ fn capture_port<W: Wire>(
     // Asked once a burst, and only when there is one: wires may have to count.
     let mut memory = None;
     let mut asked = 0;
-    let taken = guest.capture(GUEST_BURST, &mut |header, frame| {
+    let burst = if egress.escrow.open_epoch().is_some() { HELD_BURST } else { GUEST_BURST };
+    let taken = guest.capture(burst, &mut |header, frame| {
         let has_memory = *memory.get_or_insert_with(|| wire.free_frames() >= RESERVED_FRAMES);
         let has_room = has_memory && made < SEGMENT_BUDGET && egress.has_room();
         if is_simple && has_room && Plan::is_plain(header, frame.len(), mtu) {

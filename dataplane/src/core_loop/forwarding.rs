@@ -18,10 +18,9 @@ const WIRE_BURST: usize = 32;
 /// Bursts to the wire for one port in one turn, so that others get theirs.
 const BURSTS_A_TURN: usize = 16;
 
-/// Frames of one port for other ports in one turn: as many as are taken of a guest in one, or the rings of those that
-/// pass them on fill. What was held for an epoch
-/// and is let go at once does not come upon a guest as a whole, and is still in the caches when it is copied.
-const LOCAL_A_TURN: usize = 128;
+/// Frames of one port for other ports in one turn: fewer than are taken of a guest in one, or the rings of those that
+/// pass them on fill. What was held for an epoch and is let go at once does not come upon a guest as a whole.
+pub(super) const LOCAL_A_TURN: usize = 192;
 
 /// Frames that are fetched ahead of those looked at.
 const AHEAD: usize = 24;
