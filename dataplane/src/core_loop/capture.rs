@@ -25,14 +25,14 @@ use holdfast_speculation::{FromGuest, Time};
 /// Frames taken from one guest in one turn, of one whose output passes.
 const GUEST_BURST: usize = 128;
 
-/// Bursts that an epoch's cut waits for: what all lanes of a card can have in them.
-const BACKLOG_BURSTS: usize = 1024;
-
 /// The same of one whose output is held: more than go to other guests in a turn ([`LOCAL_A_TURN`]), so that what
 /// waits does so here, for a wire, and not a second time for a guest that cannot get rid of what it has to send.
 const HELD_BURST: usize = 256;
 
 const _: () = assert!(HELD_BURST > LOCAL_A_TURN);
+
+/// Bursts that an epoch's cut waits for: what all lanes of a card can have in them.
+const BACKLOG_BURSTS: usize = 1024;
 
 /// Wire frames after which a guest's turn ends: eight large frames.
 const SEGMENT_BUDGET: usize = 8 * 45;
