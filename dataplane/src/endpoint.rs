@@ -176,6 +176,10 @@ impl GuestPort for Card {
         }
     }
 
+    fn fence(&mut self, fenced: bool) -> usize {
+        self.carried.iter_mut().flatten().map(|lane| lane.fence(fenced)).sum()
+    }
+
     fn has_backlog(&self) -> bool {
         self.carried.iter().flatten().any(LaneEnd::has_frames)
     }

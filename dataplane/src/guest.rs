@@ -84,6 +84,12 @@ pub trait GuestPort: Send {
     /// is kept (OC-2).
     fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool;
 
+    /// FO-1: the port is fenced, or is no longer. What has left the guest's rings and was not captured is dropped; how many
+    /// frames that was.
+    fn fence(&mut self, _fenced: bool) -> usize {
+        0
+    }
+
     /// Whether frames wait that have left the guest's rings already, on their way from another core.
     fn has_backlog(&self) -> bool {
         false

@@ -293,3 +293,65 @@ mod models {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// A core that breaks off makes the others look; its own mailbox is not touched.
+    #[test]
+    fn an_alarm_is_seen_by_all_others() {
+        let woken = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let waker = |core: usize| -> Waker {
+            let woken = Arc::clone(&woken);
+            Arc::new(move || woken.lock().expect("no panic").push(core))
+        };
+        let (_stop, stopped) = bounded(0);
+        let (_controls, cores) = mailboxes("net0", (0..3).map(waker).collect(), &stopped);
+        cores[1].alarm_others();
+        assert_eq!(cores.iter().map(CoreSide::has_mail).collect::<Vec<_>>(), [true, false, true]);
+        assert_eq!(*woken.lock().expect("no panic"), [0, 2]);
+        assert!(cores.iter().all(|core| core.take().is_none()), "there is no command");
+    }
+
+    /// CK-2: whatever is said of a ring, such as where its writes are logged, is said to the core that runs it.
+    #[test]
+    fn each_command_goes_to_the_core_of_its_ring() {
+        let of_pair = [1, 0, 1];
+        let (_stop, stopped) = bounded(0);
+        let wakers: Vec<Waker> = (0..2).map(|_| -> Waker { Arc::new(|| {}) }).collect();
+        let (controls, sides) = mailboxes("net0", wakers, &stopped);
+        let cores = crate::control::Cores::new(controls, &of_pair);
+        let answering = |side: CoreSide| {
+            thread::spawn(move || {
+                let mut seen = Vec::new();
+                loop {
+                    match side.take() {
+                        Some(Mail::Command(command)) => {
+                            seen.push(command.index());
+                            side.answer(Reply::Done { replaced: None });
+                        }
+                        Some(Mail::Closed) => return seen,
+                        None => thread::yield_now(),
+                    }
+                }
+            })
+        };
+        let cores_run: Vec<_> = sides.into_iter().map(answering).collect();
+        for index in 0..6 {
+            for command in [
+                Command::Park { index },
+                Command::GiveUp { index },
+                Command::SetCall { index, call: None },
+                Command::SetLog { index, log: None, used_log: None },
+            ] {
+                cores.call(command).expect("answered");
+            }
+        }
+        drop(cores);
+        let seen: Vec<Vec<usize>> = cores_run.into_iter().map(|core| core.join().expect("it ends")).collect();
+        let four_of = |rings: &[usize]| rings.iter().flat_map(|ring| [*ring; 4]).collect::<Vec<_>>();
+        assert_eq!(seen, [four_of(&[2, 3]), four_of(&[0, 1, 4, 5])]);
+    }
+}

@@ -8,6 +8,7 @@ use crate::headers::{Layout, MAX_HEADERS};
 use holdfast_vhost_user::{Endpoint, Features, GuestBytes, RingFault, Verdict};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Frames taken from one pair, and given to it, in one turn.
 const BURST: usize = 128;
@@ -22,11 +23,32 @@ pub(crate) fn carry(endpoint: Endpoint, own: Arc<Link>, card: Arc<Link>) -> (Car
         .map(|pair| {
             let (to_card, from_guest) = lane();
             let (to_guest, from_card) = lane();
-            let carried = Pair { pair, to_card, from_card, card_is_full: false, waits_since_ns: None };
-            (carried, LaneEnd { pair, from_guest, to_guest, core: Arc::clone(&own), is_told: true })
+            let news = Arc::new(News::default());
+            let carried = Pair {
+                pair,
+                to_card,
+                from_card,
+                news: Arc::clone(&news),
+                handed: 0,
+                taken: 0,
+                card_is_full: false,
+                waits_since_ns: None,
+            };
+            let core = Arc::clone(&own);
+            (carried, LaneEnd { pair, from_guest, to_guest, news, taken: 0, core, is_told: true })
         })
         .unzip();
     (Carrier { endpoint, pairs: carried, card }, ends)
+}
+
+/// What the card's core says of a pair to the one that carries it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct News {
+    /// Frames of the guest that the card's core has taken out of the lane, since the start.
+    taken: AtomicU64,
+    /// Nothing is taken from the guest, and what is for it is dropped.
+    fenced: AtomicBool,
 }
 
 /// What the core of a card has of a pair that another core carries.
@@ -35,6 +57,9 @@ pub struct LaneEnd {
     pub(crate) pair: usize,
     from_guest: Reader,
     to_guest: Writer,
+    news: Arc<News>,
+    /// As the news have it.
+    taken: u64,
     /// Of the carrying core.
     core: Arc<Link>,
     /// The carrying core was told of all that was put into the lane.
@@ -51,17 +76,44 @@ impl LaneEnd {
         sink: &mut dyn FnMut(&VirtioNetHdr, &dyn GuestFrame) -> Verdict,
         mut sent: impl FnMut(u32),
     ) -> usize {
-        for taken in 0..max {
+        let mut taken = 0;
+        while taken < max {
             let found = self.from_guest.offer(|header, flow, bytes| {
                 let is_taken = sink(header, &Handed(bytes)) == Verdict::Taken;
                 flow.filter(|_| is_taken).into_iter().for_each(&mut sent);
                 is_taken
             });
             if found != Some(true) {
-                return taken;
+                break;
             }
+            taken += 1;
         }
-        max
+        self.took(taken);
+        taken
+    }
+
+    /// So many frames have left the lane: the guest may have their buffers back.
+    fn took(&mut self, frames: usize) {
+        if frames > 0 {
+            self.taken += frames as u64;
+            self.news.taken.store(self.taken, Ordering::Release);
+            self.is_told = false;
+        }
+    }
+
+    /// FO-1: drops what the guest has sent. From now on nothing more is taken from it, and nothing is given to it, or both
+    /// are again. Returns how many frames that was.
+    pub(crate) fn fence(&mut self, fenced: bool) -> usize {
+        // Of a guest that is gone nothing comes after this: another one's rings are started only when its own were left.
+        let mut dropped = 0;
+        while self.from_guest.offer(|_, _, _| true).is_some() {
+            dropped += 1;
+        }
+        self.took(dropped);
+        self.news.fenced.store(fenced, Ordering::Release);
+        self.is_told = false;
+        self.flush();
+        dropped
     }
 
     /// As [`crate::GuestPort::deliver`], of one pair.
@@ -79,7 +131,8 @@ impl LaneEnd {
         done
     }
 
-    /// Wakes the carrying core, if it sleeps and there is something new for it.
+    /// Wakes the carrying core, if it sleeps and there is something new for it: frames for the guest, or buffers of the
+    /// guest that it may have back.
     #[inline]
     pub(crate) fn flush(&mut self) {
         if !std::mem::replace(&mut self.is_told, true) {
@@ -123,6 +176,11 @@ struct Pair {
     pair: usize,
     to_card: Writer,
     from_card: Reader,
+    news: Arc<News>,
+    /// Frames of the guest that were put into the lane, since the start, and those of them that the card's core had taken
+    /// when the guest was last given its buffers back.
+    handed: u64,
+    taken: u64,
     /// The lane had no room for the next frame of the guest.
     card_is_full: bool,
     /// Since when the next frame for the guest has found no buffers, or no ring that runs.
@@ -173,10 +231,12 @@ impl Carrier {
     pub(crate) fn arm(&mut self) -> bool {
         let Self { endpoint, pairs, .. } = self;
         let mut waiting = false;
-        for Pair { pair, from_card, card_is_full, waits_since_ns, .. } in pairs {
+        for Pair { pair, from_card, news, taken, card_is_full, waits_since_ns, .. } in pairs {
             let blocked = waits_since_ns.is_some();
             waiting |= !blocked && !from_card.is_empty();
-            let armed = arm(endpoint, *pair, !*card_is_full, blocked);
+            waiting |= news.taken.load(Ordering::Acquire) != *taken;
+            let takes = !*card_is_full && !news.fenced.load(Ordering::Acquire);
+            let armed = arm(endpoint, *pair, takes, blocked);
             match armed {
                 Ok(found) => waiting |= found,
                 Err((ring, fault)) => {
@@ -193,9 +253,9 @@ impl Carrier {
         disarm(&mut self.endpoint, &self.pairs);
     }
 
-    /// Whether something waits of which nobody tells when it can go on: room in the lane to the card, or time.
+    /// Whether something waits of which nobody tells when its time is over.
     pub(crate) fn is_blocked(&self) -> bool {
-        self.pairs.iter().any(|pair| pair.card_is_full || pair.waits_since_ns.is_some())
+        self.pairs.iter().any(|pair| pair.waits_since_ns.is_some())
     }
 
     /// Descriptors by which the guest notifies.
@@ -241,14 +301,22 @@ impl Pair {
         let pair = self.pair;
         let sent = self.take(endpoint, learns, moved);
         let received = self.give(endpoint, moved, clock);
-        sent.and_then(|()| endpoint.tx_rings()[pair].flush()).map_err(|fault| (2 * pair + 1, fault))?;
+        // OC-2: what is in the lane is in the guest's queue still, as far as the guest knows. It takes a flow to another
+        // pair only when nothing of it is in a queue.
+        self.taken = self.news.taken.load(Ordering::Acquire);
+        let kept = (self.handed - self.taken) as usize;
+        sent.and_then(|()| endpoint.tx_rings()[pair].flush_but(kept))
+            .map_err(|fault| (2 * pair + 1, fault))?;
         received.and_then(|()| endpoint.rx_rings()[pair].flush()).map_err(|fault| (2 * pair, fault))
     }
 
     /// What the guest sent goes into the lane.
     fn take(&mut self, endpoint: &mut Endpoint, learns: bool, moved: &mut Moved) -> Result<(), RingFault> {
-        let Self { pair, to_card, card_is_full, .. } = self;
+        let Self { pair, to_card, news, handed, card_is_full, .. } = self;
         *card_is_full = false;
+        if news.fenced.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let mut taken = 0;
         let polled = endpoint.tx_rings()[*pair].poll(BURST, |header, bytes| {
             let flow = if learns { flow_of(&bytes) } else { None };
@@ -265,6 +333,7 @@ impl Pair {
         });
         if taken > 0 {
             endpoint.count_sent(*pair, taken as u64);
+            *handed += taken as u64;
             moved.from_guest += taken;
         }
         polled.map(drop)
@@ -277,7 +346,12 @@ impl Pair {
         moved: &mut Moved,
         clock: impl Fn() -> u64,
     ) -> Result<(), RingFault> {
-        let Self { pair, from_card, waits_since_ns, .. } = self;
+        let Self { pair, from_card, news, waits_since_ns, .. } = self;
+        if news.fenced.load(Ordering::Acquire) {
+            while from_card.offer(|_, _, _| true).is_some() {
+                moved.lost += 1;
+            }
+        }
         if from_card.is_empty() {
             *waits_since_ns = None;
             return Ok(());

@@ -42,8 +42,8 @@ pub(super) fn lane() -> (Writer, Reader) {
 pub(super) struct Writer(Producer<u8>);
 
 impl Writer {
-    /// Puts a frame of `len` bytes in, which `fill` writes over what there is; false, and nothing happened, without room for it. `flow`
-    /// is the number of its flow, where that is of use.
+    /// Puts a frame of `len` bytes in, which `fill` writes over what there is; false, and it is not in, without room for
+    /// it. `flow` is the number of its flow, where that is of use.
     ///
     /// Bound: one copy. Allocations, locks and system calls: none.
     #[inline]

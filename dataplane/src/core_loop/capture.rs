@@ -31,8 +31,9 @@ const HELD_BURST: usize = 256;
 
 const _: () = assert!(HELD_BURST > LOCAL_A_TURN);
 
-/// Bursts that an epoch's cut waits for: what all lanes of a card can have in them.
-const BACKLOG_BURSTS: usize = 1024;
+/// For how long an epoch's cut waits for what a guest's port has in lanes (RB-1): three lanes full of the smallest frames
+/// take as long.
+const BACKLOG_NS: u64 = 1_000_000;
 
 /// Wire frames after which a guest's turn ends: eight large frames.
 const SEGMENT_BUDGET: usize = 8 * 45;
@@ -57,10 +58,13 @@ impl<W: Wire> Core<W> {
     }
 
     /// Takes what other cores have taken out of this guest's rings, unless its output has no room: what an epoch's cut
-    /// is of has left the rings. A guest that goes on sending is not followed for ever.
+    /// is of has left the rings.
+    ///
+    /// Bound: [`BACKLOG_NS`] and a burst. What is left is another epoch's.
     pub(super) fn take_backlog(&mut self, slot: Slot) {
         let Self { ports, wires, scratch, large, audit, counters, .. } = self;
-        for _ in 0..BACKLOG_BURSTS {
+        let begin_ns = if ports[slot].guest.has_backlog() { monotonic_ns() } else { return };
+        while monotonic_ns() - begin_ns < BACKLOG_NS {
             let (port, others) = one_and_others(ports, slot);
             if !port.guest.has_backlog() {
                 return;
@@ -214,6 +218,8 @@ fn capture_port<W: Wire>(
         let Some(link) = Link::parse(first) else { return Verdict::Taken };
         let source = Sender { slot, switch, identity, last };
         if let Err(reason) = source.admit(&link, first, mtu) {
+            // RB-1: it was cut, and that counts.
+            made += scratch.len();
             scratch.clear();
             counters.drops.add(reason, 1);
             return Verdict::Taken;

@@ -169,6 +169,8 @@ impl<W: Wire> Core<W> {
         let no_memory = |_| GateError::NoMemory { port: id };
         let egress = Egress::new(limits, fenced).map_err(no_memory)?;
         let inbound = Inbound::new(limits).map_err(no_memory)?;
+        let mut guest = guest;
+        guest.fence(fenced);
         attached.switch.reserve_port();
         self.ports.push(Port {
             id,
@@ -358,7 +360,8 @@ impl<W: Wire> Core<W> {
     fn silence(&mut self, slot: Slot) {
         let port = &mut self.ports[slot];
         port.egress.fenced = true;
-        let dropped = port.egress.discard() + port.inbound.discard();
+        let behind = port.guest.fence(true) as u64;
+        let dropped = port.egress.discard() + port.inbound.discard() + behind;
         if let Some(speculating) = &mut port.speculating {
             speculating.discard();
         }
@@ -377,6 +380,9 @@ impl<W: Wire> Core<W> {
         for &slot in slots {
             let port = &mut self.ports[slot];
             port.egress.escrow.begin_term(term).map_err(|error| port_error(port.id, error))?;
+            // What a guest before this one has said behind the fence is nobody's.
+            let behind = port.guest.fence(false) as u64;
+            port.counters.drops.add(DropReason::Fenced, behind);
             port.egress.fenced = false;
         }
         Ok(())

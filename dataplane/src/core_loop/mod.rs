@@ -10,7 +10,8 @@
 //! order; **FO-1** by the check of fence and lease before each burst to a wire or to another port;
 //! **RB-1** as whatever a guest does costs it its own frames or stops its own device.
 //!
-//! Threading: the core owns everything and shares only counters, leases and the command channel.
+//! Threading: the core owns everything and shares only counters, leases, the command channel, and lanes with
+//! the cores that carry pairs for it or for which it does.
 //! There is one window that no check can close: a process that is stopped between the check of the
 //! lease and the burst sends that burst, at most 32 frames whose epoch was committed, when it
 //! goes on.

@@ -1,12 +1,16 @@
 //! Pairs of queues that another core carries for the card's own: what is between the two cores.
 
-use crate::driver::GuestRam;
-use crate::host::{Host, SOON, token, wait_until};
+use crate::driver::{GuestRam, descriptor};
+use crate::host::{Host, SOON, device_config, token, wait_until};
 use crate::machine::{Machine, RX, TX};
 use holdfast_dataplane::counters::PortCounter;
+use holdfast_dataplane::guest::{GuestPort, Verdict};
+use holdfast_dataplane::heap::HeapWire;
 use holdfast_dataplane::sample::Offloaded;
-use holdfast_dataplane::{Limits, Mode, PortConfig, PortId, sample};
-use holdfast_epoch::EpochId;
+use holdfast_dataplane::{Card, Core, IdlePolicy, Limits, Mode, PortConfig, PortId, sample};
+use holdfast_epoch::{EpochId, Term};
+use holdfast_vhost_user::{Device, MemoryFiles};
+use std::thread;
 use std::time::Instant;
 
 const PORT: [PortId; 1] = [PortId(1)];
@@ -32,43 +36,38 @@ fn protected() -> (Host, std::path::PathBuf) {
     (host, path)
 }
 
-/// OC-1, OC-2: when the escrow is full and the lane as well, the guest waits. What was on its way when an epoch was cut
-/// and found no room is output of a later one; nothing is lost, and all of it comes in order.
+/// OC-1, OC-2: when the escrow is full the guest waits, and has not its buffers back; at a stop it has. What was on its way
+/// when an epoch was cut and found no room is output of a later one; nothing is lost, and all of it comes in order.
 #[test]
-fn a_full_lane_leaves_frames_in_the_ring() {
+fn a_full_escrow_leaves_frames_with_the_guest() {
+    const SENT: u32 = 42;
     let ram = GuestRam::new();
     let (host, path) = protected();
     let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
-    let taken = |machine: &Machine<'_>| u32::from(machine.queues[2 + TX].used_index());
-    let mut sent = 0;
-    while sent - taken(&machine) < 32 {
-        machine.send_by(1, &frame(sent, 1500));
-        sent += 1;
-        host.settle();
-    }
-    assert!(sent > 100, "a lane has room for more than the escrow");
-    let held = host.handle.status(&PORT).expect("a status")[0].held.frames;
-    assert_eq!(held, 4);
+    (0..SENT).for_each(|number| machine.send_by(1, &frame(number, 1500)));
+    machine.wait_taken_by(1, 4);
+    host.settle();
+    machine.wait_taken_by(1, 4);
     let mut out = Vec::new();
     for epoch in 1.. {
-        if out.len() as u32 == sent {
+        if out.len() as u32 == SENT {
             break;
         }
         machine.stop();
         let cut = host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut").frames;
-        let due = u64::from(sent - out.len() as u32).min(4);
-        assert_eq!(cut, due, "epoch {epoch}");
+        let left = u64::from(SENT) - out.len() as u64;
+        assert_eq!(cut, left.min(4), "epoch {epoch}");
         machine.cont();
         host.settle();
         assert!(host.peer.take().is_empty(), "not committed yet");
         host.handle.release(&PORT, token(1, epoch)).expect("released");
-        out.extend(host.wire(due as usize));
-        let left = sent - out.len() as u32;
-        wait_until(|| host.handle.status(&PORT).expect("a status")[0].held.frames >= u64::from(left.min(4)));
+        out.extend(host.wire(cut as usize));
+        let due = (left - cut).min(4);
+        wait_until(|| host.handle.status(&PORT).expect("a status")[0].held.frames >= due);
     }
-    let expected: Vec<_> = (0..sent).map(|number| frame(number, 1500)).collect();
+    let expected: Vec<_> = (0..SENT).map(|number| frame(number, 1500)).collect();
     assert_eq!(out, expected);
-    assert_eq!(taken(&machine), sent);
+    machine.wait_taken_by(1, SENT as u16);
 }
 
 /// What a driver has put into a pair before it gives that up comes out, also out of a lane.
@@ -78,18 +77,111 @@ fn what_was_sent_before_a_carried_pair_was_disabled_still_goes_out() {
     let (host, path) = protected();
     let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
     (0..12).for_each(|number| machine.send_by(1, &frame(number, 64)));
-    machine.wait_taken_by(1, 12);
+    machine.wait_taken_by(1, 4);
     machine.enable(1, false);
-    for epoch in 1..=3 {
+    for (epoch, held) in [(1, 4), (2, 4), (3, 0)] {
         machine.stop();
         host.handle.cut(&PORT, EpochId::new(epoch), false).expect("cut");
         machine.cont_with(&[true, false]);
         host.handle.release(&PORT, token(1, epoch)).expect("released");
-        wait_until(|| {
-            host.handle.status(&PORT).expect("a status")[0].held.frames == [4, 4, 0][epoch as usize - 1]
-        });
+        wait_until(|| host.handle.status(&PORT).expect("a status")[0].held.frames == held);
     }
     assert_eq!(host.wire(12), (0..12).map(|number| frame(number, 64)).collect::<Vec<_>>());
+}
+
+/// FO-1: behind a fence nothing is taken from a guest, nor does a carrying core wake up for it again and again. What a
+/// guest that is gone had in a lane never comes out, when the fence falls for another one.
+#[test]
+fn what_a_lost_guest_said_does_not_come_out_behind_the_fence() {
+    let mut host = Host::new();
+    let path = host.device_over(1, &SECOND, PortConfig { limits: few(), ..PortConfig::default() });
+    host.handle.set_mode(&PORT, Mode::Commit { first: EpochId::FIRST }).expect("protected");
+    let old = GuestRam::new();
+    let mut machine = Machine::boot_of_pairs(&path, &old, 2);
+    (0..9).for_each(|number| machine.send_by(1, &frame(number, 64)));
+    machine.wait_taken_by(1, 4);
+    host.settle();
+    host.handle.fence(&PORT).expect("fenced");
+    // What was in the lane is dropped there, and its buffers go back.
+    machine.wait_taken_by(1, 9);
+    machine.send_by(1, &frame(9, 64));
+    host.settle();
+    host.sleep();
+    machine.wait_taken_by(1, 9);
+    assert_eq!(host.carried()[0], 9, "the tenth stays with its guest");
+    drop(machine);
+    wait_until(|| host.devices[0].snapshot().rings_running == [false; 4]);
+    let new = GuestRam::new();
+    let mut machine = Machine::boot_of_pairs(&path, &new, 2);
+    host.handle.unfence(&PORT, Term::new(2)).expect("admitted");
+    host.handle.set_mode(&PORT, Mode::Native).expect("alone");
+    machine.send_by(1, &frame(10, 64));
+    assert_eq!(host.wire(1), [frame(10, 64)]);
+}
+
+/// OC-2: Linux takes a flow to another pair when nothing of it is in a queue any more. What is in a lane is.
+#[test]
+fn a_frame_in_a_lane_is_in_the_guests_queue_still() {
+    let ram = GuestRam::new();
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("net1");
+    let new_core = || Core::<HeapWire>::new(Vec::new(), IdlePolicy::Poll, None).expect("a core");
+    let ((_core, handle), (mut second, carrying)) = (new_core(), new_core());
+    let thread = thread::spawn(move || second.run());
+    let config = device_config(&path, 1, &MemoryFiles::default());
+    let wakers = vec![handle.waker(), carrying.waker()];
+    let (device, mut endpoints) = Device::spawn_over(config, wakers, &[1]).expect("a device");
+    let ends = carrying.carry(endpoints.remove(1), &handle).expect("carried");
+    let mut card = Card::new(endpoints.remove(0)).with_carried(ends);
+    let mut machine = Machine::boot(&path, &ram);
+    machine.send(&frame(1, 64));
+    machine.send(&frame(2, 64));
+    wait_until(|| carrying.counters().core.get("carried_frames") == 2);
+    for taken in 1..=2 {
+        // Two whole turns of the carrying core.
+        (0..9).for_each(|_| drop(carrying.status(&[]).expect("the core answers")));
+        assert_eq!(machine.queues[TX].used_index(), taken - 1, "nobody has taken it yet");
+        card.capture(1, &mut |_, _| Verdict::Taken);
+        card.flush();
+        machine.wait_taken(taken);
+    }
+    drop((card, machine, device));
+    carrying.stop();
+    thread.join().expect("it ends");
+}
+
+/// A core that is gone keeps no other from leaving its rings when the connection ends.
+#[test]
+fn all_rings_are_left_though_the_cards_core_is_gone() {
+    let ram = GuestRam::new();
+    let mut host = Host::new();
+    let path = host.device_over(1, &SECOND, PortConfig::default());
+    let machine = Machine::boot_of_pairs(&path, &ram, 2);
+    host.handle.remove_ports(&PORT).expect("removed");
+    drop(machine);
+    wait_until(|| host.devices[0].snapshot().rings_running == [false; 4]);
+}
+
+/// RB-1: a guest that breaks rings of two cores at once, and is stopped and started, is found broken each time.
+#[test]
+fn faults_on_two_cores_at_once_stop_the_device() {
+    for map in [SECOND, [1, 0]] {
+        let ram = GuestRam::new();
+        let mut host = Host::new();
+        let path = host.device_over(1, &map, PortConfig::default());
+        let mut machine = Machine::boot_of_pairs(&path, &ram, 2);
+        for pair in 0..2 {
+            machine.queues[2 * pair + TX].set_descriptor(0, descriptor(1 << 60, 64, 0, 0));
+            machine.queues[2 * pair + TX].offer(0);
+        }
+        machine.kick();
+        for _ in 0..50 {
+            wait_until(|| host.devices[0].snapshot().rings_running == [false; 4]);
+            machine.stop();
+            machine.cont();
+            machine.kick();
+        }
+    }
 }
 
 /// A client's segments of one flow that the guest receives by the second pair, as one large frame when it takes those.
@@ -176,6 +268,7 @@ fn a_core_that_sleeps_is_woken_by_the_other() {
         host.sleep();
         machine.send(&frame(round, 64));
         assert_eq!(host.wire(1), [frame(round, 64)]);
+        machine.wait_taken(round as u16 + 1);
         machine.queues[TX].take_used();
         host.sleep();
         host.peer.put(&answer);

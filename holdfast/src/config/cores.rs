@@ -55,10 +55,12 @@ fn check_pairs(key: &str, nic: &Nic, cores: &CoreMap, faults: &mut Faults) {
         faults.add(
             format!("{key}.pair_cores"),
             format!("it names {} processors for {} pairs of queues", named.len(), nic.queue_pairs),
-            format!("one for each pair, or queue_pairs = {}", named.len()),
+            "name one for each pair, or leave pair_cores out: all are the wire's core's then",
         );
     }
-    for processor in named.iter().filter(|processor| cores.place_of(**processor).is_none()) {
+    let unknown: BTreeSet<_> =
+        named.iter().filter(|processor| cores.place_of(**processor).is_none()).collect();
+    for processor in unknown {
         faults.add(
             format!("{key}.pair_cores"),
             format!("processor {processor} has no polling thread"),

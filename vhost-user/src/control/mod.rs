@@ -89,7 +89,7 @@ impl Cores {
     }
 
     /// Hands a command to the core of the ring that it is about, and waits for its answer.
-    fn call(&self, command: Command) -> Result<Reply, CoreGone> {
+    pub(crate) fn call(&self, command: Command) -> Result<Reply, CoreGone> {
         self.sides[self.of_pair[command.index() / 2]].call(command)
     }
 }
@@ -132,7 +132,8 @@ impl Control {
     /// The connection is gone: all rings are left before this returns. `fault` says what the frontend
     /// did, when it was its fault.
     pub(crate) fn disconnected(&mut self, fault: Option<String>) {
-        if let Err(error) = self.park_all().and_then(|()| self.give_up_all()) {
+        let parked = self.park_all();
+        if let Err(error) = parked.and(self.give_up_all()) {
             tracing::debug!(device = self.shared.name(), %error, "rings were not parked");
         }
         self.session = Session::new(self.session.vrings.len());
@@ -301,13 +302,13 @@ impl Control {
 
     fn park_all(&mut self) -> Result<(), ControlError> {
         let was_running = self.any_running();
-        for index in 0..self.session.vrings.len() {
-            self.park(index)?;
-        }
+        // A core that is gone keeps no other from leaving its rings.
+        let parked = (0..self.session.vrings.len()).map(|index| self.park(index));
+        let outcome = parked.fold(Ok(()), Result::and);
         if was_running {
             self.shared.send(DeviceEvent::Stopped);
         }
-        Ok(())
+        outcome
     }
 
     /// Tells the core that nothing is to wait for this ring.
@@ -319,7 +320,7 @@ impl Control {
     }
 
     fn give_up_all(&mut self) -> Result<(), ControlError> {
-        (0..self.session.vrings.len()).try_for_each(|index| self.give_up(index))
+        (0..self.session.vrings.len()).map(|index| self.give_up(index)).fold(Ok(()), Result::and)
     }
 
     /// Parks what runs, applies `change`, and starts again what may run, each where it stopped.

@@ -296,13 +296,16 @@ impl Virtqueue for PackedQueue {
         self.next = self.next.after(chain.places, self.size);
     }
 
-    fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
+    fn pending(&self) -> usize {
+        self.pending.len()
     }
 
-    fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, RingFault> {
+    fn publish(&mut self, kept: usize, log: Option<&DirtyLog>) -> Result<bool, RingFault> {
         let file = &self.ring.file;
-        if let Some((first, rest)) = self.pending.split_first() {
+        let count = self.pending.len() - kept;
+        // Where what is kept back goes on, or all goes on.
+        let next = self.pending.get(count).map_or(self.next, |kept| kept.at);
+        if let Some((first, rest)) = self.pending[..count].split_first() {
             for one in rest {
                 file.store_u64_unmarked(self.at(one.at.slot) + 8, one.word, Ordering::Relaxed)?;
             }
@@ -310,14 +313,14 @@ impl Virtqueue for PackedQueue {
             file.store_u64_unmarked(self.at(first.at.slot) + 8, first.word, Ordering::Release)?;
         }
         let old = self.published;
-        let places = match old.until(self.next, self.size) {
+        let places = match old.until(next, self.size) {
             // The last of a whole round lies at the first.
             Some(0) | None => self.size,
             Some(places) => places,
         };
         self.mark(old.slot, places, log);
-        self.published = self.next;
-        self.pending.clear();
+        self.published = next;
+        self.pending.drain(..count);
         // The flags must be visible before the guest's wish is read, or both sides could fall asleep.
         fence(Ordering::SeqCst);
         self.guest_wants_notification(old, places)

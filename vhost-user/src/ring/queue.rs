@@ -116,11 +116,12 @@ pub(super) trait Virtqueue {
     /// pending beyond the ring's entries, as each chain takes one at least.
     fn complete(&mut self, chain: &Chain, written: u32);
 
-    /// Whether something is to be published.
-    fn is_pending(&self) -> bool;
+    /// Chains that are to be published.
+    fn pending(&self) -> usize;
 
-    /// Shows the guest everything completed since the last time; whether it asked to be notified of that.
-    fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, RingFault>;
+    /// Shows the guest what was completed and not shown yet, but for the last `kept`, of which there are more;
+    /// whether it asked to be notified of that.
+    fn publish(&mut self, kept: usize, log: Option<&DirtyLog>) -> Result<bool, RingFault>;
 
     /// Asks the guest to notify of what it makes available from now on, or not to; whether there is something
     /// already that was not looked at.
@@ -214,7 +215,7 @@ impl Queue {
     /// Notifies the guest whatever it asked for, now or with what is pending. Needed where
     /// notifications may have been lost: at the start, and when the guest's descriptor was exchanged.
     pub fn notify_once(&mut self) {
-        if each!(&self.kind, queue => queue.is_pending()) {
+        if each!(&self.kind, queue => queue.pending()) > 0 {
             self.notify_always = true;
         } else {
             self.notify();
@@ -306,9 +307,14 @@ impl Queue {
     ///
     /// Bound: what is pending, the ring's entries at most; one system call where the guest asked. Allocations: none.
     pub(crate) fn publish(&mut self) -> Result<(), RingFault> {
+        self.publish_but(0)
+    }
+
+    /// As [`Self::publish`], but for the last `kept` chains.
+    pub(crate) fn publish_but(&mut self, kept: usize) -> Result<(), RingFault> {
         self.mark();
-        let asked = each!(&mut self.kind, queue => match queue.is_pending() {
-            true => queue.publish(self.log.as_deref())?,
+        let asked = each!(&mut self.kind, queue => match queue.pending() > kept {
+            true => queue.publish(kept, self.log.as_deref())?,
             false => return Ok(()),
         });
         if std::mem::take(&mut self.notify_always) || asked {

@@ -192,15 +192,15 @@ impl Virtqueue for SplitQueue {
         self.next_available = self.next_available.wrapping_add(1);
     }
 
-    fn is_pending(&self) -> bool {
-        !self.pending.is_empty()
+    fn pending(&self) -> usize {
+        self.pending.len() / USED_ELEMENT_BYTES
     }
 
-    fn publish(&mut self, log: Option<&DirtyLog>) -> Result<bool, RingFault> {
-        let count = self.pending.len() / USED_ELEMENT_BYTES;
+    fn publish(&mut self, kept: usize, log: Option<&DirtyLog>) -> Result<bool, RingFault> {
+        let count = self.pending() - kept;
         let slot = usize::from(self.published & (self.size - 1));
         let until_wrap = (usize::from(self.size) - slot).min(count) * USED_ELEMENT_BYTES;
-        let (first, wrapped) = self.pending.split_at(until_wrap);
+        let (first, wrapped) = self.pending[..count * USED_ELEMENT_BYTES].split_at(until_wrap);
         self.write_used(4 + (slot * USED_ELEMENT_BYTES) as u64, first, log)?;
         if !wrapped.is_empty() {
             self.write_used(4, wrapped, log)?;
@@ -208,7 +208,7 @@ impl Virtqueue for SplitQueue {
         let old = self.published;
         // At most `size` elements are pending, so this does not truncate.
         self.published = old.wrapping_add(count as u16);
-        self.pending.clear();
+        self.pending.drain(..count * USED_ELEMENT_BYTES);
         // Release: the elements are written before the index.
         self.store_used(2, self.published, Ordering::Release, log)?;
         // The index must be visible before the guest's wish is read, or both sides could fall asleep.

@@ -217,6 +217,15 @@ impl TxRing {
         self.queue.as_mut().map_or(Ok(()), |queue| queue.publish())
     }
 
+    /// As [`Self::flush`], but the buffers of the last `kept` frames that were taken stay: somebody has yet to deal with
+    /// those frames, and the guest is not to take them for sent. A ring that is left gives them back.
+    ///
+    /// # Errors
+    /// As of [`Self::flush`].
+    pub fn flush_but(&mut self, kept: usize) -> Result<(), RingFault> {
+        self.queue.as_mut().map_or(Ok(()), |queue| queue.publish_but(kept))
+    }
+
     /// Asks the guest to notify (`true`, before the core sleeps) or not to (`false`, while it polls).
     /// Returns whether frames wait now: if so, the core must not sleep.
     ///

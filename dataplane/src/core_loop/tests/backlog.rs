@@ -94,3 +94,27 @@ fn a_cut_leaves_what_has_no_room() {
         assert_eq!(cut(&mut core, &handle, epoch), expected, "epoch {epoch}");
     }
 }
+
+/// RB-1: a guest whose large frames are cut into a thousand pieces each and then refused, as their sender is no station,
+/// costs a core no more of a turn than one whose frames go.
+#[test]
+fn pieces_of_what_is_refused_count() {
+    let (wire, peer) = HeapWire::new(1500, 4096, true).expect("a wire");
+    let (mut core, handle) = Core::new(vec![wire], IdlePolicy::Poll, None).expect("a core");
+    let (guest, driver) = HeapGuest::new().expect("a guest");
+    asked(&mut core, &handle, |handle| {
+        handle.add_port(PortId(1), Box::new(guest), PortConfig::default()).expect("a port");
+    });
+    let (header, mut bytes) = sample::Tcp::data(false, vec![5; 1000]).offloaded(1);
+    bytes[6] |= 1;
+    for _ in 0..20 {
+        driver.send_offloaded(header, bytes.clone());
+    }
+    for left in (0..20).rev() {
+        core.turn();
+        assert_eq!(driver.unsent(), left);
+    }
+    let counted = handle.port_counters(PortId(1)).expect("a port");
+    assert_eq!(counted.drops.snapshot().0.iter().map(|(_, count)| count).sum::<u64>(), 20);
+    assert!(peer.take().is_empty());
+}

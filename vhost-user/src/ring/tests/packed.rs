@@ -710,3 +710,25 @@ fn descriptors_that_change_while_they_are_read_do_no_harm() {
         }
     });
 }
+
+/// OC-2: as with split rings. The driver checks the order.
+#[test]
+fn buffers_that_are_kept_back_come_back_later() {
+    let ram = GuestRam::new();
+    let memory = memory(&ram);
+    let mut driver = PackedDriver::new(&ram, 7, SENSE | 5);
+    let mut ring = tx_of(&driver, &memory, USUAL);
+    for round in 0..20 {
+        for nth in 0..3 {
+            assert!(driver.offer((3 * round + nth) % 7, 0, &[(0x2_0000, 64)]));
+        }
+        assert_eq!(ring.poll(32, |_, _| Verdict::Taken), Ok(3));
+        ring.flush_but(2).expect("the ring is there");
+        assert_eq!(driver.take_used().len(), if round == 0 { 1 } else { 3 });
+        ring.flush_but(2).expect("the ring is there");
+        ring.flush_but(9).expect("the ring is there");
+        assert!(driver.take_used().is_empty(), "nothing more is shown");
+    }
+    ring.flush().expect("the ring is there");
+    assert_eq!(driver.take_used().len(), 2);
+}

@@ -341,3 +341,31 @@ fn a_guest_cannot_change_a_small_frame_that_was_offered() {
         assert_eq!(taken, Ok(usize::from(verdict == Verdict::Taken)));
     }
 }
+
+/// OC-2: what somebody has yet to deal with is in the guest's queue still, as far as the guest knows.
+#[test]
+fn buffers_that_are_kept_back_come_back_later_and_in_their_order() {
+    let ram = GuestRam::new();
+    let memory = memory(&ram);
+    let mut driver = DriverQueue::new(&ram, 0x1000, 8, 65530);
+    let (mut ring, guest) = tx(&driver, &memory, USUAL);
+    let mut back = Vec::new();
+    for round in 0..20_u16 {
+        for index in (0..3).map(|nth| (3 * round + nth) % 8) {
+            driver.set_descriptor(index, descriptor(0x2_0000, 64, 0, 0));
+            driver.offer(index);
+        }
+        assert_eq!(ring.poll(32, |_, _| Verdict::Taken), Ok(3));
+        ring.flush_but(2).expect("the ring is there");
+        back.extend(driver.take_used());
+        assert_eq!(back.len(), usize::from(3 * round + 1));
+        assert!(guest.clear());
+        ring.flush_but(2).expect("the ring is there");
+        ring.flush_but(9).expect("the ring is there");
+        assert!(!guest.clear() && driver.take_used().is_empty(), "nothing more is shown");
+    }
+    ring.flush().expect("the ring is there");
+    back.extend(driver.take_used());
+    let sent = (0..60).map(|nth| (nth % 8, 0));
+    assert!(back.into_iter().eq(sent));
+}
