@@ -25,7 +25,7 @@ use driver::GuestRam;
 use holdfast_dataplane::guest::{GuestFrame, GuestPort, Verdict, VirtioNetHdr};
 use holdfast_dataplane::heap::HeapWire;
 use holdfast_dataplane::{Card, Core, IdlePolicy, sample};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
+use holdfast_vhost_user::{Device, DeviceConfig};
 use machine::{Machine, TX};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -96,15 +96,8 @@ fn costs(core_of_pair: usize, len: usize) -> [[f64; 2]; 2] {
     let (_core, handle) = Core::<HeapWire>::new(Vec::new(), IdlePolicy::Poll, None).expect("a core");
     let (mut carrying, second) = Core::new(Vec::new(), IdlePolicy::Poll, None).expect("a core");
     let dir = tempfile::tempdir().expect("a directory");
-    let config = DeviceConfig {
-        name: "net0".to_owned(),
-        socket: SocketRole::Server(dir.path().join("net0")),
-        access: SocketAccess::default(),
-        queue_pairs: 1,
-        offloads: true,
-        mtu: None,
-        files: MemoryFiles::default(),
-    };
+    let socket = dir.path().join("net0");
+    let config = DeviceConfig::listening(&socket, 1);
     let wakers = vec![handle.waker(), second.waker()];
     let (device, mut endpoints) = Device::spawn_over(config, wakers, &[core_of_pair]).expect("a device");
     let of_second = endpoints.remove(1);
@@ -118,7 +111,7 @@ fn costs(core_of_pair: usize, len: usize) -> [[f64; 2]; 2] {
     let card = Card::new(endpoints.remove(0)).with_carried(carried);
     let mut bench = Bench { card, carrying, buffer: vec![0; 2048] };
     let ram = GuestRam::new();
-    let mut machine = bench.meanwhile(|| Machine::boot(&dir.path().join("net0"), &ram));
+    let mut machine = bench.meanwhile(|| Machine::boot(&socket, &ram));
     // The guest polls: it asks for no notifications.
     machine.queues.iter().for_each(|queue| queue.ram.write_u16(queue.available_gpa(), 1));
     let frame = sample::opaque(sample::CLIENT, sample::GUEST, len, 1);

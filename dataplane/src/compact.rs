@@ -221,9 +221,6 @@ impl Compact {
     #[inline]
     fn place(&mut self, len: usize) -> Option<usize> {
         if self.tail < self.head {
-            if self.head - self.tail > len {
-                return Some(self.tail);
-            }
             // Where far more wait than ever did there is none, until the tail has come to the head's side again.
             return (self.head - self.tail > len).then_some(self.tail);
         }

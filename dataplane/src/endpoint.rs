@@ -8,17 +8,13 @@
 //! rings, and the port is still for the core from then on (RB-1). Rings are numbered as frontends do: the guest
 //! receives by the even ones and sends by the odd ones.
 
-use crate::carrying::{LaneEnd, flow_of};
+use crate::carrying::LaneEnd;
 use crate::guest::{GuestFrame, GuestPort, Offloads, Verdict, VirtioNetHdr};
 use crate::headers::Layout;
+use crate::rings::{RX, StopAt, TX, disarm, first_fault, flow_of};
 use crate::steering::{Pairs, Steering};
 use holdfast_vhost_user::{Endpoint, GuestBytes, RingFault, RxRing, TxRing};
 use std::os::fd::BorrowedFd;
-
-/// Of a pair's two rings, the one by which the guest receives.
-const RX: usize = 0;
-/// The one by which it sends.
-const TX: usize = 1;
 
 /// A vhost-user device, with one pair of queues or several.
 #[derive(Debug)]
@@ -207,39 +203,10 @@ impl GuestPort for Card {
     }
 
     fn disarm(&mut self) {
-        self.endpoint.drain_kicks();
-        let (tx, rx) = self.endpoint.rings();
-        let sent = first_fault(TX, tx, |ring| ring.want_kick(false).map(|_| ()));
-        let received = first_fault(RX, rx, |ring| ring.want_kick(false).map(|_| ()));
-        self.endpoint.stop_at(sent.or(received));
+        disarm(&mut self.endpoint);
     }
 
     fn kick_fds<'a>(&'a self, take: &mut dyn FnMut(BorrowedFd<'a>)) {
         self.endpoint.kick_fds().for_each(take);
     }
-}
-
-/// What a ring fault means to an endpoint.
-trait StopAt {
-    fn stop_at(&mut self, fault: Option<(usize, RingFault)>);
-}
-
-impl StopAt for Endpoint {
-    #[inline]
-    fn stop_at(&mut self, fault: Option<(usize, RingFault)>) {
-        if let Some((ring, fault)) = fault {
-            self.fault(ring, fault);
-        }
-    }
-}
-
-/// Does something with the rings of one kind up to the first that is broken; which that is, and why.
-#[inline]
-fn first_fault<R>(
-    kind: usize,
-    rings: &mut [R],
-    mut act: impl FnMut(&mut R) -> Result<(), RingFault>,
-) -> Option<(usize, RingFault)> {
-    let mut broken = (0..).zip(rings).filter_map(|(pair, ring)| Some((2 * pair + kind, act(ring).err()?)));
-    broken.next()
 }

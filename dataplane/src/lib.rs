@@ -39,6 +39,7 @@ pub mod handle;
 pub mod heap;
 pub mod identity;
 pub mod kept;
+mod rings;
 pub mod sample;
 pub mod segmentation;
 mod sleep;

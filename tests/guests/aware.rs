@@ -187,11 +187,21 @@ fn survives(options: PairOptions, seed: u64) {
     wait_until("flows are open and hear Holdfast's ACKs", SOON, || {
         count(&status(&scene), "in_time_acks") >= count(&before, "in_time_acks") + 100
     });
+    // A busy machine makes ACKs late for a while: not for ever, of a hundred that follow each other most come in time.
+    let mut since = before.clone();
+    wait_until("most ACKs come in time", SOON, || {
+        let now = status(&scene);
+        let [in_time, late] =
+            ["in_time_acks", "late_acks"].map(|name| count(&now, name) - count(&since, name));
+        let is_enough = in_time + late >= 100;
+        if is_enough {
+            since = now;
+        }
+        is_enough && in_time > late
+    });
     let flowing = status(&scene);
     println!("{}: {flowing}", ask(&scene, "uname -r"));
-    // The client's own ACKs would all be late, by the length of an epoch: those in time are Holdfast's. How many of them
-    // a busy machine makes late as well is its own affair, and a flow may be left for that and opened again; losses
-    // there are none.
+    // A flow may be left for late ACKs and opened again; losses there are none.
     for left in ["left_loss_flows", "left_ecn_flows"] {
         assert_eq!(count(&flowing, left), 0, "{flowing}");
     }

@@ -9,7 +9,7 @@ use crate::memory::{GuestMemory, MemoryFiles};
 use crate::shared::{DeviceEvent, DeviceSnapshot, Shared};
 use crossbeam_channel::Receiver;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use thiserror::Error;
@@ -54,6 +54,23 @@ pub struct DeviceConfig {
     /// The process's memory files. Give all devices the same, so that several network cards of one
     /// machine share one mapping and one dirty bitmap.
     pub files: MemoryFiles,
+}
+
+impl DeviceConfig {
+    /// A device of so many pairs that listens at `path` and is named after that file. It offers what it can, and takes any
+    /// MTU; its memory files are its own.
+    #[must_use]
+    pub fn listening(path: &Path, queue_pairs: u16) -> Self {
+        Self {
+            name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            socket: SocketRole::Server(path.to_owned()),
+            access: SocketAccess::default(),
+            queue_pairs,
+            offloads: true,
+            mtu: None,
+            files: MemoryFiles::default(),
+        }
+    }
 }
 
 /// Why a device could not be made.

@@ -4,8 +4,8 @@ use super::lane::{Reader, Writer, lane};
 use crate::counters::{Block, CoreCounter};
 use crate::guest::{GuestFrame, PATIENCE_NS, SMALL_FRAME_BYTES, STUCK_NS, VirtioNetHdr};
 use crate::handle::Link;
-use crate::headers::{Layout, MAX_HEADERS};
-use holdfast_vhost_user::{Endpoint, Features, GuestBytes, RingFault, Verdict};
+use crate::rings::{RX, TX, disarm, flow_of};
+use holdfast_vhost_user::{Endpoint, Features, RingFault, Verdict};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,7 +106,9 @@ impl LaneEnd {
     /// FO-1: drops what the guest has sent. From now on nothing more is taken from it, and nothing is given to it, or both
     /// are again. Returns how many frames that was.
     pub(crate) fn fence(&mut self, fenced: bool) -> usize {
-        // Of a guest that is gone nothing comes after this: another one's rings are started only when its own were left.
+        // First, so that no more than a burst comes meanwhile. Of a guest that is gone nothing comes after this: another
+        // one's rings are started only when its own were left.
+        self.news.fenced.store(true, Ordering::Release);
         let mut dropped = 0;
         while self.from_guest.offer(|_, _, _| true).is_some() {
             dropped += 1;
@@ -208,7 +210,7 @@ impl Carrier {
     pub(crate) fn turn(&mut self, counters: &Block<CoreCounter>, clock: impl Fn() -> u64) -> usize {
         let Self { endpoint, pairs, card } = self;
         if endpoint.poll_control() {
-            disarm(endpoint, pairs);
+            disarm(endpoint);
         }
         let learns = endpoint.pairs_in_use().count_ones() > 1;
         let mut moved = Moved::default();
@@ -255,7 +257,7 @@ impl Carrier {
 
     /// Asks for no more notifications, as the core polls again.
     pub(crate) fn disarm(&mut self) {
-        disarm(&mut self.endpoint, &self.pairs);
+        disarm(&mut self.endpoint);
     }
 
     /// Whether something waits of which nobody tells when its time is over.
@@ -275,24 +277,12 @@ type Broken = (usize, RingFault);
 fn arm(endpoint: &mut Endpoint, pair: usize, sending: bool, receiving: bool) -> Result<bool, Broken> {
     let mut waiting = false;
     if sending {
-        waiting = endpoint.tx_rings()[pair].want_kick(true).map_err(|fault| (2 * pair + 1, fault))?;
+        waiting = endpoint.tx_rings()[pair].want_kick(true).map_err(|fault| (2 * pair + TX, fault))?;
     }
     if receiving {
-        endpoint.rx_rings()[pair].want_kick(true).map_err(|fault| (2 * pair, fault))?;
+        endpoint.rx_rings()[pair].want_kick(true).map_err(|fault| (2 * pair + RX, fault))?;
     }
     Ok(waiting)
-}
-
-fn disarm(endpoint: &mut Endpoint, pairs: &[Pair]) {
-    endpoint.drain_kicks();
-    for &Pair { pair, .. } in pairs {
-        let sent = endpoint.tx_rings()[pair].want_kick(false).map_err(|fault| (2 * pair + 1, fault));
-        let received = endpoint.rx_rings()[pair].want_kick(false).map_err(|fault| (2 * pair, fault));
-        if let Err((ring, fault)) = sent.and(received) {
-            endpoint.fault(ring, fault);
-            return;
-        }
-    }
 }
 
 impl Pair {
@@ -311,8 +301,8 @@ impl Pair {
         self.taken = self.news.taken.load(Ordering::Acquire);
         let kept = (self.handed - self.taken) as usize;
         sent.and_then(|()| endpoint.tx_rings()[pair].flush_but(kept))
-            .map_err(|fault| (2 * pair + 1, fault))?;
-        received.and_then(|()| endpoint.rx_rings()[pair].flush()).map_err(|fault| (2 * pair, fault))
+            .map_err(|fault| (2 * pair + TX, fault))?;
+        received.and_then(|()| endpoint.rx_rings()[pair].flush()).map_err(|fault| (2 * pair + RX, fault))
     }
 
     /// What the guest sent goes into the lane.
@@ -425,20 +415,12 @@ const fn is_agreed(features: Features, header: &VirtioNetHdr) -> bool {
     large && (header.flags == 0 || features.guest_csum())
 }
 
-/// The number of a frame's flow. A guest that changes its frame meanwhile steers its own frames elsewhere.
-#[inline]
-pub(crate) fn flow_of(bytes: &GuestBytes<'_>) -> Option<u32> {
-    let mut head = [0; MAX_HEADERS];
-    let len = bytes.copy_to(0, &mut head);
-    Layout::parse(&head[..len]).map(|layout| layout.flow_hash())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::handle::Handle;
     use holdfast_vhost_user::features::bits;
-    use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
+    use holdfast_vhost_user::{Device, DeviceConfig};
 
     #[test]
     fn a_driver_is_given_only_what_it_agreed_to() {
@@ -464,15 +446,7 @@ mod tests {
     #[test]
     fn frames_for_a_pair_that_does_not_run_are_dropped_in_the_end() {
         let dir = tempfile::tempdir().expect("a directory");
-        let config = DeviceConfig {
-            name: "net0".to_owned(),
-            socket: SocketRole::Server(dir.path().join("net0")),
-            access: SocketAccess::default(),
-            queue_pairs: 1,
-            offloads: true,
-            mtu: None,
-            files: MemoryFiles::default(),
-        };
+        let config = DeviceConfig::listening(&dir.path().join("net0"), 1);
         let (_device, endpoint) = Device::spawn(config, Arc::new(|| {})).expect("a device");
         let (_handle, link, _requests) = Handle::new(Arc::default()).expect("an eventfd");
         let (mut carrier, mut ends) = carry(endpoint, Arc::clone(&link), link);

@@ -21,4 +21,4 @@ mod carrier;
 mod lane;
 
 pub use carrier::LaneEnd;
-pub(crate) use carrier::{Carrier, carry, flow_of};
+pub(crate) use carrier::{Carrier, carry};

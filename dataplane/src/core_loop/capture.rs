@@ -63,12 +63,9 @@ impl<W: Wire> Core<W> {
     /// Bound: [`BACKLOG_NS`] and a burst. What is left is another epoch's.
     pub(super) fn take_backlog(&mut self, slot: Slot) {
         let Self { ports, wires, scratch, large, audit, counters, .. } = self;
-        let begin_ns = if ports[slot].guest.has_backlog() { monotonic_ns() } else { return };
-        while monotonic_ns() - begin_ns < BACKLOG_NS {
+        let until_ns = monotonic_ns() + BACKLOG_NS;
+        while ports[slot].guest.has_backlog() && monotonic_ns() < until_ns {
             let (port, others) = one_and_others(ports, slot);
-            if !port.guest.has_backlog() {
-                return;
-            }
             let attached = &mut wires[port.wire];
             if capture_port(port, others, attached, scratch, large, audit.as_mut(), counters) == 0 {
                 return;

@@ -152,7 +152,7 @@ impl<W: Wire> Core<W> {
     }
 
     fn add(&mut self, new: NewPort) -> Result<(), GateError> {
-        let NewPort { id, wire, guest, limits, fenced, speculation, counters } = new;
+        let NewPort { id, wire, mut guest, limits, fenced, speculation, counters } = new;
         if self.ports.iter().any(|port| port.id == id) {
             return Err(GateError::PortExists { port: id });
         }
@@ -169,7 +169,6 @@ impl<W: Wire> Core<W> {
         let no_memory = |_| GateError::NoMemory { port: id };
         let egress = Egress::new(limits, fenced).map_err(no_memory)?;
         let inbound = Inbound::new(limits).map_err(no_memory)?;
-        let mut guest = guest;
         guest.fence(fenced);
         attached.switch.reserve_port();
         self.ports.push(Port {

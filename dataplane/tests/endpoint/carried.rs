@@ -106,7 +106,7 @@ fn what_a_lost_guest_said_does_not_come_out_behind_the_fence() {
     machine.wait_taken_by(1, 9);
     machine.send_by(1, &frame(9, 64));
     host.settle();
-    host.sleep();
+    host.wait_asleep();
     machine.wait_taken_by(1, 9);
     assert_eq!(host.carried()[0], 9, "the tenth stays with its guest");
     drop(machine);
@@ -265,12 +265,12 @@ fn a_core_that_sleeps_is_woken_by_the_other() {
     let answer = sample::opaque(sample::GUEST, sample::CLIENT, 64, 1);
     let begin = Instant::now();
     for round in 0..200 {
-        host.sleep();
+        host.wait_asleep();
         machine.send(&frame(round, 64));
         assert_eq!(host.wire(1), [frame(round, 64)]);
         machine.wait_taken(round as u16 + 1);
         machine.queues[TX].take_used();
-        host.sleep();
+        host.wait_asleep();
         host.peer.put(&answer);
         assert_eq!(machine.receive().1, answer);
     }

@@ -3,7 +3,7 @@
 use holdfast_dataplane::heap::{HeapPeer, HeapWire};
 use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
+use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -60,7 +60,7 @@ impl Host {
     }
 
     /// Returns when both cores have found nothing to do, and sleep.
-    pub(crate) fn sleep(&self) {
+    pub(crate) fn wait_asleep(&self) {
         for handle in [&self.handle, &self.carrying] {
             let sleeps = || handle.counters().core.get("sleeps");
             let before = sleeps();
@@ -101,15 +101,7 @@ impl Drop for Host {
 
 /// A device that listens at `path`.
 pub(crate) fn device_config(path: &Path, queue_pairs: u16, files: &MemoryFiles) -> DeviceConfig {
-    DeviceConfig {
-        name: path.file_name().expect("a name").to_string_lossy().into_owned(),
-        socket: SocketRole::Server(path.to_owned()),
-        access: SocketAccess::default(),
-        queue_pairs,
-        offloads: true,
-        mtu: None,
-        files: files.clone(),
-    }
+    DeviceConfig { files: files.clone(), ..DeviceConfig::listening(path, queue_pairs) }
 }
 
 /// Waits for something that another thread does, and fails when it does not happen.

@@ -6,7 +6,7 @@ use holdfast_dataplane::heap::{HeapPeer, HeapWire};
 use holdfast_dataplane::{Card, Core, Handle, IdlePolicy, Limits, PortConfig, PortId};
 use holdfast_epoch::{Confirmation, Digest, Epoch, EpochId, ReleaseToken, Term};
 use holdfast_speculation::EngineConfig;
-use holdfast_vhost_user::{Device, DeviceConfig, MemoryFiles, SocketAccess, SocketRole};
+use holdfast_vhost_user::{Device, DeviceConfig};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,15 +67,7 @@ impl Host {
         let (second, carrying) = Core::new(Vec::new(), IdlePolicy::Poll, None).expect("a core");
         let dir = tempfile::tempdir().expect("a directory");
         let socket = dir.path().join("net0");
-        let config = DeviceConfig {
-            name: "net0".to_owned(),
-            socket: SocketRole::Server(socket.clone()),
-            access: SocketAccess::default(),
-            queue_pairs: 1,
-            offloads: true,
-            mtu: None,
-            files: MemoryFiles::default(),
-        };
+        let config = DeviceConfig::listening(&socket, 1);
         let wakers = vec![handle.waker(), carrying.waker()];
         let (device, mut endpoints) = Device::spawn_over(config, wakers, &[core_of_pair]).expect("a device");
         let ((orders, taken), (answers, spent)) = (channel(), channel());
